@@ -1,0 +1,354 @@
+"""Vision-stage pruning by hooks on one model instance."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import Budget
+from ..cache import STATE_ATTRIBUTE, Layout, adopt, layout_of, physical_length
+from ..policies.base import Policy, select
+from ..sequence import Packing
+from ..visual import Grid, VisualTokens
+from .base import Family, base_of
+from .masks import padding_mask
+from .request import FeatureTap, Kind, Request, VisualInput
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the last prefill did to one visual input.
+
+    Attributes:
+        sample: row in the batch.
+        visual: index among the row's visual inputs.
+        kind: `"image"` or `"video"`.
+        n_before: visual tokens of the input, newline tokens included.
+        n_after: visual tokens kept.
+        indices: the kept ones, ascending, within this input.
+        grid: (T, H, W) of its raster; None if it is made of several, or unknown.
+        grids: all its rasters in order, newline tokens left out; None if unknown.
+        select_ms: wall time of the policy on this input, milliseconds.
+    """
+
+    sample: int
+    visual: int
+    kind: Kind
+    n_before: int
+    n_after: int
+    indices: list[int]
+    grid: Grid | None
+    grids: tuple[Grid, ...] | None
+    select_ms: float
+
+
+@dataclass
+class _Call:
+    """State of one forward call in flight, in this thread alone."""
+
+    pruner: Pruner
+    labels: Tensor | None = None
+    request: Request | None = None
+    layout: Layout | None = None  # what the cache holds once the text model has run
+    shrunk: bool = False  # this call's sequence differs from what the caller passed
+
+
+_CALL: ContextVar[_Call | None] = ContextVar("tokenprune_call", default=None)
+
+
+class Pruner:
+    """Pruning of one model: its policy, budget and hooks.
+
+    Args:
+        model: the model as the user holds it.
+        family: its facts.
+        policy: chooses tokens.
+        budget: how many.
+        positions: `"original"` or `"compact"`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        policy: Policy,
+        budget: Budget,
+        positions: Literal["original", "compact"],
+    ):
+        self.top, self.base = model, base_of(model)
+        self.text: nn.Module = self.base.get_submodule(family.text_model)
+        self.family, self.policy, self.budget, self.positions = family, policy, budget, positions
+        self.records: list[Record] = []
+        self._handles: list[Any] = []
+        self._taps: dict[str, FeatureTap] = {}
+
+    def attach(self) -> None:
+        """Hang the hooks on the instance."""
+        if self.top is not self.base:
+            self._hook(self.top, self._enter_top, self._leave_top)
+        self._hook(self.base, self._enter_base, self._leave_base)
+        self._hook(self.text, self._enter_text, self._leave_text)
+        for layer in self.text.layers:  # type: ignore[union-attr]
+            self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
+        for kind in self.family.kinds:
+            name = f"get_{kind}_features"
+            self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features)
+            setattr(self.base, name, self._taps[name])
+        setattr(self.base, STATE_ATTRIBUTE, self)
+
+    def detach(self) -> None:
+        """Take everything off again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for name, tap in self._taps.items():
+            if self.base.__dict__.get(name) is tap:
+                delattr(self.base, name)
+        self._taps.clear()
+        delattr(self.base, STATE_ATTRIBUTE)
+
+    def _hook(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
+        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        # always_call: an exception below must leave no state behind
+        self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+
+    # ------------------------------------------------------------ the top model: labels
+
+    def _enter_top(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        labels = kwargs.get("labels")
+        if labels is None:
+            return None
+        # The loss is computed far from here against this very tensor, which can shrink in place.
+        labels = labels.clone()
+        _CALL.set(_Call(self, labels=labels))
+        return args, {**kwargs, "labels": labels}
+
+    def _leave_top(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        _CALL.set(None)
+
+    # ------------------------------------------------------------ the base model: what is visual
+
+    def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        call = kwargs
+        if args:
+            call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        state = self._call() or _Call(self)
+        state.request = Request.of(self.base, self.family, call)
+        _CALL.set(state)
+
+    def _leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        _CALL.set(None)
+
+    def _saw_features(self, kind: Kind, output: Any) -> None:
+        state = self._call()
+        if state is not None and state.request is not None:
+            state.request.saw(kind, output)
+
+    def _call(self) -> _Call | None:
+        state = _CALL.get()
+        return state if state is not None and state.pruner is self else None
+
+    # ------------------------------------------------------------ the text model: pruning
+
+    def _enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        state = self._call() or _Call(self)
+        _CALL.set(state)
+        embeds = kwargs.get("inputs_embeds")
+        if state.request is not None and embeds is not None:
+            plan = _Plan(self, state.request, embeds, kwargs)
+            self.records = plan.records
+            if not bool(plan.keep.all()):
+                return args, self._shrink(state, plan, kwargs)
+        layout = layout_of(kwargs.get("past_key_values"))
+        if layout is not None:
+            state.shrunk = True
+            return args, self._follow(layout, kwargs)
+        return None
+
+    def _leave_text(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        state = self._call()
+        if state is None:
+            return
+        layout, state.layout, state.shrunk = state.layout, None, False
+        if layout is not None and output is not None:
+            cache = getattr(output, "past_key_values", kwargs.get("past_key_values"))
+            if cache is not None:
+                adopt(cache, layout)
+
+    def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        # FlashAttention takes gaps in position ids for borders between packed sequences. Rotary
+        # embeddings are computed above the layers, so nothing else down here reads them.
+        state = self._call()
+        if state is None or not state.shrunk or kwargs.get("position_ids") is None:
+            return None
+        if "flash" not in (self.text.config._attn_implementation or ""):
+            return None
+        return args, {**kwargs, "position_ids": None}
+
+    def _shrink(self, state: _Call, plan: _Plan, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the text model without the columns that go."""
+        cache = kwargs.get("past_key_values")
+        past = _Past.of(cache, len(plan.keep), plan.keep.device)
+        mask, length = plan.mask, plan.keep.shape[1]
+        keep = plan.keep if mask is None else plan.keep & mask[:, -length:]
+        packing = Packing.of(keep)
+        gone = (~plan.keep).long().cumsum(1)
+
+        new = {**kwargs, **self.family.extras(kwargs, keep, packing)}
+        new["inputs_embeds"] = packing.take(plan.embeds)
+        positions = self._positions(kwargs, past, length)
+        if self.positions == "compact":
+            positions = (positions - gone - past.shift[:, None]).clamp(min=0)
+        new["position_ids"] = packing.take_last(positions)
+        # Always an explicit mask: without one, gaps in positions are read as packed sequences.
+        valid = torch.cat([past.mask(mask), packing.valid], 1)
+        new["attention_mask"] = valid
+        if kwargs.get("cache_position") is not None:  # transformers < 5.2
+            new["cache_position"] = torch.arange(past.physical, valid.shape[1], device=valid.device)
+
+        shift = past.shift + gone[:, -1] if self.positions == "compact" else past.shift
+        columns = torch.cat([past.columns, past.logical + packing.index], 1)
+        state.layout = Layout(columns, valid, past.logical + length, shift, weakref.ref(self.base))
+        state.shrunk = True
+        if state.labels is not None:
+            labels = packing.take(state.labels)
+            # Padding has no target; nor has a row's first token, which padding would have to predict.
+            first = packing.valid & (packing.valid.cumsum(1) == 1)
+            state.labels.data = labels.masked_fill(~packing.valid | first, -100)
+        return new
+
+    def _follow(self, layout: Layout, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a call that prunes nothing, on a cache that was pruned before."""
+        cache = kwargs["past_key_values"]
+        tokens = kwargs.get("inputs_embeds")
+        tokens = kwargs["input_ids"] if tokens is None else tokens
+        batch, length = tokens.shape[:2]
+        past = _Past.of(cache, batch, tokens.device)
+        new = dict(kwargs)
+        positions = self._positions(kwargs, past, length)
+        if layout.shifted:
+            positions = positions - past.shift[:, None]
+        new["position_ids"] = positions
+        mask = padding_mask(kwargs.get("attention_mask"), cache, batch, length)
+        if mask is not None or layout.padded:
+            new["attention_mask"] = layout.mask(mask, past.physical + length)
+        if kwargs.get("cache_position") is not None:
+            new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
+        return new
+
+    @staticmethod
+    def _positions(kwargs: dict[str, Any], past: _Past, length: int) -> Tensor:
+        """Position ids in the caller's numbering, (..., B or 1, L)."""
+        positions = kwargs.get("position_ids")
+        if positions is not None:
+            return positions[None] if positions.ndim == 1 else positions
+        return past.logical + torch.arange(length, device=past.columns.device)[None]
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What a cache held before this call."""
+
+    layout: Layout | None
+    logical: int
+    physical: int
+    columns: Tensor  # (B, physical)
+    shift: Tensor  # (B,)
+
+    @classmethod
+    def of(cls, cache: Any, batch: int, device: torch.device) -> _Past:
+        layout = layout_of(cache)
+        logical = 0 if cache is None else int(cache.get_seq_length())
+        physical = physical_length(cache)
+        if layout is None:
+            columns = torch.arange(physical, device=device).expand(batch, -1)
+            return cls(None, logical, physical, columns, torch.zeros(batch, dtype=torch.int64, device=device))
+        decoded = torch.arange(layout.seen, logical, device=layout.columns.device).expand(batch, -1)
+        columns = torch.cat([layout.columns, decoded], 1).to(device)
+        return cls(layout, logical, physical, columns, layout.shift.to(device))
+
+    def mask(self, logical: Tensor | None) -> Tensor:
+        """Padding mask over the columns held, (B, physical) bool."""
+        if self.layout is not None:
+            return self.layout.mask(logical, self.physical).to(self.columns.device)
+        if logical is None:
+            return torch.ones_like(self.columns, dtype=torch.bool)
+        return logical[:, : self.physical].bool()
+
+
+class _Plan:
+    """The selection for one batch: which columns stay, with which features, and the report of it."""
+
+    def __init__(self, pruner: Pruner, request: Request, embeds: Tensor, kwargs: Mapping[str, Any]):
+        batch, length = embeds.shape[:2]
+        self.pruner, self.embeds = pruner, embeds
+        self.mask = padding_mask(kwargs.get("attention_mask"), kwargs.get("past_key_values"), batch, length)
+        self.keep = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+        self.records: list[Record] = []
+        self._replaced = False
+        text = None
+        if "text" in pruner.policy.needs:
+            text = ~request.visual().to(embeds.device)
+            text = text if self.mask is None else text & self.mask[:, -length:]
+        for row in request.inputs():
+            index = 0
+            for i, visual in enumerate(row):
+                self._prune(visual, i, index, None if text is None else embeds[visual.row, text[visual.row]])
+                grid = visual.shape.grids[0] if visual.shape.grids else (1, 1, 1)
+                index += grid[0]
+
+    def _prune(self, visual: VisualInput, i: int, index: int, text: Tensor | None) -> None:
+        n, columns = len(visual.columns), visual.columns
+        n_keep = self.pruner.budget.count(n)
+        started = time.perf_counter()
+        if n_keep < n:
+            # Newline tokens leave first; they come back only if the budget exceeds the picture.
+            candidate = torch.ones(n, dtype=torch.bool, device=columns.device)
+            candidate[list(visual.shape.separators)] = False
+            places = candidate.nonzero()[:, 0]
+            extra = (~candidate).nonzero()[: max(0, n_keep - len(places)), 0]
+            tokens = VisualTokens(
+                features=self.embeds[visual.row, columns[places]],
+                grids=visual.shape.grids,
+                kind=visual.kind,
+                index=index,
+                text=text,
+            )
+            chosen = select(self.pruner.policy, tokens, n_keep - len(extra))
+            kept = places[chosen.indices]
+            if chosen.features is not None:
+                self._replace(visual.row, columns[kept], chosen.features)
+            stays = torch.zeros(n, dtype=torch.bool, device=columns.device)
+            stays[torch.cat([kept, extra])] = True
+            self.keep[visual.row, columns[~stays]] = False
+            indices = stays.nonzero()[:, 0].tolist()
+        else:
+            indices = list(range(n))
+        grids = visual.shape.grids
+        self.records.append(
+            Record(
+                sample=visual.row,
+                visual=i,
+                kind=visual.kind,
+                n_before=n,
+                n_after=n_keep,
+                indices=indices,
+                grid=grids[0] if grids is not None and len(grids) == 1 else None,
+                grids=grids,
+                # .tolist() above has waited for the device
+                select_ms=(time.perf_counter() - started) * 1e3,
+            )
+        )
+
+    def _replace(self, row: int, columns: Tensor, features: Tensor) -> None:
+        if not self._replaced:
+            self.embeds, self._replaced = self.embeds.clone(), True
+        self.embeds[row, columns] = features.to(self.embeds.dtype)

@@ -1,0 +1,31 @@
+"""Qwen3-VL: as Qwen2-VL, with deepstack planes that are added to the visual columns of early layers.
+
+A video's placeholders come in one run per frame, with timestamps between the runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..sequence import Packing
+from . import qwen2_vl
+from .base import register_family
+
+
+def deepstack(kwargs: dict[str, Any], keep: Tensor, packing: Packing) -> dict[str, Any]:
+    """The planes hold one row per visual column of the batch, row-major: keep those that stay."""
+    visual = kwargs.get("visual_pos_masks")
+    if visual is None:
+        return {}
+    planes = kwargs["deepstack_visual_embeds"]
+    kept = keep[visual]
+    return {
+        "visual_pos_masks": packing.take(visual) & packing.valid,
+        "deepstack_visual_embeds": [plane[kept.to(plane.device)] for plane in planes],
+    }
+
+
+FAMILY = register_family(replace(qwen2_vl.FAMILY, model_types=("qwen3_vl",), extras=deepstack))

@@ -1,0 +1,179 @@
+"""What is visual in one forward call: placeholders, how they split into inputs, and their shapes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Family, Kind, VisualShape
+
+_PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+_SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where visual features came from: how many inputs, and the arguments of the feature function."""
+
+    count: int
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """The placeholders of one image or video.
+
+    Attributes:
+        row: in the batch.
+        columns: (N,) int64, ascending, in this call's sequence.
+        kind: image or video.
+        shape: its layout.
+    """
+
+    row: int
+    columns: Tensor
+    kind: Kind
+    shape: VisualShape
+
+
+@dataclass
+class Request:
+    """The visual side of one forward call of the base model."""
+
+    base: nn.Module
+    family: Family
+    placeholders: dict[Kind, Tensor]  # (B, L) bool
+    lengths: dict[Kind, list[int]] = field(default_factory=dict)
+    sources: dict[Kind, Source] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base: nn.Module, family: Family, call: Mapping[str, Any]) -> Request | None:
+        """The request in a base model's arguments, or None when it feeds no visual features.
+
+        Judged by the visual inputs, never by the length: continuations are longer than one token
+        too, and a model may generate a placeholder id.
+        """
+        encoded = call.get("mm_encoder_outputs") or {}
+        fed = [k for k in family.kinds if call.get(_PIXELS[k]) is not None or encoded.get(k) is not None]
+        if not fed:
+            return None
+        request = cls(base, family, {kind: _placeholders(base, kind, call) for kind in fed})
+        for kind in fed:
+            if encoded.get(kind) is not None:
+                request.saw(kind, encoded[kind])
+        return request
+
+    def saw(self, kind: Kind, output: Any) -> None:
+        """Note the encoder output that fills the placeholders of a kind."""
+        self.lengths[kind] = _feature_lengths(output)
+        source = getattr(output, _SOURCE, None)
+        if source is not None:
+            self.sources[kind] = source
+
+    def visual(self) -> Tensor:
+        """(B, L) bool, all placeholders."""
+        return torch.stack(list(self.placeholders.values())).any(0)
+
+    def inputs(self) -> list[list[VisualInput]]:
+        """The visual inputs of each row, in the order they stand in it."""
+        batch = next(iter(self.placeholders.values())).shape[0]
+        rows: list[list[VisualInput]] = [[] for _ in range(batch)]
+        for kind, mask in self.placeholders.items():
+            found = _split(mask, self.lengths.get(kind))
+            places = _places(found, batch, self.sources.get(kind))
+            for (row, columns), place in zip(found, places, strict=True):
+                arguments = self.sources[kind].arguments if kind in self.sources and place is not None else {}
+                shape = self.family.shape(self.base, kind, len(columns), arguments, place or 0)
+                rows[row].append(VisualInput(row, columns, kind, shape))
+        for row_inputs in rows:
+            row_inputs.sort(key=lambda v: int(v.columns[0]))
+        return rows
+
+
+def _placeholders(base: nn.Module, kind: Kind, call: Mapping[str, Any]) -> Tensor:
+    token = getattr(base.config, f"{kind}_token_id")
+    if call.get("input_ids") is not None:
+        return call["input_ids"] == token
+    # As transformers does it: only embeddings were given, so compare with the placeholder's.
+    embeds = call["inputs_embeds"]
+    return (embeds == base.get_input_embeddings()(torch.tensor(token, device=embeds.device))).all(-1)
+
+
+def _feature_lengths(output: Any) -> list[int]:
+    """Number of features of each visual input; empty where the container does not tell."""
+    features = getattr(output, "pooler_output", output)
+    if isinstance(features, (list, tuple)) and features and isinstance(features[0], (list, tuple)):
+        features = features[0]  # (features per input, deepstack planes), transformers 4
+    if isinstance(features, Tensor):
+        return [features.shape[1]] * len(features) if features.ndim == 3 else []
+    if all(isinstance(f, Tensor) and f.ndim == 2 for f in features):
+        return [len(f) for f in features]
+    return []
+
+
+def _split(mask: Tensor, lengths: list[int] | None) -> list[tuple[int, Tensor]]:
+    """Cut placeholders into visual inputs, (row, columns) each, in the order features fill them.
+
+    By the features' lengths where they fit; else by unbroken runs within a row.
+    """
+    rows, columns = mask.nonzero(as_tuple=True)
+    if len(rows) == 0:
+        return []
+    host_rows = rows.tolist()
+    if lengths and sum(lengths) == len(rows):
+        pieces = list(zip(torch.tensor(host_rows).split(lengths), columns.split(lengths), strict=True))
+        if all(bool((r == r[0]).all()) for r, _ in pieces):
+            return [(int(r[0]), c) for r, c in pieces]
+    breaks = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1] + 1)
+    starts = (breaks.nonzero()[:, 0] + 1).tolist()
+    runs = torch.tensor_split(columns, starts)
+    return [(host_rows[s], run) for s, run in zip([0, *starts], runs, strict=True)]
+
+
+def _places(found: list[tuple[int, Tensor]], batch: int, source: Source | None) -> list[int | None]:
+    """Place of each visual input among those its features were computed from.
+
+    Beams and `num_return_sequences` repeat each sample's inputs for its copies, which are neighbours.
+    """
+    if source is None or source.count == 0 or len(found) % source.count:
+        return [None] * len(found)
+    copies = len(found) // source.count
+    if batch % copies:
+        return [None] * len(found)
+    per_row = [0] * batch
+    for row, _ in found:
+        per_row[row] += 1
+    firsts = [sum(per_row[: sample * copies : copies]) for sample in range(batch // copies)]
+    seen, places = [0] * batch, []
+    for row, _ in found:
+        places.append(firsts[row // copies] + seen[row])
+        seen[row] += 1
+    return [p if p < source.count else None for p in places]
+
+
+class FeatureTap:
+    """Stands in for `get_image_features` or `get_video_features` of one instance, and only listens.
+
+    `generate` encodes pictures before it calls the model and drops their grids on the way, so they
+    are noted on the encoder's output. An object, not a closure, so that a deep copy of the model
+    calls its own features.
+    """
+
+    def __init__(self, kind: Kind, original: Callable[..., Any], listener: Callable[[Kind, Any], None]):
+        functools.update_wrapper(self, original)  # generate() reads the signature
+        self.kind, self.original, self.listener = kind, original, listener
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.original(*args, **kwargs)
+        arguments = inspect.signature(self.original).bind_partial(*args, **kwargs).arguments
+        arguments = {**arguments, **arguments.pop("kwargs", {})}
+        if not isinstance(output, (Tensor, list, tuple)):
+            setattr(output, _SOURCE, Source(len(_feature_lengths(output)), arguments))
+        self.listener(self.kind, output)
+        return output

@@ -1,0 +1,153 @@
+"""What pruned generation must equal, computed with the stock model alone.
+
+Both oracles feed the stock text model by hand with the embeddings and positions the stock model
+computes itself; only the kept columns are taken from the run under test.
+
+* masked: the full sequence, dropped columns masked in attention;
+* native-short: each row on its own, without padding, mask or dropped columns. It holds where masking
+  is no equivalent (sliding windows, hybrids), and defines what is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokenprune import pruning, pruning_report
+
+STEPS = 9  # prefill, then eight decode steps
+
+
+@dataclass
+class Run:
+    tokens: torch.Tensor  # (B, steps)
+    logits: torch.Tensor  # (steps, B, V)
+
+
+@torch.no_grad()
+def generate(model, inputs: dict[str, Any], steps: int = STEPS, **kwargs) -> Run:
+    out = model.generate(
+        **inputs, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True, **kwargs
+    )
+    return Run(out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits))
+
+
+@torch.no_grad()
+def text_inputs(model, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What the stock model hands its text model at prefill: embeddings, positions, deepstack planes."""
+    seen: dict[str, Any] = {}
+
+    def look(module, args, kwargs):
+        seen.update(kwargs)
+
+    handle = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    finally:
+        handle.remove()
+    embeds, mask = seen["inputs_embeds"], inputs["attention_mask"]
+    positions = seen.get("position_ids")
+    if positions is None:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = positions.expand(*positions.shape[:-2], *embeds.shape[:2]).clone()
+    planes = {k: seen[k] for k in ("visual_pos_masks", "deepstack_visual_embeds") if seen.get(k) is not None}
+    return dict(embeds=embeds, positions=positions, mask=mask.bool(), planes=planes)
+
+
+def keep_mask(batch, records) -> torch.Tensor:
+    """(B, L) bool from a pruning report and the batch's own account of its placeholders."""
+    keep = torch.ones_like(batch.inputs["input_ids"], dtype=torch.bool)
+    order = sorted(batch.visuals, key=lambda v: (v[0], v[1][0]))
+    assert len(records) == len(order)
+    for record, (row, columns, kind) in zip(records, order, strict=True):
+        assert (record.sample, record.kind, record.n_before) == (row, kind, len(columns))
+        assert record.n_after == len(record.indices)
+        assert record.indices == sorted(set(record.indices))
+        keep[row, columns] = False
+        keep[row, torch.tensor(columns)[record.indices]] = True
+    return keep
+
+
+def renumbered(positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Positions as if the dropped columns had never been there."""
+    return (positions - (~keep).long().cumsum(1)).clamp(min=0)
+
+
+def _decode(model, text: dict[str, Any], steps: int) -> Run:
+    """Greedy decoding by the stock text model from prepared prefill inputs."""
+    lm, cache, logits, tokens = model.model.language_model, None, [], []
+    embeds, positions, mask = text["embeds"], text["positions"], text["mask"]
+    planes = text["planes"]
+    for _ in range(steps):
+        out = lm(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **planes,
+        )
+        cache, planes = out.past_key_values, {}
+        logits.append(model.lm_head(out.last_hidden_state[:, -1]).float())
+        tokens.append(logits[-1].argmax(-1))
+        embeds = model.get_input_embeddings()(tokens[-1])[:, None]
+        positions = positions[..., -1:] + 1
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    return Run(torch.stack(tokens, 1), torch.stack(logits))
+
+
+@torch.no_grad()
+def masked(model, batch, keep, positions: str = "original", steps: int = STEPS) -> Run:
+    text = text_inputs(model, batch.inputs)
+    text["mask"] = text["mask"] & keep
+    if positions == "compact":
+        text["positions"] = renumbered(text["positions"], keep)
+    return _decode(model, text, steps)
+
+
+@torch.no_grad()
+def native_short(model, batch, keep, positions: str = "original", steps: int = STEPS) -> Run:
+    text = text_inputs(model, batch.inputs)
+    if positions == "compact":
+        text["positions"] = renumbered(text["positions"], keep)
+    keep = keep & text["mask"]
+    runs = []
+    for row in range(len(keep)):
+        columns = keep[row].nonzero()[:, 0]
+        planes = {}
+        if text["planes"]:
+            visual, here = text["planes"]["visual_pos_masks"], torch.zeros_like(keep)
+            here[row, columns] = True
+            planes = dict(
+                visual_pos_masks=visual[row : row + 1, columns],
+                deepstack_visual_embeds=[p[here[visual]] for p in text["planes"]["deepstack_visual_embeds"]],
+            )
+            if not planes["visual_pos_masks"].any():
+                planes = {}
+        short = dict(
+            embeds=text["embeds"][row : row + 1, columns],
+            positions=text["positions"][..., row : row + 1, columns],
+            mask=None,
+            planes=planes,
+        )
+        runs.append(_decode(model, short, steps))
+    return Run(torch.cat([r.tokens for r in runs]), torch.cat([r.logits for r in runs], 1))
+
+
+def assert_same(run: Run, oracle: Run, atol: float = 1e-5) -> None:
+    assert torch.equal(run.tokens, oracle.tokens)
+    torch.testing.assert_close(run.logits, oracle.logits, rtol=0, atol=atol)
+
+
+def check_against_oracles(model, batch, policy, keep, positions: str, **options) -> list:
+    """Prune, generate, and hold tokens and logits against both oracles. Returns the report."""
+    with pruning(model, policy, keep, positions=positions, **options):
+        run = generate(model, batch.inputs)
+        records = pruning_report(model)
+    kept = keep_mask(batch, records)
+    assert_same(run, masked(model, batch, kept, positions))
+    assert_same(run, native_short(model, batch, kept, positions))
+    return records

@@ -1,0 +1,79 @@
+"""Removing visual tokens equals masking them: every family, every policy, ragged batches, generate."""
+
+import pytest
+import torch
+
+from tokenprune import pruning, pruning_report
+
+from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from .oracles import assert_same, check_against_oracles, generate, keep_mask, masked
+from .policies_table import POLICIES
+
+MODES = [(f, p) for f, case in FAMILIES.items() for p in (("original", "compact") if case.positions == "1d" else ("original",))]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("family", "positions"), MODES)
+def test_images(family, positions, policy):
+    batch = ragged_batch(family)
+    records = check_against_oracles(get_model(family), batch, policy, 0.3, positions, **POLICIES[policy])
+    assert [(r.sample, r.visual) for r in records] == [(0, 0), (1, 0), (1, 1), (2, 0)]
+    assert all(r.n_after == max(1, round(0.3 * r.n_before)) for r in records)
+    assert all(r.grids is not None for r in records)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("family", "positions"), [m for m in MODES if m[0] in VIDEO_FAMILIES])
+def test_videos(family, positions, policy):
+    batch = ragged_batch(family, video=True)
+    records = check_against_oracles(get_model(family), batch, policy, 0.4, positions, **POLICIES[policy])
+    assert [r.kind for r in records] == ["video", "image", "video", "video"]
+    assert all(r.grid[0] == 2 for r in records if r.kind == "video")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_token_per_image(family):
+    positions = "original"
+    records = check_against_oracles(get_model(family), ragged_batch(family), "divprune", 1, positions)
+    assert all(r.n_after == 1 for r in records)
+
+
+@pytest.mark.parametrize("video", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_all_is_the_stock_model_to_the_bit(family, video):
+    if video and family not in VIDEO_FAMILIES:
+        pytest.skip("takes no video")
+    model, batch = get_model(family), ragged_batch(family, video)
+    before = generate(model, batch.inputs)
+    with pruning(model, "divprune", 1.0):
+        during = generate(model, batch.inputs)
+        assert all(r.n_after == r.n_before for r in pruning_report(model))
+    after = generate(model, batch.inputs)
+    for run in (during, after):
+        assert torch.equal(run.tokens, before.tokens)
+        assert torch.equal(run.logits, before.logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_model_is_untouched_by_pruning_in_between(family):
+    model, batch = get_model(family), ragged_batch(family)
+    before = generate(model, batch.inputs)
+    with pruning(model, "random", 0.2):
+        assert not torch.equal(generate(model, batch.inputs).logits, before.logits)
+    after = generate(model, batch.inputs)
+    assert torch.equal(after.logits, before.logits)
+
+
+def test_oracle_can_fail():
+    """Another choice of tokens gives other logits, so agreement means something."""
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with pruning(model, "random", 0.3, positions="original"):
+        run = generate(model, batch.inputs)
+        kept = keep_mask(batch, pruning_report(model))
+    other = kept.clone()
+    row, columns, _ = batch.visuals[0]
+    other[row, columns] = ~other[row, columns]
+    with pytest.raises(AssertionError):
+        assert_same(run, masked(model, batch, other))
+    with pytest.raises(AssertionError):
+        assert_same(run, masked(model, batch, kept, "compact"))

@@ -1,0 +1,26 @@
+"""tokenprune: drop visual tokens from Hugging Face vision-language models, without training."""
+
+from .api import apply_pruning, list_policies, pruning, pruning_report, remove_pruning
+from .cache import PrunedCacheError
+from .patches import Record, UnsupportedModelError
+from .policies import Policy, UnknownPolicyError, register
+from .visual import Selection, VisualTokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Policy",
+    "PrunedCacheError",
+    "Record",
+    "Selection",
+    "UnknownPolicyError",
+    "UnsupportedModelError",
+    "VisualTokens",
+    "__version__",
+    "apply_pruning",
+    "list_policies",
+    "pruning",
+    "pruning_report",
+    "register",
+    "remove_pruning",
+]

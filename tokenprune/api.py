@@ -1,0 +1,128 @@
+"""The five functions of the public face."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from .budget import Budget
+from .cache import STATE_ATTRIBUTE
+from .patches import Pruner, Record, family_of
+from .patches.base import base_of
+from .policies import Policy, make_policy, registry
+
+M = TypeVar("M", bound=nn.Module)
+PolicyLike = str | Policy | Sequence[str | Policy]
+
+_PROVIDED = {"text"}  # what a policy may ask for, of `Policy.needs`
+
+
+def apply_pruning(
+    model: M,
+    policy: PolicyLike,
+    keep: float | int | None = None,
+    *,
+    positions: Literal["original", "compact"] | None = None,
+    **options: Any,
+) -> M:
+    """Make a vision-language model drop visual tokens before its language model.
+
+    Hooks are hung on this instance; its class, weights, config and attention implementation stay as
+    they are, and `generate()` is called as before. Applying again replaces what was applied.
+
+    Args:
+        model: a transformers model of a supported type.
+        policy: a policy's name (see `list_policies`) or a `Policy` instance.
+        keep: what stays of each visual input: a ratio in (0, 1], or a number of tokens >= 1. A video
+            is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on Qwen-VL).
+        positions: `"original"`: surviving tokens keep their position ids; `"compact"`: renumbered
+            without gaps (1-D RoPE models only). None: compact on 1-D RoPE, original on mRoPE.
+        **options: hyper-parameters of a policy given by name.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UnknownPolicyError: no policy of that name.
+        UnsupportedModelError: the model's type is not supported.
+        ValueError: a bad keep, positions or policy option.
+    """
+    family = family_of(model)
+    chosen = _single(policy, options)
+    budget = Budget(family.default_keep if keep is None else keep)
+    accepted = ("original", "compact") if family.positions == "1d" else ("original",)
+    if positions is not None and positions not in accepted:
+        raise ValueError(
+            f"positions={positions!r} is not possible on model type {model.config.model_type!r}; accepted: "  # type: ignore[union-attr]
+            f"{', '.join(map(repr, accepted))} or None (family default)"
+        )
+    missing = chosen.needs - _PROVIDED
+    if missing:
+        raise ValueError(
+            f"policy {chosen!r} needs {', '.join(sorted(missing))}, which is not available on model type "
+            f"{model.config.model_type!r}"  # type: ignore[union-attr]
+        )
+    pruner = Pruner(model, family, chosen, budget, positions or family.default_positions)
+    remove_pruning(model)
+    pruner.attach()
+    return model
+
+
+def _single(policy: PolicyLike, options: dict[str, Any]) -> Policy:
+    if isinstance(policy, Sequence) and not isinstance(policy, str):
+        if len(policy) != 1:
+            raise ValueError(f"expected one policy (all policies so far act at the same stage), got {list(policy)!r}")
+        policy = policy[0]
+    return make_policy(policy, **options)
+
+
+def _pruner(model: nn.Module) -> Pruner | None:
+    return getattr(base_of(model), STATE_ATTRIBUTE, None)
+
+
+def remove_pruning(model: M) -> M:
+    """Give the stock model back: no hook and no attribute is left. Does nothing if none is applied."""
+    pruner = _pruner(model)
+    if pruner is not None:
+        pruner.detach()
+    return model
+
+
+@contextlib.contextmanager
+def pruning(
+    model: M,
+    policy: PolicyLike,
+    keep: float | int | None = None,
+    *,
+    positions: Literal["original", "compact"] | None = None,
+    **options: Any,
+) -> Iterator[M]:
+    """`apply_pruning` for a `with` block; afterwards the model is as it was, pruned or not."""
+    before = _pruner(model)
+    apply_pruning(model, policy, keep, positions=positions, **options)
+    try:
+        yield model
+    finally:
+        remove_pruning(model)
+        if before is not None:
+            before.attach()
+
+
+def pruning_report(model: nn.Module) -> list[Record]:
+    """What the last prefill did, one record per visual input; empty before the first.
+
+    Raises:
+        ValueError: if no pruning is applied.
+    """
+    pruner = _pruner(model)
+    if pruner is None:
+        raise ValueError("no pruning is applied to this model; call apply_pruning first")
+    return list(pruner.records)
+
+
+def list_policies() -> list[str]:
+    """Names that `apply_pruning` accepts."""
+    return list(registry())

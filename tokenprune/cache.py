@@ -1,0 +1,183 @@
+"""The layout that travels with a KV cache: which columns of the prompt it really holds.
+
+A pruned cache has two lengths. The *logical* one counts every column the caller has fed, pruned ones
+included; `generate` slices, counts and positions by it. The *physical* one is what the tensors hold;
+masks are built from it. The layout lives on the cache, never on the model, so that two requests, two
+threads or two turns cannot see each other's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from dataclasses import dataclass, field
+from functools import cache as memoize
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+#: Attribute of a pruned base model; its absence tells a cache that pruning was removed.
+STATE_ATTRIBUTE = "_tokenprune"
+
+
+class PrunedCacheError(RuntimeError):
+    """A cache that was filled under pruning is used in a way it cannot support."""
+
+
+@dataclass
+class Layout:
+    """What a pruned KV cache holds of the columns fed so far.
+
+    Attributes:
+        columns: (B, P) int64, the logical column of each physical one, for the columns up to the last
+            pruned prefill. Columns fed after that are held one to one.
+        valid: (B, P) bool, False at padding.
+        seen: logical columns that `columns` stands for.
+        shift: (B,) int64, what compact positions have moved left by (0 for original positions).
+        model: the base model whose hooks map masks through this layout.
+        padded: whether any column is padding.
+        shifted: whether any position has moved.
+    """
+
+    columns: Tensor
+    valid: Tensor
+    seen: int
+    shift: Tensor
+    model: weakref.ref[nn.Module]
+    padded: bool = field(init=False)
+    shifted: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Asked at every decode step: a look at the device each time would stall it.
+        self.padded, self.shifted = not bool(self.valid.all()), bool(self.shift.any())
+
+    @property
+    def removed(self) -> int:
+        """Logical minus physical length; constant until the next pruned prefill."""
+        return self.seen - self.columns.shape[1]
+
+    def mask(self, logical: Tensor | None, length: int) -> Tensor:
+        """The padding mask over `length` physical columns, (B, length) bool.
+
+        Args:
+            logical: (B, >= seen) 2-D mask over logical columns, or None if the caller has no padding.
+            length: physical columns wanted, those decoded since the prefill included.
+        """
+        prompt = self.valid
+        later = length - prompt.shape[1]
+        if logical is None:
+            return torch.cat([prompt, prompt.new_ones(len(prompt), later)], 1)
+        logical = logical.to(prompt.device).bool()
+        tail = logical[:, self.seen : self.seen + later]
+        return torch.cat([prompt & logical.gather(1, self.columns), tail], 1)
+
+    def crop(self, dropped: int) -> None:
+        """Forget the last `dropped` columns of the prompt; they must not have been pruned around."""
+        ends = torch.arange(self.seen - dropped, self.seen, device=self.columns.device)
+        if dropped > self.columns.shape[1] or not bool((self.columns[:, -dropped:] == ends).all()):
+            raise PrunedCacheError(
+                f"cannot crop a pruned cache into its pruned part (the last {dropped} prompt columns hold "
+                "visual tokens or differ from row to row); crop less, or start from a fresh cache"
+            )
+        self.columns, self.valid = self.columns[:, :-dropped], self.valid[:, :-dropped]
+        self.seen -= dropped
+
+    def select_rows(self, rows: Tensor) -> None:
+        rows = rows.to(self.columns.device)
+        self.columns, self.valid, self.shift = self.columns[rows], self.valid[rows], self.shift[rows]
+
+    def repeat_rows(self, repeats: int) -> None:
+        self.select_rows(torch.arange(len(self.columns)).repeat_interleave(repeats))
+
+
+class _PrunedCache:
+    """Mixin over a cache class: logical length outside, physical length inside, layout kept in step."""
+
+    layout: Layout | None
+
+    def physical_length(self, layer_idx: int = 0) -> Any:
+        return super().get_seq_length(layer_idx)  # type: ignore[misc]
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        physical = self.physical_length(layer_idx)
+        return physical if self.layout is None else physical + self.layout.removed
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        self._check_hooks()
+        return self.physical_length(layer_idx)
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_hooks()
+        return super().get_mask_sizes(*args, **kwargs)  # type: ignore[misc]
+
+    def _check_hooks(self) -> None:
+        """Without the hooks, a stock model would read the logical mask against physical columns."""
+        if self.layout is not None and getattr(self.layout.model(), STATE_ATTRIBUTE, None) is None:
+            raise PrunedCacheError(
+                "this KV cache was filled with pruning applied, which has been removed since (or the model "
+                "is gone); go on with a fresh cache, or apply pruning again"
+            )
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        if self.layout is None:
+            return super().crop(*args, **kwargs)  # type: ignore[misc]
+        (amount,) = args or kwargs.values()
+        length = self.get_seq_length()
+        # transformers < 5.2x names an absolute length, newer ones a negative number of tokens to remove
+        absolute = "max_length" in inspect.signature(super().crop).parameters  # type: ignore[misc]
+        remove = -amount if amount < 0 else max(0, length - amount) if absolute else 0
+        if amount > 0 and not absolute:
+            return super().crop(amount)  # type: ignore[misc]  # raises, naming the argument
+        if remove == 0:
+            return super().crop(0 if not absolute else self.physical_length())  # type: ignore[misc]
+        decoded = length - self.layout.seen
+        if remove > decoded:
+            self.layout.crop(remove - decoded)
+        super().crop(-remove)  # type: ignore[misc]
+
+    def reset(self) -> None:
+        self.layout = None
+        super().reset()  # type: ignore[misc]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        if self.layout is not None:
+            self.layout.select_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        if self.layout is not None:
+            self.layout.select_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.layout is not None:
+            self.layout.repeat_rows(repeats)
+
+
+@memoize
+def _pruned_class(cls: type) -> type:
+    return type(f"Pruned{cls.__name__}", (_PrunedCache, cls), {"__module__": cls.__module__})
+
+
+def adopt(cache: Cache, layout: Layout) -> None:
+    """Give a cache object its layout; the object changes class to a subclass of its own."""
+    if not isinstance(cache, _PrunedCache):
+        cache.__class__ = _pruned_class(type(cache))
+    cache.layout = layout  # type: ignore[attr-defined]
+
+
+def layout_of(cache: Any) -> Layout | None:
+    """The layout of a cache, or None if nothing was ever pruned from it."""
+    return cache.layout if isinstance(cache, _PrunedCache) else None
+
+
+def physical_length(cache: Any) -> int:
+    """Columns the tensors of a cache (or None) hold."""
+    if cache is None:
+        return 0
+    return int(cache.physical_length() if isinstance(cache, _PrunedCache) else cache.get_seq_length())

@@ -1,0 +1,127 @@
+"""The policy interface and the registry of policies by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+
+from ..budget import spread
+from ..visual import Selection, VisualTokens
+
+ENTRY_POINT_GROUP = "tokenprune.policies"
+
+
+class UnknownPolicyError(ValueError):
+    """The policy name is not registered."""
+
+
+@dataclasses.dataclass
+class Policy:
+    """A way to choose visual tokens. Subclass as a dataclass: its fields are the hyper-parameters.
+
+    Class attributes:
+        name: set by `register`.
+        stage: where the policy acts; `"vision"` is between projector and language model.
+        needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"`.
+        per_frame: whether a video's budget is spread over its frames, each selected on its own;
+            otherwise `select` sees all frames of a video at once.
+        paper: where the method comes from.
+    """
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[Literal["vision"]] = "vision"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    per_frame: ClassVar[bool] = True
+    paper: ClassVar[str] = ""
+
+    def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
+        """Choose `n_keep` of the N tokens.
+
+        Args:
+            tokens: one visual input; 1 <= n_keep < N.
+            n_keep: exact number of tokens to keep.
+
+        Returns:
+            ascending indices, and new features for them if the policy merges or pools.
+        """
+        raise NotImplementedError
+
+
+def select(policy: Policy, tokens: VisualTokens, n_keep: int) -> Selection:
+    """Run a policy on one visual input, frame by frame where it asks for that, and check its answer."""
+    name = policy.name or type(policy).__name__
+    frames = tokens.frames() if policy.per_frame else [tokens]
+    indices, features, start, replaced = [], [], 0, False
+    for frame, k in zip(frames, spread(n_keep, [len(f) for f in frames]), strict=True):
+        if k == len(frame):  # nothing to choose
+            chosen = Selection(torch.arange(k, device=frame.features.device))
+        elif k:
+            chosen = policy.select(frame, k)
+            chosen.check(len(frame), k, name)
+        if k:
+            replaced = replaced or chosen.features is not None
+            kept = chosen.features if chosen.features is not None else frame.features[chosen.indices]
+            indices.append(chosen.indices + start)
+            features.append(kept)
+        start += len(frame)
+    return Selection(torch.cat(indices), torch.cat(features) if replaced else None)
+
+
+_REGISTRY: dict[str, type[Policy]] = {}
+P = TypeVar("P", bound=type[Policy])
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Class decorator that makes a policy reachable as `apply_pruning(model, name)`."""
+
+    def decorate(cls: P) -> P:
+        if not dataclasses.is_dataclass(cls) or not issubclass(cls, Policy):
+            raise TypeError(f"{cls.__name__} must be a dataclass that derives from Policy")
+        if _REGISTRY.setdefault(name, cls) is not cls:
+            raise ValueError(f"a policy named {name!r} is already registered: {_REGISTRY[name]}")
+        cls.name = name
+        return cls
+
+    return decorate
+
+
+def registry() -> dict[str, type[Policy]]:
+    """All policies by name: our own, and those of installed packages (entry points)."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name not in _REGISTRY:
+            register(entry.name)(entry.load())
+    return dict(sorted(_REGISTRY.items()))
+
+
+def make_policy(policy: str | Policy, **options: Any) -> Policy:
+    """The policy of a name with its options, or a policy instance as it is.
+
+    Raises:
+        UnknownPolicyError: unknown name; the message lists the known ones and suggests the nearest.
+        ValueError: an unknown option, or options beside a policy instance.
+        TypeError: neither a name nor a policy.
+    """
+    if isinstance(policy, Policy):
+        if options:
+            raise ValueError(f"options {sorted(options)} go into the policy instance, not beside it: {policy!r}")
+        return policy
+    if not isinstance(policy, str):
+        hint = " (an instance is wanted, not the class)" if isinstance(policy, type) else ""
+        raise TypeError(f"policy must be a name or a Policy instance, got {policy!r}{hint}")
+    known = registry()
+    if policy not in known:
+        near = difflib.get_close_matches(policy.lower(), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownPolicyError(f"unknown policy {policy!r}.{hint} Known policies: {', '.join(known)}")
+    cls = known[policy]
+    accepted = [f.name for f in dataclasses.fields(cls) if f.init]
+    for option in options:
+        if option not in accepted:
+            takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes none"
+            raise ValueError(f"unknown option {option!r} for policy {policy!r}; {takes}")
+    return cls(**options)

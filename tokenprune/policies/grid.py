@@ -1,0 +1,47 @@
+"""Grid: evenly spaced tokens, the training-free cousin of looking at a smaller picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..budget import spread
+from ..visual import Selection, VisualTokens
+from .base import Policy, register
+
+
+def _even(count: int, length: int) -> list[int]:
+    """`count` places in `range(length)`, evenly spaced and centred."""
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _even_grid(k: int, height: int, width: int) -> list[int]:
+    """`k` cells of a raster, evenly spaced in rows and columns; rows differ by one cell at most."""
+    rows = min(height, max(round(math.sqrt(k * height / width)), math.ceil(k / width), 1))
+    per_row = spread(k, [width] * rows)
+    return [y * width + x for y, n in zip(_even(rows, height), per_row, strict=True) for x in _even(n, width)]
+
+
+@register("grid")
+@dataclass
+class Grid(Policy):
+    """Tokens evenly spaced in rows and columns, as many rows as the picture's shape suggests.
+
+    An image of several rasters (thumbnail and crops) shares the budget out by size. Where the raster
+    is unknown, tokens are evenly spaced in the sequence.
+    """
+
+    paper: ClassVar[str] = "baseline"
+
+    def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
+        # A (T, H, W) raster is T*H rows: per_frame has already cut videos, so T is 1 here.
+        shapes = [(t * h, w) for t, h, w in tokens.grids or ((1, 1, len(tokens)),)]
+        sizes = [h * w for h, w in shapes]
+        picks, start = [], 0
+        for (h, w), size, k in zip(shapes, sizes, spread(n_keep, sizes), strict=True):
+            picks += [start + i for i in (_even_grid(k, h, w) if k else [])]
+            start += size
+        return Selection(torch.tensor(picks, device=tokens.features.device))

@@ -1,0 +1,46 @@
+"""Shrinking a batch of sequences to the columns that stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which columns of a batch stay, and where they go.
+
+    Rows that keep different numbers of columns are left-padded, as decoder-only generation wants it;
+    padding of the original batch goes, so the new length is the largest number kept by any row.
+
+    Attributes:
+        index: (B, M) int64, the old column at each new place (anything at padding).
+        valid: (B, M) bool, False at padding.
+    """
+
+    index: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(cls, keep: Tensor) -> Packing:
+        """Packing of a (B, L) bool mask of the columns that stay."""
+        counts = keep.sum(1)
+        length = int(counts.max())
+        # Stable: dropped columns first, then the kept ones in order, so each row's tail is what it keeps.
+        order = torch.argsort(keep.to(torch.int8), dim=1, stable=True)
+        places = torch.arange(length, device=keep.device)
+        return cls(order[:, order.shape[1] - length :], places >= length - counts[:, None])
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Gather a (B, L, ...) tensor, or a (1, L, ...) one shared by all rows, to (B, M, ...)."""
+        tensor = tensor.expand(self.index.shape[0], *tensor.shape[1:])
+        rows = torch.arange(tensor.shape[0], device=tensor.device)[:, None]
+        return tensor[rows, self.index.to(tensor.device)]
+
+    def take_last(self, tensor: Tensor) -> Tensor:
+        """Gather a (..., B or 1, L) tensor (position ids of any rank) to (..., B, M)."""
+        index = self.index.to(tensor.device)
+        tensor = tensor.expand(*tensor.shape[:-2], *index.shape[:1], tensor.shape[-1])
+        return tensor.gather(-1, index.expand(*tensor.shape[:-1], index.shape[1]))

@@ -1,0 +1,101 @@
+"""What a policy sees of one visual input, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+#: (T, H, W) of a raster of visual tokens, T-major, then row by row.
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The visual tokens of one image, or of one video (or video frame), as a policy sees them.
+
+    Attributes:
+        features: (N, D) tokens after the projector, in the order the language model reads them and
+            in the model's dtype. Separators (newline tokens of LLaVA-NeXT and LLaVA-OneVision) are
+            not among them: they are no candidates.
+        grids: rasters that make up the input, in order, their products summing to N; one for a plain
+            image, several for an image cut into a thumbnail and a mosaic of crops. None if unknown.
+        kind: `"image"` or `"video"`.
+        index: which of its row's visual inputs this is, counting video frames one by one where the
+            budget is spread over frames.
+        text: (L, D) input embeddings of the row's text, for policies that declare `"text"`.
+        encoder_features: (N, D_v) tokens before the projector, where they exist one-to-one.
+        encoder_attention: (N,) float32 saliency from the vision encoder, for policies that declare
+            `"encoder_attention"`.
+    """
+
+    features: Tensor
+    grids: tuple[Grid, ...] | None = None
+    kind: Literal["image", "video"] = "image"
+    index: int = 0
+    text: Tensor | None = None
+    encoder_features: Tensor | None = None
+    encoder_attention: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @property
+    def grid(self) -> Grid | None:
+        """(T, H, W) where the input is a single raster, else None."""
+        return self.grids[0] if self.grids is not None and len(self.grids) == 1 else None
+
+    def frames(self) -> list[VisualTokens]:
+        """The frames of a video, each a visual input of its own; an image is its own only frame."""
+        if self.grid is None or self.grid[0] == 1:
+            return [self]
+        t, h, w = self.grid
+
+        def part(tensor: Tensor | None, i: int) -> Tensor | None:
+            return None if tensor is None else tensor[i * h * w : (i + 1) * h * w]
+
+        return [
+            VisualTokens(
+                features=self.features[i * h * w : (i + 1) * h * w],
+                grids=((1, h, w),),
+                kind=self.kind,
+                index=self.index * t + i,
+                text=self.text,
+                encoder_features=part(self.encoder_features, i),
+                encoder_attention=part(self.encoder_attention, i),
+            )
+            for i in range(t)
+        ]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A policy's answer for one visual input.
+
+    Attributes:
+        indices: (K,) int64, the tokens that stay, ascending and distinct.
+        features: optional (K, D) that replace the kept tokens (merging, pooling).
+    """
+
+    indices: Tensor
+    features: Tensor | None = None
+
+    def check(self, n: int, n_keep: int, policy: str) -> None:
+        """Raise `ValueError` unless this is a valid choice of `n_keep` out of `n` tokens."""
+        indices = self.indices
+        if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
+            raise ValueError(f"policy {policy!r} must return 1-D int64 indices, got {indices!r}")
+        if len(indices) != n_keep:
+            raise ValueError(f"policy {policy!r} kept {len(indices)} of {n} visual tokens, asked for {n_keep}")
+        in_range = (indices >= 0) & (indices < n)
+        in_range[1:] &= indices[1:] > indices[:-1]
+        if not bool(in_range.all()):
+            raise ValueError(
+                f"policy {policy!r} must return ascending, distinct indices in [0, {n}), got {indices.tolist()}"
+            )
+        if self.features is not None and self.features.shape[0] != n_keep:
+            raise ValueError(
+                f"policy {policy!r} returned {self.features.shape[0]} features for {n_keep} indices"
+            )

@@ -1,0 +1,299 @@
+"""The public face: what it accepts, what it refuses and how, and that it can be undone."""
+
+import copy
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+import tokenprune
+from tokenprune import (
+    Policy,
+    Selection,
+    UnknownPolicyError,
+    UnsupportedModelError,
+    apply_pruning,
+    list_policies,
+    pruning,
+    pruning_report,
+    register,
+    remove_pruning,
+)
+from tokenprune.budget import Budget
+from tokenprune.policies import DivPrune, Random, registry
+
+from .families import FAMILIES, get_model, ragged_batch
+from .oracles import generate
+
+
+def snapshot(model):
+    """Every attribute and hook of every module."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    return {
+        name: (sorted(vars(m)), type(m), [list(vars(m)[h]) for h in (*hooks, "_forward_hooks_always_called")])
+        for name, m in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removal_leaves_nothing(family):
+    model, batch = get_model(family), ragged_batch(family)
+    generate(model, batch.inputs, steps=1)  # transformers hangs hooks of its own on first use
+    before, config = snapshot(model), copy.deepcopy(model.config.to_dict())
+    assert apply_pruning(model, "divprune") is model
+    assert snapshot(model) != before
+    generate(model, batch.inputs, steps=2)
+    apply_pruning(model, "random")  # replaces
+    assert remove_pruning(model) is model
+    assert snapshot(model) == before
+    assert model.config.to_dict() == config
+    assert remove_pruning(model) is model  # again: nothing to do
+
+
+def test_applying_twice_replaces():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    apply_pruning(model, "divprune", 0.9)
+    apply_pruning(model, "divprune", 0.5)
+    generate(model, batch.inputs, steps=1)
+    assert {r.n_after for r in pruning_report(model)} == {18}
+    remove_pruning(model)
+    with pytest.raises(ValueError, match="apply_pruning"):
+        pruning_report(model)
+
+
+def test_blocks_nest_and_restore():
+    model = get_model("llava")
+    with pruning(model, "divprune", 0.5) as same:
+        assert same is model
+        outer = snapshot(model)
+        with pruning(model, "random", 0.25):
+            assert snapshot(model) != outer
+            generate(model, ragged_batch("llava").inputs, steps=1)
+            assert {r.n_after for r in pruning_report(model)} == {9}
+        generate(model, ragged_batch("llava").inputs, steps=1)
+        assert {r.n_after for r in pruning_report(model)} == {18}
+        with pytest.raises(RuntimeError, match="mine"), pruning(model, "grid"):
+            raise RuntimeError("mine")
+        assert pruning_report(model)
+    with pytest.raises(ValueError, match="no pruning"):
+        pruning_report(model)
+
+
+@pytest.mark.parametrize(("family", "n_after"), [("llava", 9), ("qwen2_vl", 3)])
+def test_default_budget_of_the_family(family, n_after):
+    model = get_model(family)
+    with pruning(model, "divprune"):
+        assert pruning_report(model) == []
+        generate(model, ragged_batch(family).inputs, steps=1)
+        record = pruning_report(model)[0]
+    assert record.n_after == n_after
+    assert len(record.indices) == n_after
+    assert record.select_ms > 0
+
+
+def test_a_count_above_the_image_keeps_all_of_it():
+    model = get_model("llava")
+    with pruning(model, "divprune", 1000):
+        generate(model, ragged_batch("llava").inputs, steps=1)
+        assert all(r.n_after == r.n_before for r in pruning_report(model))
+
+
+def test_newline_tokens_are_no_candidates():
+    model, batch = get_model("llava_next"), ragged_batch("llava_next")
+    with pruning(model, "divprune", 0.3):
+        generate(model, batch.inputs, steps=1)
+        for record in pruning_report(model):
+            thumbnail, mosaic = record.grids
+            width = mosaic[2] + 1
+            start = thumbnail[1] * thumbnail[2]
+            newlines = {start + y * width + width - 1 for y in range(mosaic[1])}
+            assert record.n_before == start + mosaic[1] * width
+            assert not newlines & set(record.indices)
+    with pruning(model, "divprune", record.n_before - 2):  # more than there is picture
+        generate(model, batch.inputs, steps=1)
+        assert pruning_report(model)[-1].n_after == record.n_before - 2
+
+
+@pytest.mark.parametrize(
+    "keep", [0, -1, 0.0, -0.1, 1.5, math.nan, math.inf, True, False, "0.5", [0.5], 1j, np.float32(2), np.int64(0)]
+)
+def test_bad_budgets(keep):
+    model = get_model("llava")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"keep=.*accepted: a float in \(0, 1\]"):
+        apply_pruning(model, "divprune", keep)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    ("keep", "n", "count"),
+    [(0.1, 576, 58), (0.098, 576, 56), (0.001, 100, 1), (1.0, 7, 7), (1, 7, 1), (64, 576, 64), (64, 10, 10)]
+    + [(0.5, 5, 2), (0.5, 7, 4), (np.float32(0.5), 8, 4), (np.int64(3), 8, 3), (Fraction(1, 4), 8, 2)],
+)
+def test_budgets(keep, n, count):
+    assert Budget(keep).count(n) == count
+
+
+def test_unknown_policy_lists_the_known_and_suggests():
+    with pytest.raises(UnknownPolicyError, match=r"'divprun'.*Did you mean 'divprune'.*grid, random"):
+        apply_pruning(get_model("llava"), "divprun")
+    assert {"divprune", "random", "grid"} <= set(list_policies())
+
+
+def test_unsupported_model_lists_the_supported():
+    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(UnsupportedModelError, match=r"'bert'.*llava, llava_next.*qwen3_vl"):
+        apply_pruning(bert, "divprune")
+    with pytest.raises(UnsupportedModelError, match="str object"):
+        apply_pruning("llava", "divprune")
+
+
+def test_unknown_options_and_wrong_types():
+    model = get_model("llava")
+    with pytest.raises(ValueError, match=r"'sede' for policy 'random'; it takes: seed"):
+        apply_pruning(model, "random", sede=1)
+    with pytest.raises(ValueError, match="it takes none"):
+        apply_pruning(model, "divprune", alpha=1)
+    with pytest.raises(ValueError, match="into the policy instance"):
+        apply_pruning(model, Random(), seed=1)
+    with pytest.raises(TypeError, match="not the class"):
+        apply_pruning(model, Random)
+    with pytest.raises(ValueError, match="one policy"):
+        apply_pruning(model, ["divprune", "random"])
+    with pytest.raises(ValueError, match=r"positions='packed'.*'original', 'compact'"):
+        apply_pruning(model, "divprune", positions="packed")
+    with pytest.raises(ValueError, match=r"positions='compact'.*'qwen2_vl'.*accepted: 'original'"):
+        apply_pruning(get_model("qwen2_vl"), "divprune", positions="compact")
+    with pytest.raises(ValueError, match="no pruning"):
+        pruning_report(model)
+
+
+def test_a_custom_policy_instance_and_by_name():
+    @dataclass
+    class Loudest(Policy):
+        """Largest norm times alpha."""
+
+        alpha: float = 1.0
+
+        def select(self, tokens, n_keep):
+            return Selection((self.alpha * tokens.features.norm(dim=-1)).topk(n_keep).indices.sort().values)
+
+    model = get_model("llava")
+    with pruning(model, Loudest(alpha=2.0), keep=5):
+        generate(model, ragged_batch("llava").inputs, steps=1)
+        assert {r.n_after for r in pruning_report(model)} == {5}
+    try:
+        register("loudest")(Loudest)
+        with pruning(model, ["loudest"], keep=5, alpha=3.0):
+            pass
+        with pytest.raises(ValueError, match="already registered"):
+            register("loudest")(DivPrune)
+    finally:
+        tokenprune.policies.base._REGISTRY.pop("loudest")
+    with pytest.raises(TypeError, match="dataclass"):
+        register("nothing")(int)
+    assert "loudest" not in registry()
+
+
+def test_what_a_policy_needs_is_given_or_refused():
+    seen = []
+
+    @dataclass
+    class Reader(Policy):
+        needs = frozenset({"text"})
+
+        def select(self, tokens, n_keep):
+            seen.append(tokens.text)
+            return Selection(torch.arange(n_keep))
+
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with pruning(model, Reader(), 0.5):
+        generate(model, batch.inputs, steps=1)
+    ids = batch.inputs["input_ids"][0]
+    words = ids[(ids != 90) & batch.inputs["attention_mask"][0].bool()]
+    assert torch.equal(seen[0], model.get_input_embeddings()(words))
+
+    @dataclass
+    class Greedy(Policy):
+        needs = frozenset({"telepathy"})
+
+    with pytest.raises(ValueError, match="telepathy"):
+        apply_pruning(model, Greedy())
+
+
+def test_features_that_replace_the_kept_ones():
+    @dataclass
+    class Mean(Policy):
+        def select(self, tokens, n_keep):
+            return Selection(torch.arange(n_keep), tokens.features.mean(0).expand(n_keep, -1))
+
+    model, batch, seen = get_model("llava"), ragged_batch("llava"), []
+    with pruning(model, Mean(), 2):
+        handle = model.model.language_model.register_forward_pre_hook(
+            lambda m, a, k: seen.append(k["inputs_embeds"]), with_kwargs=True
+        )
+        generate(model, batch.inputs, steps=1)
+        handle.remove()
+    with torch.no_grad():
+        features = model.model.get_image_features(batch.inputs["pixel_values"]).pooler_output[0]
+    row = seen[0][2]  # the longest row: no padding
+    assert torch.allclose(row[24:26], torch.stack(list(model.model.get_image_features(batch.inputs["pixel_values"]).pooler_output))[3].mean(0))
+    assert features.shape[0] == 36
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_an_error_in_a_policy_leaves_the_model_usable(family):
+    @dataclass
+    class Broken(Policy):
+        def select(self, tokens, n_keep):
+            raise ZeroDivisionError("in the policy")
+
+    model, batch = get_model(family), ragged_batch(family)
+    before = generate(model, batch.inputs)
+    apply_pruning(model, Broken(), 0.5)
+    with pytest.raises(ZeroDivisionError, match="in the policy"):
+        generate(model, batch.inputs)
+    # text goes on, unpruned, with the hooks still there; nothing of the failed call is left over
+    text = dict(input_ids=torch.full((2, 5), 7), attention_mask=torch.ones(2, 5, dtype=torch.long))
+    during = generate(model, text)
+    remove_pruning(model)
+    assert torch.equal(generate(model, text).logits, during.logits)
+    assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+
+
+def test_a_deep_copy_is_pruned_on_its_own():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    stock = generate(model, batch.inputs)
+    with pruning(model, "random", 0.3):
+        pruned = generate(model, batch.inputs)
+        twin = copy.deepcopy(model)
+    assert torch.equal(generate(twin, batch.inputs).logits, pruned.logits)
+    assert pruning_report(twin)
+    remove_pruning(twin)
+    assert torch.equal(generate(twin, batch.inputs).logits, stock.logits)
+    assert snapshot(twin) == snapshot(model)
+
+
+def test_saving_a_pruned_model_saves_the_stock_model(tmp_path):
+    model = get_model("llava")
+    with pruning(model, "random", 0.3):
+        model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    again.generation_config.eos_token_id = None
+    batch = ragged_batch("llava")
+    assert torch.equal(generate(again, batch.inputs).logits, generate(model, batch.inputs).logits)
+
+
+def test_embeddings_instead_of_ids():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    ids = batch.inputs["input_ids"]
+    with torch.no_grad(), pruning(model, "divprune", 0.3):
+        expected = model(**batch.inputs).logits
+        embeds = model.get_input_embeddings()(ids)
+        inputs = {k: v for k, v in batch.inputs.items() if k != "input_ids"}
+        assert torch.equal(model(inputs_embeds=embeds, **inputs).logits, expected)
+        assert torch.equal(model(ids, batch.inputs["pixel_values"], batch.inputs["attention_mask"]).logits, expected)

@@ -32,7 +32,7 @@ class VisualShape:
     separators: tuple[int, ...] = ()
 
 
-def unknown_shape(base: nn.Module, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
+def unknown_shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
     return VisualShape()
 
 
@@ -50,8 +50,8 @@ class Family:
         default_keep: keep ratio where the caller gives none; conservative.
         text_model: attribute path of the text model inside the base model.
         kinds: visual inputs the family takes.
-        shape: layout of one visual input, `shape(base, kind, length, inputs, i)`: `length` is its
-            number of placeholders, `inputs` the arguments its features were computed from, `i` its
+        shape: layout of one visual input, `shape(config, kind, length, inputs, i)`: `length` is
+            its number of placeholders, `inputs` the arguments its features were computed from, `i` its
             place among them.
         extras: new values of further arguments of the text model that are aligned with the sequence,
             `extras(kwargs, keep, packing)`.
@@ -62,7 +62,7 @@ class Family:
     default_keep: float = 0.25
     text_model: str = "language_model"
     kinds: tuple[Kind, ...] = ("image",)
-    shape: Callable[[nn.Module, Kind, int, Mapping[str, Any], int], VisualShape] = unknown_shape
+    shape: Callable[[Any, Kind, int, Mapping[str, Any], int], VisualShape] = unknown_shape
     extras: Callable[[dict[str, Any], Tensor, Packing], dict[str, Any]] = no_extras
 
     @property
@@ -85,7 +85,7 @@ def supported_model_types() -> list[str]:
     return sorted(_FAMILIES)
 
 
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: Any) -> Any:
     """The model that merges visual features and calls the text model; wrappers are looked through."""
     if hasattr(model, "get_base_model"):  # peft
         model = model.get_base_model()

@@ -84,7 +84,7 @@ class Pruner:
         positions: Literal["original", "compact"],
     ):
         self.top, self.base = model, base_of(model)
-        self.text: nn.Module = self.base.get_submodule(family.text_model)
+        self.text: Any = self.base.get_submodule(family.text_model)
         self.family, self.policy, self.budget, self.positions = family, policy, budget, positions
         self.records: list[Record] = []
         self._handles: list[Any] = []
@@ -96,7 +96,7 @@ class Pruner:
             self._hook(self.top, self._enter_top, self._leave_top)
         self._hook(self.base, self._enter_base, self._leave_base)
         self._hook(self.text, self._enter_text, self._leave_text)
-        for layer in self.text.layers:  # type: ignore[union-attr]
+        for layer in self.text.layers:
             self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
         for kind in self.family.kinds:
             name = f"get_{kind}_features"

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from .base import Family, Kind, VisualShape, register_family
 from .llava import tile_grid
 
 
-def mosaic_shape(base: nn.Module, image_size: Any) -> tuple[int, int]:
+def mosaic_shape(config: Any, image_size: Any) -> tuple[int, int]:
     """(H, W) patches of the crops after unpadding, newline tokens not counted."""
-    config = base.config
-    _, h, w = tile_grid(base)
+    _, h, w = tile_grid(config)
     rows, columns = get_anyres_image_grid_shape(
         image_size, config.image_grid_pinpoints, config.vision_config.image_size
     )
@@ -24,10 +22,10 @@ def mosaic_shape(base: nn.Module, image_size: Any) -> tuple[int, int]:
     return height, width
 
 
-def anyres_shape(base: nn.Module, length: int, mosaic: tuple[int, int] | None) -> VisualShape:
+def anyres_shape(config: Any, length: int, mosaic: tuple[int, int] | None) -> VisualShape:
     """Layout of a thumbnail, an optional mosaic with a newline after each row, or the plain thumbnail
     with one newline."""
-    thumbnail = tile_grid(base)
+    thumbnail = tile_grid(config)
     tile = thumbnail[1] * thumbnail[2]
     if length == tile + 1:
         return VisualShape((thumbnail,), (tile,))
@@ -38,9 +36,9 @@ def anyres_shape(base: nn.Module, length: int, mosaic: tuple[int, int] | None) -
     return VisualShape((thumbnail, (1, height, width)), newlines)
 
 
-def shape(base: nn.Module, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
+def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
     sizes = inputs.get("image_sizes")
-    return anyres_shape(base, length, None if sizes is None else mosaic_shape(base, sizes[i]))
+    return anyres_shape(config, length, None if sizes is None else mosaic_shape(config, sizes[i]))
 
 
 FAMILY = register_family(Family(model_types=("llava_next",), shape=shape))

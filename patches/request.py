@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Family, Kind, VisualShape
 
@@ -46,14 +46,14 @@ class VisualInput:
 class Request:
     """The visual side of one forward call of the base model."""
 
-    base: nn.Module
+    base: Any
     family: Family
     placeholders: dict[Kind, Tensor]  # (B, L) bool
     lengths: dict[Kind, list[int]] = field(default_factory=dict)
     sources: dict[Kind, Source] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base: nn.Module, family: Family, call: Mapping[str, Any]) -> Request | None:
+    def of(cls, base: Any, family: Family, call: Mapping[str, Any]) -> Request | None:
         """The request in a base model's arguments, or None when it feeds no visual features.
 
         Judged by the visual inputs, never by the length: continuations are longer than one token
@@ -89,14 +89,14 @@ class Request:
             places = _places(found, batch, self.sources.get(kind))
             for (row, columns), place in zip(found, places, strict=True):
                 arguments = self.sources[kind].arguments if kind in self.sources and place is not None else {}
-                shape = self.family.shape(self.base, kind, len(columns), arguments, place or 0)
+                shape = self.family.shape(self.base.config, kind, len(columns), arguments, place or 0)
                 rows[row].append(VisualInput(row, columns, kind, shape))
         for row_inputs in rows:
             row_inputs.sort(key=lambda v: int(v.columns[0]))
         return rows
 
 
-def _placeholders(base: nn.Module, kind: Kind, call: Mapping[str, Any]) -> Tensor:
+def _placeholders(base: Any, kind: Kind, call: Mapping[str, Any]) -> Tensor:
     token = getattr(base.config, f"{kind}_token_id")
     if call.get("input_ids") is not None:
         return call["input_ids"] == token

@@ -112,7 +112,9 @@ def _qwen_text(section):
 
 
 def qwen2_vl():
-    vision = dict(depth=2, embed_dim=16, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=PATCH, spatial_merge_size=2)
+    vision = dict(
+        depth=2, embed_dim=16, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=PATCH, spatial_merge_size=2
+    )
     return Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(vision_config=vision, text_config=_qwen_text([1, 1, 2]), **_QWEN_IDS)
     )

@@ -241,7 +241,10 @@ def test_features_that_replace_the_kept_ones():
     with torch.no_grad():
         features = model.model.get_image_features(batch.inputs["pixel_values"]).pooler_output[0]
     row = seen[0][2]  # the longest row: no padding
-    assert torch.allclose(row[24:26], torch.stack(list(model.model.get_image_features(batch.inputs["pixel_values"]).pooler_output))[3].mean(0))
+    assert torch.allclose(
+        row[24:26],
+        torch.stack(list(model.model.get_image_features(batch.inputs["pixel_values"]).pooler_output))[3].mean(0),
+    )
     assert features.shape[0] == 36
 
 

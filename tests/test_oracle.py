@@ -9,7 +9,11 @@ from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from .oracles import assert_same, check_against_oracles, generate, keep_mask, masked
 from .policies_table import POLICIES
 
-MODES = [(f, p) for f, case in FAMILIES.items() for p in (("original", "compact") if case.positions == "1d" else ("original",))]
+MODES = [
+    (f, p)
+    for f, case in FAMILIES.items()
+    for p in (("original", "compact") if case.positions == "1d" else ("original",))
+]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -79,7 +79,11 @@ def test_second_turn_remembers_decoded_columns(positions):
     model, batch = get_model("llava"), ragged_batch("llava")
     with pruning(model, "random", 0.3, positions=positions):
         first = model.generate(
-            **batch.inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, past_key_values=DynamicCache()
+            **batch.inputs,
+            max_new_tokens=4,
+            do_sample=False,
+            return_dict_in_generate=True,
+            past_key_values=DynamicCache(),
         )
         kept = keep_mask(batch, pruning_report(model))
         ids = torch.cat([first.sequences, torch.randint(3, 89, (4, 5), generator=torch.Generator().manual_seed(1))], 1)
@@ -97,13 +101,19 @@ def test_second_turn_with_a_new_image(positions):
     """The new image is pruned too, and the layout covers both turns."""
     model = get_model("llava")
     picture = Picture((24, 24))
-    first, second = make_batch("llava", [[3, picture, 4], [9, picture, 2]]), make_batch("llava", [[3, picture, 2], [1, picture, 4]], 5)
+    first, second = (
+        make_batch("llava", [[3, picture, 4], [9, picture, 2]]),
+        make_batch("llava", [[3, picture, 2], [1, picture, 4]], 5),
+    )
     with pruning(model, "random", 0.3, positions=positions):
         out = model.generate(**first.inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         kept_first = keep_mask(first, pruning_report(model))
         ids = torch.cat([out.sequences, second.inputs["input_ids"]], 1)
         offset = out.sequences.shape[1]
-        mask = torch.cat([torch.nn.functional.pad(first.inputs["attention_mask"], (0, 3), value=1), second.inputs["attention_mask"]], 1)
+        mask = torch.cat(
+            [torch.nn.functional.pad(first.inputs["attention_mask"], (0, 3), value=1), second.inputs["attention_mask"]],
+            1,
+        )
         turn = dict(input_ids=ids, attention_mask=mask, pixel_values=second.inputs["pixel_values"])
         run = generate(model, turn, past_key_values=out.past_key_values)
         kept_second = keep_mask(second, pruning_report(model))
@@ -176,7 +186,9 @@ def test_interleaved_requests_do_not_mix():
                 tokens[i].append(state[2])
                 state[1] = torch.nn.functional.pad(state[1], (0, 1), value=1)
                 positions = state[1].cumsum(1)[:, -1:] - 1
-                out = model(input_ids=state[2], attention_mask=state[1], position_ids=positions, past_key_values=state[0])
+                out = model(
+                    input_ids=state[2], attention_mask=state[1], position_ids=positions, past_key_values=state[0]
+                )
                 state[2] = out.logits[:, -1:].argmax(-1)
     # plain forward numbers positions from the padding on, so only unpadded rows agree with generate
     for i, batch in enumerate(batches):
@@ -290,7 +302,9 @@ def test_layout_follows_the_rows_of_its_cache(positions):
 
     def step(cache, rows):
         place = mask[rows].cumsum(1)[:, -1:] - 1
-        return model(input_ids=tokens[rows], attention_mask=mask[rows], position_ids=place, past_key_values=cache).logits
+        return model(
+            input_ids=tokens[rows], attention_mask=mask[rows], position_ids=place, past_key_values=cache
+        ).logits
 
     with torch.no_grad(), pruning(model, "random", 0.3, positions=positions):
         cache = model(**batch.inputs, use_cache=True).past_key_values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from torch import nn
 
@@ -51,19 +51,19 @@ def apply_pruning(
         ValueError: a bad keep, positions or policy option.
     """
     family = family_of(model)
+    model_type = cast(Any, model).config.model_type
     chosen = _single(policy, options)
     budget = Budget(family.default_keep if keep is None else keep)
     accepted = ("original", "compact") if family.positions == "1d" else ("original",)
     if positions is not None and positions not in accepted:
         raise ValueError(
-            f"positions={positions!r} is not possible on model type {model.config.model_type!r}; accepted: "  # type: ignore[union-attr]
+            f"positions={positions!r} is not possible on model type {model_type!r}; accepted: "
             f"{', '.join(map(repr, accepted))} or None (family default)"
         )
     missing = chosen.needs - _PROVIDED
     if missing:
         raise ValueError(
-            f"policy {chosen!r} needs {', '.join(sorted(missing))}, which is not available on model type "
-            f"{model.config.model_type!r}"  # type: ignore[union-attr]
+            f"policy {chosen!r} needs {', '.join(sorted(missing))}, which is not available on model type {model_type!r}"
         )
     pruner = Pruner(model, family, chosen, budget, positions or family.default_positions)
     remove_pruning(model)

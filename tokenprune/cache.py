@@ -160,14 +160,14 @@ class _PrunedCache:
 
 
 @memoize
-def _pruned_class(cls: type) -> type:
+def _pruned_class(cls: Any) -> Any:
     return type(f"Pruned{cls.__name__}", (_PrunedCache, cls), {"__module__": cls.__module__})
 
 
 def adopt(cache: Cache, layout: Layout) -> None:
     """Give a cache object its layout; the object changes class to a subclass of its own."""
     if not isinstance(cache, _PrunedCache):
-        cache.__class__ = _pruned_class(type(cache))
+        cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
     cache.layout = layout  # type: ignore[attr-defined]
 
 

@@ -96,6 +96,4 @@ class Selection:
                 f"policy {policy!r} must return ascending, distinct indices in [0, {n}), got {indices.tolist()}"
             )
         if self.features is not None and self.features.shape[0] != n_keep:
-            raise ValueError(
-                f"policy {policy!r} returned {self.features.shape[0]} features for {n_keep} indices"
-            )
+            raise ValueError(f"policy {policy!r} returned {self.features.shape[0]} features for {n_keep} indices")

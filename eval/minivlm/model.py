@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessor,
@@ -85,9 +84,7 @@ def build_processor() -> LlavaProcessor:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", TOKEN_ID["<s>"])]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", TOKEN_ID["<s>"])])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -126,7 +123,7 @@ def save(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
         max_new_tokens=8,
         do_sample=False,
     )
-    model.to(torch.float16).save_pretrained(folder)
+    model.half().save_pretrained(folder)
     build_processor().save_pretrained(folder)
 
 

@@ -206,7 +206,7 @@ class _Painter:
 
     def shape(self, shape: Shape) -> None:
         mask = _SHAPE_MASKS[shape.kind, int(self.rng.choice(_RADII))]
-        y, x = self.place(*mask.shape, shape.cell)
+        y, x = self.place(mask.shape[0], mask.shape[1], shape.cell)
         self.blend(mask, self.jittered(shape.colour), y, x)
         self.label_object(mask, y, x, shape.colour, SHAPES.index(shape.kind) + 1)
 
@@ -245,9 +245,7 @@ def draw_scene(seed: int, crowded: bool = False) -> Scene:
     if crowded:
         n_shapes, n_tiles = 5, 4
     pairs = rng.permutation(len(SHAPES) * len(COLOURS))[:n_shapes]
-    shapes = tuple(
-        Shape(SHAPES[p % len(SHAPES)], COLOUR_NAMES[p // len(SHAPES)], next(cells)) for p in pairs
-    )
+    shapes = tuple(Shape(SHAPES[p % len(SHAPES)], COLOUR_NAMES[p // len(SHAPES)], next(cells)) for p in pairs)
     tiles = tuple(
         Tile(LETTERS[rng.integers(len(LETTERS))], COLOUR_NAMES[c], next(cells))
         for c in rng.permutation(len(COLOURS))[:n_tiles]

@@ -17,6 +17,7 @@ minutes, and every draw is seeded. Matrices are trained with Muon, the rest with
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import platform
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,10 +72,15 @@ def _contents(scene) -> np.ndarray:
     return pairs.ravel()
 
 
+@functools.cache
+def _tokenizer():
+    return build_processor().tokenizer
+
+
 def _encode(job: tuple[int, bool]):
     seed, crowded = job
     scene = draw_scene(seed, crowded)
-    tokenizer = _encode.tokenizer = getattr(_encode, "tokenizer", None) or build_processor().tokenizer
+    tokenizer = _tokenizer()
     ids = np.full((QUESTIONS_PER_IMAGE, QA_LEN), TOKEN_ID["<pad>"], np.int16)
     targets = np.full_like(ids, -100)
     types = np.full(QUESTIONS_PER_IMAGE, -1, np.int8)
@@ -213,7 +220,7 @@ class Optimizer:
             torch.optim.Muon(matrices, lr=0.02 * scale, weight_decay=0.02),
             torch.optim.AdamW(self.rest, lr=3e-3 * scale, betas=(0.9, 0.98), weight_decay=0.01),
         ]
-        schedule = lambda i: min(1, (i + 1) / (0.03 * steps)) * min(1, max(0.02, (1 - i / steps) / 0.55))  # noqa: E731
+        schedule = lambda i: min(1, (i + 1) / (0.03 * steps)) * min(1, max(0.02, (1 - i / steps) / 0.55))
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, schedule) for o in self.optimizers]
 
     def step(self, loss: Tensor) -> None:
@@ -349,7 +356,7 @@ def main() -> None:
     start = time.time()
 
     data, crowded = make_data("train", args.scenes), make_data("crowded", args.scenes)
-    model = build_model()
+    model: Any = build_model()
     heads = TowerHeads(model.config.vision_config.hidden_size)
     checkpoint = args.out / "checkpoint.pt"
     args.out.mkdir(parents=True, exist_ok=True)

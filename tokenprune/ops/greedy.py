@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,32 +28,40 @@ def max_min_select(features: Tensor, k: int, first: Tensor | None = None, mask: 
     if features.ndim != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
     batch, n, _ = features.shape
-    candidates = n if mask is None else int(mask.sum(1).min())
-    if not 1 <= k <= candidates:
-        raise ValueError(f"k={k} must be between 1 and the number of candidates, {candidates}")
+    fewest = n if mask is None else int(mask.sum(1).min())
+    if not 1 <= k <= fewest:
+        raise ValueError(f"k={k} must be between 1 and the number of candidates, {fewest}")
     unit = F.normalize(features.float(), dim=-1)
-    rows = torch.arange(batch, device=features.device)
-    picks = torch.empty(batch, k, dtype=torch.int64, device=features.device)
-    taken = torch.zeros(batch, n, dtype=torch.bool, device=features.device) if mask is None else ~mask
-    distance = 1 - unit @ unit.mT if first is None else None
-
-    if distance is None:
-        assert first is not None
-        picks[:, 0] = first
-    else:
+    distance = 1 - unit @ unit.mT
+    excluded = torch.zeros(batch, n, dtype=torch.bool, device=features.device) if mask is None else ~mask
+    if first is None:
         # inf on the diagonal and on non-candidates: neither is anybody's nearest neighbour
-        ignored = torch.eye(n, dtype=torch.bool, device=features.device) | taken[:, None]
+        ignored = torch.eye(n, dtype=torch.bool, device=features.device) | excluded[:, None]
         isolation = distance.masked_fill(ignored, torch.inf).amin(-1)
-        picks[:, 0] = isolation.masked_fill(taken, -torch.inf).argmax(-1)
+        first = isolation.masked_fill(excluded, -torch.inf).argmax(-1)
+    nearest = torch.full((batch, n), torch.inf, device=features.device).masked_fill(excluded, -torch.inf)
+    farthest = _farthest_host if features.device.type == "cpu" else _farthest_device
+    return farthest(distance, nearest, first, k)
 
-    nearest = torch.full((batch, n), torch.inf, device=features.device)
-    for i in range(1, k):
-        last = picks[:, i - 1]
-        if distance is not None:
-            row = distance[rows, last]
-        else:
-            row = 1 - (unit @ unit[rows, last, :, None]).squeeze(-1)
-        nearest = torch.minimum(nearest, row)
-        taken = taken.scatter(1, last[:, None], True)  # never twice, whatever the distances say
-        picks[:, i] = nearest.masked_fill(taken, -torch.inf).argmax(-1)
-    return picks
+
+def _farthest_device(distance: Tensor, nearest: Tensor, first: Tensor, k: int) -> Tensor:
+    """The greedy loop in torch: (B, N, N) distances, (B, N) -inf where excluded, (B,) -> (B, k)."""
+    rows = torch.arange(len(distance), device=distance.device)
+    picks = [first]
+    for _ in range(1, k):
+        nearest = torch.minimum(nearest, distance[rows, picks[-1]])
+        nearest = nearest.scatter(1, picks[-1][:, None], -torch.inf)  # never twice, whatever the distances say
+        picks.append(nearest.argmax(-1))
+    return torch.stack(picks, 1)
+
+
+def _farthest_host(distance: Tensor, nearest: Tensor, first: Tensor, k: int) -> Tensor:
+    """The same on the CPU, where NumPy's calls cost a third of torch's and a step is little else."""
+    picks = np.empty((len(distance), k), np.int64)
+    for picked, d, near, start in zip(picks, distance.numpy(), nearest.numpy(), first.tolist(), strict=True):
+        picked[0] = last = start
+        for i in range(1, k):
+            np.minimum(near, d[last], out=near)
+            near[last] = -np.inf
+            picked[i] = last = near.argmax()
+    return torch.from_numpy(picks)

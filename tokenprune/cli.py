@@ -1,0 +1,113 @@
+"""`tokenprune` on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .budget import Budget
+from .policies import make_policy, registry
+
+
+def _policies(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("no policy given")
+    try:
+        for name in names:
+            make_policy(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
+
+
+def _keeps(text: str) -> list[float | int]:
+    keeps: list[float | int] = []
+    for part in text.split(","):
+        try:
+            value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
+            keeps.append(Budget(value).keep)
+        except ValueError as error:
+            detail = error if str(error).startswith("keep=") else f"{part!r} is no number"
+            raise argparse.ArgumentTypeError(str(detail)) from None
+    return keeps
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    import transformers
+    from rich.console import Console
+
+    from .eval import demo
+
+    transformers.utils.logging.set_verbosity_error()  # its notes on optional packages would bury the table
+    transformers.utils.logging.disable_progress_bar()
+    demo.run(args.policy, args.keep, args.samples, args.out, args.json, Console())
+
+
+def _list_policies(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="policies")
+    for name in ("name", "stage", "needs", "options and defaults", "paper"):
+        table.add_column(name)
+    for name, cls in registry().items():
+        fields = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls) if f.init)
+        table.add_row(name, cls.stage, ", ".join(sorted(cls.needs)) or "-", fields or "-", cls.paper)
+    Console().print(table)
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="tokenprune", description="Drop visual tokens from vision-language models, without training."
+    )
+    main.add_argument("--version", action="version", version=f"tokenprune {__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="the embedded model answers questions about pictures, full and pruned",
+        description="Ask the embedded miniature LLaVA held-out questions, with all its visual tokens and with "
+        "some, and print accuracy, tokens, KV-cache size and prefill time side by side.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument(
+        "--policy",
+        type=_policies,
+        default="divprune,random",
+        metavar="A,B",
+        help=f"policies, of: {', '.join(registry())}",
+    )
+    demo.add_argument(
+        "--keep",
+        type=_keeps,
+        default="0.5,0.25,0.1",
+        metavar="K,K",
+        help="ratios in (0, 1], or whole numbers of tokens",
+    )
+    demo.add_argument("--samples", type=_count, default=600, metavar="N", help="held-out questions to ask")
+    demo.add_argument(
+        "--out", type=Path, default=Path("out/demo.png"), metavar="PNG", help="picture of what was kept, to write"
+    )
+    demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    demo.set_defaults(run=_demo)
+
+    policies = commands.add_parser("policies", help="list the policies, their options and their papers")
+    policies.set_defaults(run=_list_policies)
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    args = parser().parse_args(argv)
+    args.run(args)

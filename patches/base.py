@@ -89,8 +89,11 @@ def base_of(model: Any) -> Any:
     """The model that merges visual features and calls the text model; wrappers are looked through."""
     if hasattr(model, "get_base_model"):  # peft
         model = model.get_base_model()
-    base = getattr(model, "base_model", model)
-    return base if isinstance(base, nn.Module) else model
+    # transformers 4 names no base model for LLaVA, so ask for the child that holds the text model
+    for candidate in (model, getattr(model, "base_model", None), getattr(model, "model", None)):
+        if isinstance(candidate, nn.Module) and not {"language_model", "text_model"}.isdisjoint(candidate._modules):
+            return candidate
+    return model
 
 
 def family_of(model: Any) -> Family:

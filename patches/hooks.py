@@ -18,9 +18,9 @@ from ..cache import STATE_ATTRIBUTE, Layout, adopt, layout_of, physical_length
 from ..policies.base import Policy, select
 from ..sequence import Packing
 from ..visual import Grid, VisualTokens
-from .base import Family, base_of
+from .base import Family, Kind, base_of
 from .masks import padding_mask
-from .request import FeatureTap, Kind, Request, VisualInput
+from .request import FeatureTap, Request, Source, VisualInput
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class Pruner:
         self.text: Any = self.base.get_submodule(family.text_model)
         self.family, self.policy, self.budget, self.positions = family, policy, budget, positions
         self.records: list[Record] = []
+        # Until some release 5.x, masks are built from this index of physical columns, which the text
+        # model would otherwise derive from the logical length.
+        self._reads_cache_position = "cache_position" in inspect.signature(self.text.forward).parameters
         self._handles: list[Any] = []
         self._taps: dict[str, FeatureTap] = {}
 
@@ -147,10 +150,10 @@ class Pruner:
     def _leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         _CALL.set(None)
 
-    def _saw_features(self, kind: Kind, output: Any) -> None:
+    def _saw_features(self, kind: Kind, output: Any, source: Source) -> None:
         state = self._call()
         if state is not None and state.request is not None:
-            state.request.saw(kind, output)
+            state.request.saw(kind, output, source)
 
     def _call(self) -> _Call | None:
         state = _CALL.get()
@@ -211,7 +214,7 @@ class Pruner:
         # Always an explicit mask: without one, gaps in positions are read as packed sequences.
         valid = torch.cat([past.mask(mask), packing.valid], 1)
         new["attention_mask"] = valid
-        if kwargs.get("cache_position") is not None:  # transformers < 5.2
+        if self._reads_cache_position:
             new["cache_position"] = torch.arange(past.physical, valid.shape[1], device=valid.device)
 
         shift = past.shift + gone[:, -1] if self.positions == "compact" else past.shift
@@ -240,7 +243,7 @@ class Pruner:
         mask = padding_mask(kwargs.get("attention_mask"), cache, batch, length)
         if mask is not None or layout.padded:
             new["attention_mask"] = layout.mask(mask, past.physical + length)
-        if kwargs.get("cache_position") is not None:
+        if self._reads_cache_position:
             new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
         return new
 

@@ -66,13 +66,12 @@ class Request:
         request = cls(base, family, {kind: _placeholders(base, kind, call) for kind in fed})
         for kind in fed:
             if encoded.get(kind) is not None:
-                request.saw(kind, encoded[kind])
+                request.saw(kind, encoded[kind], getattr(encoded[kind], _SOURCE, None))
         return request
 
-    def saw(self, kind: Kind, output: Any) -> None:
-        """Note the encoder output that fills the placeholders of a kind."""
+    def saw(self, kind: Kind, output: Any, source: Source | None) -> None:
+        """Note the encoder output that fills the placeholders of a kind, and where it came from."""
         self.lengths[kind] = _feature_lengths(output)
-        source = getattr(output, _SOURCE, None)
         if source is not None:
             self.sources[kind] = source
 
@@ -165,7 +164,7 @@ class FeatureTap:
     calls its own features.
     """
 
-    def __init__(self, kind: Kind, original: Callable[..., Any], listener: Callable[[Kind, Any], None]):
+    def __init__(self, kind: Kind, original: Callable[..., Any], listener: Callable[[Kind, Any, Source], None]):
         functools.update_wrapper(self, original)  # generate() reads the signature
         self.kind, self.original, self.listener = kind, original, listener
 
@@ -173,7 +172,8 @@ class FeatureTap:
         output = self.original(*args, **kwargs)
         arguments = inspect.signature(self.original).bind_partial(*args, **kwargs).arguments
         arguments = {**arguments, **arguments.pop("kwargs", {})}
+        source = Source(len(_feature_lengths(output)), arguments)
         if not isinstance(output, (Tensor, list, tuple)):
-            setattr(output, _SOURCE, Source(len(_feature_lengths(output)), arguments))
-        self.listener(self.kind, output)
+            setattr(output, _SOURCE, source)
+        self.listener(self.kind, output, source)
         return output

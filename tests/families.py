@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import transformers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -28,6 +29,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END, EOS = 99, 90, 91, 92, 93, 2
 TEXT = dict(
     hidden_size=32,
@@ -107,8 +109,10 @@ _QWEN_IDS = dict(
 
 
 def _qwen_text(section):
-    rope = dict(rope_type="default", type="default", rope_theta=1e4, mrope_section=section)
-    return dict(**TEXT, rope_parameters=rope, rope_scaling=rope)
+    rope = dict(rope_type="default", mrope_section=section)
+    if TRANSFORMERS_4:
+        return dict(**TEXT, rope_theta=1e4, rope_scaling=rope)
+    return dict(**TEXT, rope_parameters=dict(**rope, rope_theta=1e4))
 
 
 def qwen2_vl():
@@ -271,7 +275,7 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
     input_ids = torch.tensor([[0] * (length - len(s)) + s for s in ids])
     mask = torch.tensor([[0] * (length - len(s)) + [1] * len(s) for s in ids])
     inputs = dict(input_ids=input_ids, attention_mask=mask, **pixels)
-    if name.startswith("qwen"):
+    if name.startswith("qwen") and not TRANSFORMERS_4:
         inputs["mm_token_type_ids"] = (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()
     return Batch(inputs, visuals)
 

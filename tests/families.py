@@ -30,6 +30,8 @@ from transformers import (
 )
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+# generate() encodes pictures before it calls the model, and Qwen-VL wants token types
+ENCODES_FIRST = hasattr(transformers.GenerationMixin, "_expand_multimodal_outputs")
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END, EOS = 99, 90, 91, 92, 93, 2
 TEXT = dict(
     hidden_size=32,
@@ -275,7 +277,7 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
     input_ids = torch.tensor([[0] * (length - len(s)) + s for s in ids])
     mask = torch.tensor([[0] * (length - len(s)) + [1] * len(s) for s in ids])
     inputs = dict(input_ids=input_ids, attention_mask=mask, **pixels)
-    if name.startswith("qwen") and not TRANSFORMERS_4:
+    if name.startswith("qwen") and ENCODES_FIRST:
         inputs["mm_token_type_ids"] = (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()
     return Batch(inputs, visuals)
 

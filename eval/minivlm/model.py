@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessor,
@@ -123,8 +126,26 @@ def save(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
         max_new_tokens=8,
         do_sample=False,
     )
+    folder = Path(folder)
     model.half().save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    processor = build_processor()
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # transformers 4 looks for it beside the processor
+    _use_hub_names(folder)
+
+
+def _use_hub_names(folder: Path) -> None:
+    """Name weights and tokenizer class as hub checkpoints do, which every supported transformers reads."""
+    weights = folder / "model.safetensors"
+    tensors = {
+        re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(tensors, weights, metadata={"format": "pt"})
+    config = folder / "tokenizer_config.json"
+    settings = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings["additional_special_tokens"] = settings.pop("extra_special_tokens", ["<image>"])
+    config.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def prompt(question: str) -> list[dict[str, Any]]:

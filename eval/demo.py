@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..api import pruning, pruning_report
+from ..api import Positions, pruning, pruning_report
 from ..patches import Record
 from ..policies import Policy, make_policy
 from . import minivlm
@@ -42,6 +43,7 @@ class Setting:
 
     policy: Policy | None = None
     keep: float | int = 1.0
+    positions: Positions = "original"
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class Setting:
         policy = self.policy
         if hasattr(policy, "seed"):  # another draw for each batch
             policy = dataclasses.replace(policy, seed=policy.seed + batch)  # type: ignore[call-arg]
-        return pruning(model, policy, self.keep)
+        return pruning(model, policy, self.keep, positions=self.positions)
 
 
 @dataclass
@@ -122,22 +124,26 @@ def figures(samples: list[Sample], setting: Setting, answers: Answers, prefill: 
 
 
 def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> None:
-    table = Table(title=f"{samples} held-out questions, exact match in %")
-    table.add_column("policy")
+    table = Table(
+        title=f"{samples} held-out questions: exact match in %",
+        caption="kept: visual tokens, KiB: KV cache of a question, ms: prefill",
+        box=box.SIMPLE_HEAD,
+        padding=0,  # fits 80 columns
+    )
+    table.add_column("", no_wrap=True)
     types = list(rows[0]["exact_match"])
-    for name in ("keep", "tokens", "KV cache", "prefill", "ratio", *types):
+    for name in ("keep", "kept", "KiB", "ms", "ratio", *types):
         table.add_column(name, justify="right", no_wrap=True)
     best = max((r["exact_match"]["all"] for r in rows[1:]), default=None)
     for row in rows:
-        scores = [f"{100 * row['exact_match'][t]:.1f}" for t in types]
         table.add_row(
             row["policy"],
             str(row["keep"]) if row["policy"] != "full" else "",
             f"{row['visual_tokens']:.0f}",
-            f"{row['kv_cache_bytes'] / 1024:.0f} KiB",
-            f"{row['prefill_ms']:.1f} ms",
+            f"{row['kv_cache_bytes'] / 1024:.0f}",
+            f"{row['prefill_ms']:.1f}",
             f"{row['prefill_ratio']:.2f}",
-            *scores,
+            *(f"{100 * row['exact_match'][t]:.0f}" for t in types),
             style="bold" if row is rows[0] else "green" if row["exact_match"]["all"] == best else None,
         )
     console.print(table)
@@ -184,7 +190,7 @@ def draw(path: Path, samples: list[Sample], results: list[tuple[Setting, Answers
         kept = "all" if setting.policy is None else f"{answers.records[chosen[0]].n_after} of"  # type: ignore[union-attr]
         row[0].set_ylabel(f"{setting.name}\n{kept} {GRID * GRID} visual tokens", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=75)
     plt.close(figure)
 
 
@@ -196,11 +202,17 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 
 def run(
-    policies: list[str], keeps: list[float | int], n_samples: int, out: Path, json_path: Path | None, console: Console
+    policies: list[str],
+    keeps: list[float | int],
+    positions: Positions,
+    n_samples: int,
+    out: Path,
+    json_path: Path | None,
+    console: Console,
 ) -> list[dict[str, Any]]:
     """The whole demo; returns the rows of its table, the full model first."""
     model, processor = minivlm.load()
-    settings = [Setting()] + [Setting(make_policy(p), k) for p in policies for k in keeps]
+    settings = [Setting()] + [Setting(make_policy(p), k, positions) for p in policies for k in keeps]
     samples = held_out(n_samples)
     with _progress(console) as progress:
         asking = progress.add_task("asking", total=len(settings) * len(samples))
@@ -233,6 +245,7 @@ def run(
     console.print(f"Picture: {out}")
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({"machine": machine, "samples": len(samples), "rows": rows}, indent=1) + "\n")
+        figures_file = {"machine": machine, "samples": len(samples), "positions": positions, "rows": rows}
+        json_path.write_text(json.dumps(figures_file, indent=1) + "\n")
         console.print(f"Figures: {json_path}")
     return rows

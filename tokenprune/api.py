@@ -17,6 +17,8 @@ from .policies import Policy, make_policy, registry
 M = TypeVar("M", bound=nn.Module)
 PolicyLike = str | Policy | Sequence[str | Policy]
 
+Positions = Literal["original", "compact"]
+
 _PROVIDED = {"text"}  # what a policy may ask for, of `Policy.needs`
 
 
@@ -25,7 +27,7 @@ def apply_pruning(
     policy: PolicyLike,
     keep: float | int | None = None,
     *,
-    positions: Literal["original", "compact"] | None = None,
+    positions: Positions | None = None,
     **options: Any,
 ) -> M:
     """Make a vision-language model drop visual tokens before its language model.
@@ -97,7 +99,7 @@ def pruning(
     policy: PolicyLike,
     keep: float | int | None = None,
     *,
-    positions: Literal["original", "compact"] | None = None,
+    positions: Positions | None = None,
     **options: Any,
 ) -> Iterator[M]:
     """`apply_pruning` for a `with` block; afterwards the model is as it was, pruned or not."""

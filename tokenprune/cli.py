@@ -51,7 +51,7 @@ def _demo(args: argparse.Namespace) -> None:
 
     transformers.utils.logging.set_verbosity_error()  # its notes on optional packages would bury the table
     transformers.utils.logging.disable_progress_bar()
-    demo.run(args.policy, args.keep, args.samples, args.out, args.json, Console())
+    demo.run(args.policy, args.keep, args.positions, args.samples, args.out, args.json, Console())
 
 
 def _list_policies(args: argparse.Namespace) -> None:
@@ -94,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
         default="0.5,0.25,0.1",
         metavar="K,K",
         help="ratios in (0, 1], or whole numbers of tokens",
+    )
+    demo.add_argument(
+        "--positions",
+        choices=("original", "compact"),
+        default="original",
+        help="position ids of surviving tokens: kept, or renumbered; this model reads places off them",
     )
     demo.add_argument("--samples", type=_count, default=600, metavar="N", help="held-out questions to ask")
     demo.add_argument(

@@ -203,13 +203,11 @@ class Pruner:
         mask, length = plan.mask, plan.keep.shape[1]
         keep = plan.keep if mask is None else plan.keep & mask[:, -length:]
         packing = Packing.of(keep)
-        gone = (~plan.keep).long().cumsum(1)
-
         new = {**kwargs, **self.family.extras(kwargs, keep, packing)}
         new["inputs_embeds"] = packing.take(plan.embeds)
-        positions = self._positions(kwargs, past, length)
+        positions, shift = self._positions(kwargs, past, length), past.shift
         if self.positions == "compact":
-            positions = (positions - gone - past.shift[:, None]).clamp(min=0)
+            positions, shift = self._renumber(positions, plan.keep, keep, past.shift)
         new["position_ids"] = packing.take_last(positions)
         # Always an explicit mask: without one, gaps in positions are read as packed sequences.
         valid = torch.cat([past.mask(mask), packing.valid], 1)
@@ -217,7 +215,6 @@ class Pruner:
         if self._reads_cache_position:
             new["cache_position"] = torch.arange(past.physical, valid.shape[1], device=valid.device)
 
-        shift = past.shift + gone[:, -1] if self.positions == "compact" else past.shift
         columns = torch.cat([past.columns, past.logical + packing.index], 1)
         state.layout = Layout(columns, valid, past.logical + length, shift, weakref.ref(self.base))
         state.shrunk = True
@@ -246,6 +243,29 @@ class Pruner:
         if self._reads_cache_position:
             new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
         return new
+
+    def _renumber(self, positions: Tensor, stays: Tensor, keep: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Position ids without the gaps that dropped columns leave, and how far each row's end has moved.
+
+        On mRoPE a picture's tokens have coordinates, which no shift can close: kept columns are
+        counted instead, all axes alike, as if they were text.
+
+        Args:
+            positions: (..., B or 1, L), in the caller's numbering.
+            stays: (B, L) bool, False at pruned columns.
+            keep: (B, L) bool, False at pruned columns and at padding.
+            shift: (B,) how far the caller's numbering is ahead already.
+        """
+        if self.family.positions == "1d":
+            closed = positions - (~stays).long().cumsum(1) - shift[:, None]
+        else:
+            rank = keep.long().cumsum(1) - 1
+            first = keep.long().argmax(1, keepdim=True)
+            along = positions[-3] if positions.ndim == 3 else positions  # the temporal axis
+            start = along.expand_as(rank).gather(1, first) - shift[:, None]
+            closed = (start + rank).expand(*positions.shape[:-2], *rank.shape)
+        moved = (positions - closed)[..., -1]
+        return closed.clamp(min=0), moved.reshape(-1, len(keep))[-1]
 
     @staticmethod
     def _positions(kwargs: dict[str, Any], past: _Past, length: int) -> Tensor:

@@ -157,18 +157,17 @@ class Picture:
 @dataclass(frozen=True)
 class FamilyCase:
     build: Callable
-    positions: str
     sizes: tuple[tuple[int, int], ...]
     video: bool = False
 
 
 FAMILIES = {
-    "llava": FamilyCase(llava, "1d", ((24, 24),)),
-    "llava_next": FamilyCase(llava_next, "1d", ((40, 24), (20, 48), (48, 44))),
-    "llava_onevision": FamilyCase(llava_onevision, "1d", ((40, 24), (20, 48), (48, 44)), video=True),
-    "qwen2_vl": FamilyCase(qwen2_vl, "mrope", ((4, 6), (8, 4), (6, 6)), video=True),
-    "qwen2_5_vl": FamilyCase(qwen2_5_vl, "mrope", ((4, 6), (8, 4), (6, 6)), video=True),
-    "qwen3_vl": FamilyCase(qwen3_vl, "mrope", ((4, 6), (8, 4), (6, 6)), video=True),
+    "llava": FamilyCase(llava, ((24, 24),)),
+    "llava_next": FamilyCase(llava_next, ((40, 24), (20, 48), (48, 44))),
+    "llava_onevision": FamilyCase(llava_onevision, ((40, 24), (20, 48), (48, 44)), video=True),
+    "qwen2_vl": FamilyCase(qwen2_vl, ((4, 6), (8, 4), (6, 6)), video=True),
+    "qwen2_5_vl": FamilyCase(qwen2_5_vl, ((4, 6), (8, 4), (6, 6)), video=True),
+    "qwen3_vl": FamilyCase(qwen3_vl, ((4, 6), (8, 4), (6, 6)), video=True),
 }
 VIDEO_FAMILIES = [name for name, case in FAMILIES.items() if case.video]
 _MODELS: dict[str, torch.nn.Module] = {}

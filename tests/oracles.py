@@ -70,9 +70,10 @@ def keep_mask(batch, records) -> torch.Tensor:
     return keep
 
 
-def renumbered(positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Positions as if the dropped columns had never been there."""
-    return (positions - (~keep).long().cumsum(1)).clamp(min=0)
+def renumber(text: dict[str, Any], keep: torch.Tensor) -> None:
+    """Number what is left of each row 0, 1, 2 ..., on every axis alike."""
+    rank = ((keep & text["mask"]).cumsum(1) - 1).clamp(min=0)
+    text["positions"] = rank.expand_as(text["positions"]).clone()
 
 
 def _decode(model, text: dict[str, Any], steps: int) -> Run:
@@ -104,7 +105,7 @@ def masked(model, batch, keep, positions: str = "original", steps: int = STEPS) 
     text = text_inputs(model, batch.inputs)
     text["mask"] = text["mask"] & keep
     if positions == "compact":
-        text["positions"] = renumbered(text["positions"], keep)
+        renumber(text, keep)
     return _decode(model, text, steps)
 
 
@@ -112,7 +113,7 @@ def masked(model, batch, keep, positions: str = "original", steps: int = STEPS) 
 def native_short(model, batch, keep, positions: str = "original", steps: int = STEPS) -> Run:
     text = text_inputs(model, batch.inputs)
     if positions == "compact":
-        text["positions"] = renumbered(text["positions"], keep)
+        renumber(text, keep)
     keep = keep & text["mask"]
     runs = []
     for row in range(len(keep)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import nn
 
@@ -40,8 +40,9 @@ def apply_pruning(
         policy: a policy's name (see `list_policies`) or a `Policy` instance.
         keep: what stays of each visual input: a ratio in (0, 1], or a number of tokens >= 1. A video
             is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on Qwen-VL).
-        positions: `"original"`: surviving tokens keep their position ids; `"compact"`: renumbered
-            without gaps (1-D RoPE models only). None: compact on 1-D RoPE, original on mRoPE.
+        positions: `"original"`: surviving tokens keep their position ids; `"compact"`: they are
+            renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates).
+            None: compact on 1-D RoPE, original on mRoPE.
         **options: hyper-parameters of a policy given by name.
 
     Returns:
@@ -56,11 +57,10 @@ def apply_pruning(
     model_type = cast(Any, model).config.model_type
     chosen = _single(policy, options)
     budget = Budget(family.default_keep if keep is None else keep)
-    accepted = ("original", "compact") if family.positions == "1d" else ("original",)
-    if positions is not None and positions not in accepted:
+    if positions not in (None, *get_args(Positions)):
         raise ValueError(
-            f"positions={positions!r} is not possible on model type {model_type!r}; accepted: "
-            f"{', '.join(map(repr, accepted))} or None (family default)"
+            f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}, "
+            "or None (family default)"
         )
     missing = chosen.needs - _PROVIDED
     if missing:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..sequence import Packing
 from ..visual import Grid
-
-Kind = Literal["image", "video"]
+from .encoder import Encoder, Kind
 
 
 class UnsupportedModelError(ValueError):
@@ -55,6 +54,7 @@ class Family:
             place among them.
         extras: new values of further arguments of the text model that are aligned with the sequence,
             `extras(kwargs, keep, packing)`.
+        encoder: facts about the vision encoder, for policies that listen to it.
     """
 
     model_types: tuple[str, ...]
@@ -64,6 +64,7 @@ class Family:
     kinds: tuple[Kind, ...] = ("image",)
     shape: Callable[[Any, Kind, int, Mapping[str, Any], int], VisualShape] = unknown_shape
     extras: Callable[[dict[str, Any], Tensor, Packing], dict[str, Any]] = no_extras
+    encoder: Encoder | None = None
 
     @property
     def default_positions(self) -> Literal["original", "compact"]:

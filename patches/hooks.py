@@ -19,6 +19,7 @@ from ..policies.base import Policy, select
 from ..sequence import Packing
 from ..visual import Grid, VisualTokens
 from .base import Family, Kind, base_of
+from .encoder import EncoderListener
 from .masks import padding_mask
 from .request import FeatureTap, Request, Source, VisualInput
 
@@ -90,6 +91,8 @@ class Pruner:
         # Until some release 5.x, masks are built from this index of physical columns, which the text
         # model would otherwise derive from the logical length.
         self._reads_cache_position = "cache_position" in inspect.signature(self.text.forward).parameters
+        spec = policy.encoder()
+        self._encoder = EncoderListener(self.base, family.encoder, spec) if spec and family.encoder else None
         self._handles: list[Any] = []
         self._taps: dict[str, FeatureTap] = {}
 
@@ -101,9 +104,11 @@ class Pruner:
         self._hook(self.text, self._enter_text, self._leave_text)
         for layer in self.text.layers:
             self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
+        if self._encoder is not None:
+            self._encoder.attach()
         for kind in self.family.kinds:
             name = f"get_{kind}_features"
-            self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features)
+            self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features, self._encoder)
             setattr(self.base, name, self._taps[name])
         setattr(self.base, STATE_ATTRIBUTE, self)
 
@@ -112,6 +117,8 @@ class Pruner:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._encoder is not None:
+            self._encoder.detach()
         for name, tap in self._taps.items():
             if self.base.__dict__.get(name) is tap:
                 delattr(self.base, name)
@@ -344,6 +351,7 @@ class _Plan:
                 kind=visual.kind,
                 index=index,
                 text=text,
+                **self._encoder_values(visual, len(places)),
             )
             chosen = select(self.pruner.policy, tokens, n_keep - len(extra))
             kept = places[chosen.indices]
@@ -362,7 +370,7 @@ class _Plan:
                 visual=i,
                 kind=visual.kind,
                 n_before=n,
-                n_after=n_keep,
+                n_after=len(indices),
                 indices=indices,
                 grid=grids[0] if grids is not None and len(grids) == 1 else None,
                 grids=grids,
@@ -370,6 +378,28 @@ class _Plan:
                 select_ms=(time.perf_counter() - started) * 1e3,
             )
         )
+
+    def _encoder_values(self, visual: VisualInput, n: int) -> dict[str, Any]:
+        """Fields of `VisualTokens` that come from the vision encoder."""
+        if self.pruner.policy.encoder() is None:
+            return {}
+        if visual.heard is None:
+            raise ValueError(
+                f"policy {self.pruner.policy.name!r} reads the vision encoder, but these features were computed "
+                "without it listening; pass pixel values, or compute the features with pruning applied"
+            )
+        heard, place = visual.heard
+        values: dict[str, Any] = {}
+        for name in ("attention", "keys", "features"):
+            of_inputs = getattr(heard, name)
+            if of_inputs is not None:
+                values[f"encoder_{name}"] = of_inputs[place]
+                if len(of_inputs[place]) != n:
+                    raise ValueError(f"the encoder gave {len(of_inputs[place])} {name} for {n} visual tokens")
+        if "encoder_features" in values:
+            encoder = self.pruner.family.encoder
+            values["project"] = self.pruner.base.get_submodule(encoder.projector)  # type: ignore[union-attr, arg-type]
+        return values
 
     def _replace(self, row: int, columns: Tensor, features: Tensor) -> None:
         if not self._replaced:

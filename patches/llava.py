@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from ..visual import Grid
 from .base import Family, Kind, VisualShape, register_family
+from .encoder import Encoder
 
 
 def tile_grid(config: Any) -> Grid:
@@ -21,4 +24,27 @@ def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: in
     return VisualShape((grid,) if grid[1] * grid[2] == length else None)
 
 
-FAMILY = register_family(Family(model_types=("llava",), shape=shape))
+def vision_layers(base: Any) -> Any:
+    """Layers of a CLIP or SigLIP tower; transformers 4 wraps them once more."""
+    tower = base.vision_tower
+    return getattr(tower, "vision_model", tower).encoder.layers
+
+
+def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
+    layers, i = vision_layers(base), base.config.vision_feature_layer
+    if layer == "last":
+        return layers[-1].self_attn
+    i = i if isinstance(i, int) else i[-1]
+    return layers[i if i < 0 else i - 1].self_attn  # hidden states count the embeddings as 0
+
+
+def has_cls(base: Any) -> bool:
+    return base.config.vision_feature_select_strategy == "default"  # whose one effect is to drop it
+
+
+def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
+    return list(values)
+
+
+ENCODER = Encoder(vision_attention, has_cls, regroup, projector="multi_modal_projector")
+FAMILY = register_family(Family(model_types=("llava",), shape=shape, encoder=ENCODER))

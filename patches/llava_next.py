@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
+from . import llava
 from .base import Family, Kind, VisualShape, register_family
 from .llava import tile_grid
 
@@ -41,4 +45,38 @@ def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: in
     return anyres_shape(config, length, None if sizes is None else mosaic_shape(config, sizes[i]))
 
 
-FAMILY = register_family(Family(model_types=("llava_next",), shape=shape))
+def regroup_tiles(
+    base: Any, tiles: Tensor, length: int, image_size: Any, scaled: tuple[int, int] | None = None
+) -> tuple[Tensor, int]:
+    """Values of one image in the order of its candidates, (N, C), and how many tiles they took.
+
+    Args:
+        tiles: (tiles left, tile tokens, C), this image's first.
+        length: placeholders of the image.
+        image_size: (height, width) in pixels.
+        scaled: (H, W) the model scales the mosaic to, if it does.
+    """
+    _, h, w = tile_grid(base.config)
+    if length == h * w + 1:
+        return tiles[0], 1
+    rows, columns = get_anyres_image_grid_shape(
+        image_size, base.config.image_grid_pinpoints, base.config.vision_config.image_size
+    )
+    mosaic = tiles[1 : 1 + rows * columns].view(rows, columns, h, w, -1).permute(4, 0, 2, 1, 3)
+    mosaic = unpad_image(mosaic.flatten(1, 2).flatten(2, 3), image_size)
+    if scaled is not None and mosaic.shape[1:] != scaled:
+        mosaic = F.interpolate(mosaic[None], scaled, mode="bilinear")[0]
+    return torch.cat([tiles[0], mosaic.flatten(1).T]), 1 + rows * columns
+
+
+def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
+    out = []
+    for length, size in zip(lengths, inputs["image_sizes"], strict=True):
+        value, used = regroup_tiles(base, values, length, size)
+        out.append(value)
+        values = values[used:]
+    return out
+
+
+ENCODER = replace(llava.ENCODER, regroup=regroup)
+FAMILY = register_family(Family(model_types=("llava_next",), shape=shape, encoder=ENCODER))

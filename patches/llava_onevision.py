@@ -4,28 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import llava
 from .base import Family, Kind, VisualShape, register_family
 from .llava import tile_grid
-from .llava_next import anyres_shape, mosaic_shape
+from .llava_next import anyres_shape, mosaic_shape, regroup_tiles
+
+
+def _mosaic(config: Any, image_size: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """(H, W) of the crops; the model scales a mosaic beyond the patch limit down to it."""
+    height, width = mosaic_shape(config, image_size)
+    limit = inputs.get("vision_aspect_ratio") or config.vision_aspect_ratio
+    ratio = math.sqrt(height * width / (int(limit.rpartition("_")[2]) * tile_grid(config)[1] ** 2))
+    return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
+
+
+def _pooled(config: Any) -> tuple[int, int]:
+    """(H, W) of a video frame, which the model pools 2 x 2."""
+    _, h, w = tile_grid(config)
+    return math.ceil(h / 2), math.ceil(w / 2)
 
 
 def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
-    _, h, w = tile_grid(config)
-    if kind == "video":  # frames are pooled 2 x 2; one newline closes the video
-        grid = ((length - 1) // (math.ceil(h / 2) * math.ceil(w / 2)), math.ceil(h / 2), math.ceil(w / 2))
+    if kind == "video":  # one newline closes the video
+        h, w = _pooled(config)
+        grid = ((length - 1) // (h * w), h, w)
         return VisualShape((grid,), (length - 1,)) if math.prod(grid) == length - 1 else VisualShape()
     sizes = inputs.get("image_sizes")
-    if sizes is None:
-        return anyres_shape(config, length, None)
-    height, width = mosaic_shape(config, sizes[i])
-    # A mosaic beyond the patch limit is scaled down to it by the model.
-    limit = inputs.get("vision_aspect_ratio") or config.vision_aspect_ratio
-    ratio = math.sqrt(height * width / (int(limit.rpartition("_")[2]) * h**2))
-    if ratio > 1.1:
-        height, width = int(height // ratio), int(width // ratio)
-    return anyres_shape(config, length, (height, width))
+    return anyres_shape(config, length, None if sizes is None else _mosaic(config, sizes[i], inputs))
 
 
-FAMILY = register_family(Family(model_types=("llava_onevision",), kinds=("image", "video"), shape=shape))
+def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
+    if kind == "video":
+        _, h, w = tile_grid(base.config)
+        frames = values.mT.unflatten(-1, (h, w))
+        frames = F.interpolate(frames, _pooled(base.config), mode="bilinear").flatten(2).mT
+        return list(frames.unflatten(0, (len(lengths), -1)).flatten(1, 2))
+    out = []
+    for length, size in zip(lengths, inputs["image_sizes"], strict=True):
+        value, used = regroup_tiles(base, values, length, size, _mosaic(base.config, size, inputs))
+        out.append(value)
+        values = values[used:]
+    return out
+
+
+# No projector: scaled mosaics and pooled frames have no token before it one-to-one.
+ENCODER = replace(llava.ENCODER, regroup=regroup, projector=None)
+FAMILY = register_family(
+    Family(model_types=("llava_onevision",), kinds=("image", "video"), shape=shape, encoder=ENCODER)
+)

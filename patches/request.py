@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +13,23 @@ import torch
 from torch import Tensor
 
 from .base import Family, Kind, VisualShape
+from .encoder import EncoderListener, Heard
 
 _PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
 
 
+_TAPPED: ContextVar[bool] = ContextVar("tokenprune_tapped", default=False)
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where visual features came from: how many inputs, and the arguments of the feature function."""
+    """Where visual features came from: how many inputs, the arguments of the feature function, and what
+    a policy wanted to hear of the encoder meanwhile."""
 
     count: int
     arguments: Mapping[str, Any]
+    heard: Heard | None = None
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,15 @@ class VisualInput:
         columns: (N,) int64, ascending, in this call's sequence.
         kind: image or video.
         shape: its layout.
+        heard: what the encoder said, and which of its inputs this is; None if nobody listened, or
+            the features were computed before pruning was applied.
     """
 
     row: int
     columns: Tensor
     kind: Kind
     shape: VisualShape
+    heard: tuple[Heard, int] | None = None
 
 
 @dataclass
@@ -87,9 +97,11 @@ class Request:
             found = _split(mask, self.lengths.get(kind))
             places = _places(found, batch, self.sources.get(kind))
             for (row, columns), place in zip(found, places, strict=True):
-                arguments = self.sources[kind].arguments if kind in self.sources and place is not None else {}
+                source = self.sources.get(kind) if place is not None else None
+                arguments = {} if source is None else source.arguments
                 shape = self.family.shape(self.base.config, kind, len(columns), arguments, place or 0)
-                rows[row].append(VisualInput(row, columns, kind, shape))
+                heard = None if source is None or source.heard is None else (source.heard, place or 0)
+                rows[row].append(VisualInput(row, columns, kind, shape, heard))
         for row_inputs in rows:
             row_inputs.sort(key=lambda v: int(v.columns[0]))
         return rows
@@ -164,15 +176,35 @@ class FeatureTap:
     calls its own features.
     """
 
-    def __init__(self, kind: Kind, original: Callable[..., Any], listener: Callable[[Kind, Any, Source], None]):
+    def __init__(
+        self,
+        kind: Kind,
+        original: Callable[..., Any],
+        listener: Callable[[Kind, Any, Source], None],
+        encoder: EncoderListener | None = None,
+    ):
         functools.update_wrapper(self, original)  # generate() reads the signature
-        self.kind, self.original, self.listener = kind, original, listener
+        self.kind, self.original, self.listener, self.encoder = kind, original, listener, encoder
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.original(*args, **kwargs)
+        if _TAPPED.get():  # Qwen3-VL encodes videos through its image function: the outer call counts
+            return self.original(*args, **kwargs)
+        token = _TAPPED.set(True)
+        try:
+            return self._listen(*args, **kwargs)
+        finally:
+            _TAPPED.reset(token)
+
+    def _listen(self, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(self.original).bind_partial(*args, **kwargs).arguments
         arguments = {**arguments, **arguments.pop("kwargs", {})}
-        source = Source(len(_feature_lengths(output)), arguments)
+        heard = None
+        if self.encoder is None:
+            output = self.original(*args, **kwargs)
+        else:
+            output, notes = self.encoder.listen(lambda: self.original(*args, **kwargs))
+            heard = self.encoder.heard(notes, self.kind, _feature_lengths(output), arguments)
+        source = Source(len(_feature_lengths(output)), arguments, heard)
         if not isinstance(output, (Tensor, list, tuple)):
             setattr(output, _SOURCE, source)
         self.listener(self.kind, output, source)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tokenprune import pruning, pruning_report
+from tokenprune.policies import make_policy
 
 from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from .oracles import assert_same, check_against_oracles, generate, keep_mask, masked
@@ -18,9 +19,12 @@ MODES = list(itertools.product(FAMILIES, ("original", "compact")))
 @pytest.mark.parametrize(("family", "positions"), MODES)
 def test_images(family, positions, policy):
     batch = ragged_batch(family)
-    records = check_against_oracles(get_model(family), batch, policy, 0.3, positions, **POLICIES[policy])
+    name, options = POLICIES[policy]
+    records = check_against_oracles(get_model(family), batch, name, 0.3, positions, **options)
     assert [(r.sample, r.visual) for r in records] == [(0, 0), (1, 0), (1, 1), (2, 0)]
-    assert all(r.n_after == max(1, round(0.3 * r.n_before)) for r in records)
+    if make_policy(name, **options).exact:
+        assert all(r.n_after == max(1, round(0.3 * r.n_before)) for r in records)
+    assert all(0 < r.n_after < 0.6 * r.n_before for r in records)
     assert all(r.grids is not None for r in records)
 
 
@@ -28,7 +32,8 @@ def test_images(family, positions, policy):
 @pytest.mark.parametrize(("family", "positions"), [m for m in MODES if m[0] in VIDEO_FAMILIES])
 def test_videos(family, positions, policy):
     batch = ragged_batch(family, video=True)
-    records = check_against_oracles(get_model(family), batch, policy, 0.4, positions, **POLICIES[policy])
+    name, options = POLICIES[policy]
+    records = check_against_oracles(get_model(family), batch, name, 0.4, positions, **options)
     assert [r.kind for r in records] == ["video", "image", "video", "video"]
     assert all(r.grid[0] == 2 for r in records if r.kind == "video")
 

@@ -325,3 +325,16 @@ def test_layout_follows_the_rows_of_its_cache(positions):
         cache.reset()
         assert layout_of(cache) is None
         assert cache.get_seq_length() == physical_length(cache)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].video])
+def test_plain_forward_of_images_and_videos(family):
+    """Features are matched to their own placeholders when the model encodes inside forward()."""
+    model, batch = get_model(family), ragged_batch(family, video=True)
+    with torch.no_grad(), pruning(model, "grid", 0.3):
+        model(**batch.inputs)
+        plain = pruning_report(model)
+        generate(model, batch.inputs, steps=1)
+        encoded_first = pruning_report(model)
+    assert [(r.kind, r.indices, r.grids) for r in plain] == [(r.kind, r.indices, r.grids) for r in encoded_first]
+    assert all(r.grids for r in plain)

@@ -62,7 +62,7 @@ def apply_pruning(
             f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}, "
             "or None (family default)"
         )
-    missing = chosen.needs - _PROVIDED
+    missing = chosen.needs - _PROVIDED - ({"encoder_attention"} if family.encoder is not None else set())
     if missing:
         raise ValueError(
             f"policy {chosen!r} needs {', '.join(sorted(missing))}, which is not available on model type {model_type!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,29 @@ from torch import Tensor
 
 #: (T, H, W) of a raster of visual tokens, T-major, then row by row.
 Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What a policy wants to know of the vision encoder.
+
+    Attributes:
+        layer: whose attention: `"feature"`, the one whose output becomes the features, or `"last"`.
+        rows: whose attention: of `"cls"`, or `"received"` from every token.
+        cls_query: with `"received"`: whether the CLS token is among the givers.
+        joined_heads: one softmax over full-width queries and keys instead of the mean over heads.
+        without_cls: what takes the place of `"cls"` on encoders that have none; None: nothing.
+        keys: also give the layer's keys.
+        features: also give the tokens before the projector.
+    """
+
+    layer: Literal["feature", "last"] = "feature"
+    rows: Literal["cls", "received"] | None = "received"
+    cls_query: bool = True
+    joined_heads: bool = False
+    without_cls: Literal["received"] | None = "received"
+    keys: bool = False
+    features: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,8 +51,10 @@ class VisualTokens:
             budget is spread over frames.
         text: (L, D) input embeddings of the row's text, for policies that declare `"text"`.
         encoder_features: (N, D_v) tokens before the projector, where they exist one-to-one.
-        encoder_attention: (N,) float32 saliency from the vision encoder, for policies that declare
-            `"encoder_attention"`.
+        encoder_attention: (N,) float32 saliency from the vision encoder, for policies whose `encoder`
+            asks for it. None where it asks for CLS attention alone and there is no CLS.
+        encoder_keys: (N, H * d) keys of that layer, if asked for.
+        project: the projector, (K, D_v) -> (K, D), where `encoder_features` are given.
     """
 
     features: Tensor
@@ -38,6 +64,8 @@ class VisualTokens:
     text: Tensor | None = None
     encoder_features: Tensor | None = None
     encoder_attention: Tensor | None = None
+    encoder_keys: Tensor | None = None
+    project: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -65,6 +93,8 @@ class VisualTokens:
                 text=self.text,
                 encoder_features=part(self.encoder_features, i),
                 encoder_attention=part(self.encoder_attention, i),
+                encoder_keys=part(self.encoder_keys, i),
+                project=self.project,
             )
             for i in range(t)
         ]
@@ -82,11 +112,13 @@ class Selection:
     indices: Tensor
     features: Tensor | None = None
 
-    def check(self, n: int, n_keep: int, policy: str) -> None:
-        """Raise `ValueError` unless this is a valid choice of `n_keep` out of `n` tokens."""
+    def check(self, n: int, n_keep: int | None, policy: str) -> None:
+        """Raise `ValueError` unless this is a valid choice of `n_keep` (None: any number) out of `n` tokens."""
         indices = self.indices
         if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
             raise ValueError(f"policy {policy!r} must return 1-D int64 indices, got {indices!r}")
+        if n_keep is None:
+            n_keep = max(1, len(indices))
         if len(indices) != n_keep:
             raise ValueError(f"policy {policy!r} kept {len(indices)} of {n} visual tokens, asked for {n_keep}")
         in_range = (indices >= 0) & (indices < n)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+@torch.no_grad()
 def max_min_select(features: Tensor, k: int, first: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """Greedy max-min diversity (farthest point) on cosine distance.
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 
 from ..budget import spread
-from ..visual import Selection, VisualTokens
+from ..visual import EncoderSpec, Selection, VisualTokens
 
 ENTRY_POINT_GROUP = "tokenprune.policies"
 
@@ -27,7 +27,11 @@ class Policy:
     Class attributes:
         name: set by `register`.
         stage: where the policy acts; `"vision"` is between projector and language model.
-        needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"`.
+        needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"` (which
+            `encoder` spells out).
+        exact: whether it keeps exactly the number it is asked for. Policies that keep whole rows or
+            whole grids do not; their count is in the report.
+        adaptive: whether it finds a number by itself when no budget is given.
         per_frame: whether a video's budget is spread over its frames, each selected on its own;
             otherwise `select` sees all frames of a video at once.
         paper: where the method comes from.
@@ -37,7 +41,16 @@ class Policy:
     stage: ClassVar[Literal["vision"]] = "vision"
     needs: ClassVar[frozenset[str]] = frozenset()
     per_frame: ClassVar[bool] = True
+    adaptive: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    def encoder(self) -> EncoderSpec | None:
+        """What it wants to know of the vision encoder; None: nothing."""
+        return None
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         """Choose `n_keep` of the N tokens.
@@ -62,7 +75,7 @@ def select(policy: Policy, tokens: VisualTokens, n_keep: int) -> Selection:
             chosen = Selection(torch.arange(k, device=frame.features.device))
         elif k:
             chosen = policy.select(frame, k)
-            chosen.check(len(frame), k, name)
+            chosen.check(len(frame), k if policy.exact else None, name)
         if k:
             replaced = replaced or chosen.features is not None
             kept = chosen.features if chosen.features is not None else frame.features[chosen.indices]

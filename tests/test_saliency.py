@@ -1,0 +1,217 @@
+"""What is heard of the vision encoder equals its eager attention weights, wherever tokens end up."""
+
+import pytest
+import torch
+from tokenprune.patches.qwen2_vl import _window_order
+
+from tokenprune import Policy, Selection, pruning
+from tokenprune.ops import attention_received
+from tokenprune.visual import EncoderSpec
+
+from .families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from .oracles import generate
+
+
+class Ear(Policy):
+    """Notes what it is given; keeps the first tokens."""
+
+    per_frame = False
+
+    def __init__(self, spec):
+        self.spec, self.seen = spec, []
+
+    def encoder(self):
+        return self.spec
+
+    def select(self, tokens, n_keep):
+        self.seen.append(tokens)
+        return Selection(torch.arange(n_keep))
+
+
+def hear(family, spec, video=False):
+    ear = Ear(spec)
+    with pruning(get_model(family), ear, 0.5):
+        generate(get_model(family), ragged_batch(family, video).inputs, steps=1)
+    return ear.seen
+
+
+@torch.no_grad()
+def eager_maps(family, inputs, layer):
+    """Softmax attention of a tower's layer, computed by the model's own eager code."""
+    model = get_model(family)
+    tower = model.model.visual if family.startswith("qwen") else model.model.vision_tower
+    blocks = tower.blocks if family.startswith("qwen") else getattr(tower, "vision_model", tower).encoder.layers
+    module = blocks[layer].attn if family.startswith("qwen") else blocks[layer].self_attn
+    import sys
+
+    source, maps = sys.modules[type(module).__module__], []
+    original = source.eager_attention_forward
+
+    def spy(mod, *args, **kwargs):
+        out, weights = original(mod, *args, **kwargs)
+        if mod is module:
+            maps.append(weights)
+        return out, weights
+
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    source.eager_attention_forward = spy
+    try:
+        generate(model, inputs, steps=1)
+    finally:
+        source.eager_attention_forward = original
+        tower.set_attn_implementation(before)
+    return maps
+
+
+@pytest.mark.parametrize("rows", ["cls", "received", "patches"])
+def test_clip(rows):
+    spec = EncoderSpec("feature", "cls" if rows == "cls" else "received", cls_query=rows != "patches")
+    seen = hear("llava", spec)
+    weights = eager_maps("llava", ragged_batch("llava").inputs, -2)[0].mean(1)
+    expected = {"cls": weights[:, 0, 1:], "received": weights.mean(1)[:, 1:], "patches": weights[:, 1:].mean(1)[:, 1:]}
+    assert len(seen) == len(weights) == 4
+    for tokens, row in zip(seen, expected[rows], strict=True):
+        torch.testing.assert_close(tokens.encoder_attention, row, rtol=0, atol=1e-6)
+
+
+def test_clip_last_layer_joined_heads_keys_and_features():
+    spec = EncoderSpec("last", "cls", joined_heads=True, keys=True, features=True)
+    seen = hear("llava", spec)
+    model, inputs = get_model("llava"), ragged_batch("llava").inputs
+    tower = model.model.vision_tower
+    layer = getattr(tower, "vision_model", tower).encoder.layers[-1]
+    with torch.no_grad():
+        states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+        normed = layer.layer_norm1(states[-2])
+        q, k = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
+        attention = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[:, 0, 1:]
+    for i, tokens in enumerate(seen):
+        torch.testing.assert_close(tokens.encoder_attention, attention[i], rtol=0, atol=1e-9)
+        torch.testing.assert_close(tokens.encoder_keys, k[i, 1:], rtol=0, atol=1e-9)
+        torch.testing.assert_close(tokens.encoder_features, states[-2][i, 1:], rtol=0, atol=1e-9)
+        torch.testing.assert_close(tokens.project(tokens.encoder_features), tokens.features, rtol=0, atol=1e-9)
+
+
+def test_crops_are_mapped_to_packed_places():
+    """Features before the projector land beside the very tokens they became, newlines left out."""
+    for tokens in hear("llava_next", EncoderSpec(features=True)):
+        torch.testing.assert_close(tokens.project(tokens.encoder_features), tokens.features, rtol=0, atol=1e-9)
+        assert tokens.encoder_attention.shape == (len(tokens),)
+
+
+def test_siglip_and_its_pooled_videos():
+    weights = eager_maps("llava_onevision", ragged_batch("llava_onevision", video=True).inputs, -1)
+    seen = {t.kind: t for t in hear("llava_onevision", EncoderSpec(), video=True)}
+    frames = weights[-1].mean(1).mean(1)  # three videos of two frames
+    pooled = torch.nn.functional.interpolate(frames.view(-1, 1, 6, 6), (3, 3), mode="bilinear").flatten(1)
+    torch.testing.assert_close(seen["video"].encoder_attention, pooled[-2:].flatten(), rtol=0, atol=1e-6)
+    thumbnail = weights[0].mean(1).mean(1)[0]
+    torch.testing.assert_close(seen["image"].encoder_attention[:36], thumbnail, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("layer", ["feature", "last"])
+def test_qwen(family, layer):
+    """Chunks are joined, groups of patches averaged, windows undone."""
+    model, inputs = get_model(family), ragged_batch(family).inputs
+    seen = hear(family, EncoderSpec(layer))
+    received = torch.cat([w[0].mean(0).mean(0) for w in eager_maps(family, inputs, -1)])
+    merged = received.view(-1, 4).mean(1)
+    if family == "qwen2_5_vl":
+        merged = merged[_window_order(model.model.visual, inputs["image_grid_thw"]).argsort()]
+    for tokens, expected in zip(seen, merged.split([len(t) for t in seen]), strict=True):
+        torch.testing.assert_close(tokens.encoder_attention, expected, rtol=0, atol=1e-6)
+
+
+def test_windows_are_undone_as_the_tower_undoes_them():
+    """A value that marks a patch in the tower's order comes back beside the token it is merged into."""
+    model, inputs = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl").inputs
+    from tokenprune.patches.qwen2_vl import regroup
+
+    seen = []
+    handle = model.model.visual.merger.register_forward_hook(lambda m, a, out: seen.append((a[0], out)))
+    with torch.no_grad():
+        out = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    handle.remove()
+    features = getattr(out, "pooler_output", out)
+    windowed = seen[0][1]  # merged tokens, still in window order
+    values = windowed.repeat_interleave(4, 0)[None]
+    again = regroup(
+        model.model, "image", values, [len(f) for f in features], dict(image_grid_thw=inputs["image_grid_thw"])
+    )
+    for a, b in zip(again, features, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_listening_changes_nothing(family):
+    model, batch = get_model(family), ragged_batch(family)
+    implementation = [getattr(m, "config", None) and m.config._attn_implementation for m in model.modules()]
+    before = generate(model, batch.inputs)
+    with pruning(model, "fopru", 1.0):
+        assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+        configs = {id(m.config): m.config._attn_implementation for m in model.modules() if hasattr(m, "config")}
+        assert sum("tokenprune" in name for name in configs.values()) == 1  # one module, not the model
+        assert "tokenprune" not in model.config._attn_implementation
+    assert implementation == [getattr(m, "config", None) and m.config._attn_implementation for m in model.modules()]
+
+
+@pytest.mark.parametrize("family", VIDEO_FAMILIES)
+def test_videos_are_heard(family):
+    for tokens in hear(family, EncoderSpec(), video=True):
+        assert tokens.encoder_attention.shape == (len(tokens),)
+
+
+def test_cls_alone_is_not_made_up():
+    (first, *_) = hear("qwen2_vl", EncoderSpec(rows="cls", without_cls=None))
+    assert first.encoder_attention is None
+
+
+@pytest.mark.skipif(not ENCODES_FIRST, reason="takes no encoded pictures")
+def test_features_computed_unheard_are_refused():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with torch.no_grad():
+        encoded = model.model.get_image_features(batch.inputs["pixel_values"], return_dict=True)
+    inputs = {k: v for k, v in batch.inputs.items() if k != "pixel_values"}
+    with pruning(model, "fopru", 0.3), pytest.raises(ValueError, match="without it listening"):
+        model(**inputs, mm_encoder_outputs={"image": encoded})
+    with pruning(model, "divprune", 0.3):
+        model(**inputs, mm_encoder_outputs={"image": encoded})
+
+
+def test_attention_received_by_definition():
+    q, k = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
+    full = (q @ k.repeat_interleave(2, 1).mT / 8**0.5).softmax(-1).mean(1)
+    torch.testing.assert_close(attention_received(q, k), full.mean(1))
+    torch.testing.assert_close(attention_received(q, k, rows=torch.tensor([6])), full[:, 6])
+    asked = torch.tensor([[1, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    some = attention_received(q, k, rows=asked)
+    torch.testing.assert_close(some[0], full[0, [0, 3]].mean(0))
+    assert (some[1] == 0).all()
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, :4] = False
+    masked = attention_received(q, k, mask=mask)
+    assert (masked[0, :4] == 0).all()
+    torch.testing.assert_close(masked[1], full[1].mean(0))
+    torch.testing.assert_close(attention_received(q.bfloat16(), k.bfloat16()), full.mean(1), rtol=0, atol=2e-2)
+    assert attention_received(q.bfloat16(), k.bfloat16()).dtype == torch.float32
+
+
+def test_memory_of_scoring_does_not_grow_with_the_square():
+    """Peak of allocated bytes at two sizes, as the profiler counts them."""
+
+    def peak(n):
+        q, k = torch.randn(1, 2, n, 8), torch.randn(1, 2, n, 8)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            attention_received(q, k)
+        live = most = 0
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            live += event.nbytes()
+            most = max(most, live)
+        return most
+
+    small, large = peak(3000), peak(12000)
+    assert small > 1e6  # the profiler saw the tiles
+    assert large < 2 * small  # a map would grow sixteenfold

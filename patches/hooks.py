@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,41 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import Budget
-from ..cache import STATE_ATTRIBUTE, Layout, adopt, layout_of, physical_length
-from ..policies.base import Policy, select
+from ..cache import STATE_ATTRIBUTE, Layout, adopt, layout_of
+from ..policies.base import Policy
 from ..sequence import Packing
-from ..visual import Grid, VisualTokens
 from .base import Family, Kind, base_of
 from .encoder import EncoderListener
 from .masks import padding_mask
-from .request import FeatureTap, Request, Source, VisualInput
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the last prefill did to one visual input.
-
-    Attributes:
-        sample: row in the batch.
-        visual: index among the row's visual inputs.
-        kind: `"image"` or `"video"`.
-        n_before: visual tokens of the input, newline tokens included.
-        n_after: visual tokens kept.
-        indices: the kept ones, ascending, within this input.
-        grid: (T, H, W) of its raster; None if it is made of several, or unknown.
-        grids: all its rasters in order, newline tokens left out; None if unknown.
-        select_ms: wall time of the policy on this input, milliseconds.
-    """
-
-    sample: int
-    visual: int
-    kind: Kind
-    n_before: int
-    n_after: int
-    indices: list[int]
-    grid: Grid | None
-    grids: tuple[Grid, ...] | None
-    select_ms: float
+from .past import Past
+from .plan import Plan, Record
+from .request import FeatureTap, Request, Source
 
 
 @dataclass
@@ -173,7 +146,7 @@ class Pruner:
         _CALL.set(state)
         embeds = kwargs.get("inputs_embeds")
         if state.request is not None and embeds is not None:
-            plan = _Plan(self, state.request, embeds, kwargs)
+            plan = Plan(self, state.request, embeds, kwargs)
             self.records = plan.records
             if not bool(plan.keep.all()):
                 return args, self._shrink(state, plan, kwargs)
@@ -203,10 +176,10 @@ class Pruner:
             return None
         return args, {**kwargs, "position_ids": None}
 
-    def _shrink(self, state: _Call, plan: _Plan, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _shrink(self, state: _Call, plan: Plan, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the text model without the columns that go."""
         cache = kwargs.get("past_key_values")
-        past = _Past.of(cache, len(plan.keep), plan.keep.device)
+        past = Past.of(cache, len(plan.keep), plan.keep.device)
         mask, length = plan.mask, plan.keep.shape[1]
         keep = plan.keep if mask is None else plan.keep & mask[:, -length:]
         packing = Packing.of(keep)
@@ -238,7 +211,7 @@ class Pruner:
         tokens = kwargs.get("inputs_embeds")
         tokens = kwargs["input_ids"] if tokens is None else tokens
         batch, length = tokens.shape[:2]
-        past = _Past.of(cache, batch, tokens.device)
+        past = Past.of(cache, batch, tokens.device)
         new = dict(kwargs)
         positions = self._positions(kwargs, past, length)
         if layout.shifted:
@@ -275,133 +248,9 @@ class Pruner:
         return closed.clamp(min=0), moved.reshape(-1, len(keep))[-1]
 
     @staticmethod
-    def _positions(kwargs: dict[str, Any], past: _Past, length: int) -> Tensor:
+    def _positions(kwargs: dict[str, Any], past: Past, length: int) -> Tensor:
         """Position ids in the caller's numbering, (..., B or 1, L)."""
         positions = kwargs.get("position_ids")
         if positions is not None:
             return positions[None] if positions.ndim == 1 else positions
         return past.logical + torch.arange(length, device=past.columns.device)[None]
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What a cache held before this call."""
-
-    layout: Layout | None
-    logical: int
-    physical: int
-    columns: Tensor  # (B, physical)
-    shift: Tensor  # (B,)
-
-    @classmethod
-    def of(cls, cache: Any, batch: int, device: torch.device) -> _Past:
-        layout = layout_of(cache)
-        logical = 0 if cache is None else int(cache.get_seq_length())
-        physical = physical_length(cache)
-        if layout is None:
-            columns = torch.arange(physical, device=device).expand(batch, -1)
-            return cls(None, logical, physical, columns, torch.zeros(batch, dtype=torch.int64, device=device))
-        decoded = torch.arange(layout.seen, logical, device=layout.columns.device).expand(batch, -1)
-        columns = torch.cat([layout.columns, decoded], 1).to(device)
-        return cls(layout, logical, physical, columns, layout.shift.to(device))
-
-    def mask(self, logical: Tensor | None) -> Tensor:
-        """Padding mask over the columns held, (B, physical) bool."""
-        if self.layout is not None:
-            return self.layout.mask(logical, self.physical).to(self.columns.device)
-        if logical is None:
-            return torch.ones_like(self.columns, dtype=torch.bool)
-        return logical[:, : self.physical].bool()
-
-
-class _Plan:
-    """The selection for one batch: which columns stay, with which features, and the report of it."""
-
-    def __init__(self, pruner: Pruner, request: Request, embeds: Tensor, kwargs: Mapping[str, Any]):
-        batch, length = embeds.shape[:2]
-        self.pruner, self.embeds = pruner, embeds
-        self.mask = padding_mask(kwargs.get("attention_mask"), kwargs.get("past_key_values"), batch, length)
-        self.keep = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
-        self.records: list[Record] = []
-        self._replaced = False
-        text = None
-        if "text" in pruner.policy.needs:
-            text = ~request.visual().to(embeds.device)
-            text = text if self.mask is None else text & self.mask[:, -length:]
-        for row in request.inputs():
-            index = 0
-            for i, visual in enumerate(row):
-                self._prune(visual, i, index, None if text is None else embeds[visual.row, text[visual.row]])
-                grid = visual.shape.grids[0] if visual.shape.grids else (1, 1, 1)
-                index += grid[0]
-
-    def _prune(self, visual: VisualInput, i: int, index: int, text: Tensor | None) -> None:
-        n, columns = len(visual.columns), visual.columns
-        n_keep = self.pruner.budget.count(n)
-        started = time.perf_counter()
-        if n_keep < n:
-            # Newline tokens leave first; they come back only if the budget exceeds the picture.
-            candidate = torch.ones(n, dtype=torch.bool, device=columns.device)
-            candidate[list(visual.shape.separators)] = False
-            places = candidate.nonzero()[:, 0]
-            extra = (~candidate).nonzero()[: max(0, n_keep - len(places)), 0]
-            tokens = VisualTokens(
-                features=self.embeds[visual.row, columns[places]],
-                grids=visual.shape.grids,
-                kind=visual.kind,
-                index=index,
-                text=text,
-                **self._encoder_values(visual, len(places)),
-            )
-            chosen = select(self.pruner.policy, tokens, n_keep - len(extra))
-            kept = places[chosen.indices]
-            if chosen.features is not None:
-                self._replace(visual.row, columns[kept], chosen.features)
-            stays = torch.zeros(n, dtype=torch.bool, device=columns.device)
-            stays[torch.cat([kept, extra])] = True
-            self.keep[visual.row, columns[~stays]] = False
-            indices = stays.nonzero()[:, 0].tolist()
-        else:
-            indices = list(range(n))
-        grids = visual.shape.grids
-        self.records.append(
-            Record(
-                sample=visual.row,
-                visual=i,
-                kind=visual.kind,
-                n_before=n,
-                n_after=len(indices),
-                indices=indices,
-                grid=grids[0] if grids is not None and len(grids) == 1 else None,
-                grids=grids,
-                # .tolist() above has waited for the device
-                select_ms=(time.perf_counter() - started) * 1e3,
-            )
-        )
-
-    def _encoder_values(self, visual: VisualInput, n: int) -> dict[str, Any]:
-        """Fields of `VisualTokens` that come from the vision encoder."""
-        if self.pruner.policy.encoder() is None:
-            return {}
-        if visual.heard is None:
-            raise ValueError(
-                f"policy {self.pruner.policy.name!r} reads the vision encoder, but these features were computed "
-                "without it listening; pass pixel values, or compute the features with pruning applied"
-            )
-        heard, place = visual.heard
-        values: dict[str, Any] = {}
-        for name in ("attention", "keys", "features"):
-            of_inputs = getattr(heard, name)
-            if of_inputs is not None:
-                values[f"encoder_{name}"] = of_inputs[place]
-                if len(of_inputs[place]) != n:
-                    raise ValueError(f"the encoder gave {len(of_inputs[place])} {name} for {n} visual tokens")
-        if "encoder_features" in values:
-            encoder = self.pruner.family.encoder
-            values["project"] = self.pruner.base.get_submodule(encoder.projector)  # type: ignore[union-attr, arg-type]
-        return values
-
-    def _replace(self, row: int, columns: Tensor, features: Tensor) -> None:
-        if not self._replaced:
-            self.embeds, self._replaced = self.embeds.clone(), True
-        self.embeds[row, columns] = features.to(self.embeds.dtype)

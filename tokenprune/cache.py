@@ -29,36 +29,19 @@ class PrunedCacheError(RuntimeError):
 
 
 @dataclass
-class Layout:
-    """What a pruned KV cache holds of the columns fed so far.
+class Held:
+    """Which of the columns fed so far some layers of a cache hold.
 
     Attributes:
         columns: (B, P) int64, the logical column of each physical one, for the columns up to the last
             pruned prefill. Columns fed after that are held one to one.
         valid: (B, P) bool, False at padding.
         seen: logical columns that `columns` stands for.
-        shift: (B,) int64, what compact positions have moved left by (0 for original positions).
-        model: the base model whose hooks map masks through this layout.
-        padded: whether any column is padding.
-        shifted: whether any position has moved.
     """
 
     columns: Tensor
     valid: Tensor
     seen: int
-    shift: Tensor
-    model: weakref.ref[nn.Module]
-    padded: bool = field(init=False)
-    shifted: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Asked at every decode step: a look at the device each time would stall it.
-        self.padded, self.shifted = not bool(self.valid.all()), bool(self.shift.any())
-
-    @property
-    def removed(self) -> int:
-        """Logical minus physical length; constant until the next pruned prefill."""
-        return self.seen - self.columns.shape[1]
 
     def mask(self, logical: Tensor | None, length: int) -> Tensor:
         """The padding mask over `length` physical columns, (B, length) bool.
@@ -75,20 +58,67 @@ class Layout:
         tail = logical[:, self.seen : self.seen + later]
         return torch.cat([prompt & logical.gather(1, self.columns), tail], 1)
 
-    def crop(self, dropped: int) -> None:
-        """Forget the last `dropped` columns of the prompt; they must not have been pruned around."""
+    def check_crop(self, dropped: int) -> None:
+        """Raise unless the last `dropped` columns of the prompt are held by every row."""
         ends = torch.arange(self.seen - dropped, self.seen, device=self.columns.device)
         if dropped > self.columns.shape[1] or not bool((self.columns[:, -dropped:] == ends).all()):
             raise PrunedCacheError(
                 f"cannot crop a pruned cache into its pruned part (the last {dropped} prompt columns hold "
                 "visual tokens or differ from row to row); crop less, or start from a fresh cache"
             )
+
+    def crop(self, dropped: int) -> None:
         self.columns, self.valid = self.columns[:, :-dropped], self.valid[:, :-dropped]
         self.seen -= dropped
 
     def select_rows(self, rows: Tensor) -> None:
         rows = rows.to(self.columns.device)
-        self.columns, self.valid, self.shift = self.columns[rows], self.valid[rows], self.shift[rows]
+        self.columns, self.valid = self.columns[rows], self.valid[rows]
+
+
+@dataclass
+class Layout(Held):
+    """What a pruned KV cache holds.
+
+    Attributes:
+        shift: (B,) int64, what compact positions have moved left by (0 for original positions).
+        model: the base model whose hooks map masks through this layout.
+        upper: what the layers from `upper_layer` on hold, if tokens left at a decoder layer.
+        upper_layer: index of the first of those layers.
+        padded: whether any column is padding.
+        shifted: whether any position has moved.
+    """
+
+    shift: Tensor
+    model: weakref.ref[nn.Module]
+    upper: Held | None = None
+    upper_layer: int = 0
+    padded: bool = field(init=False)
+    shifted: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Asked at every decode step: a look at the device each time would stall it.
+        self.padded, self.shifted = not bool(self.valid.all()), bool(self.shift.any())
+
+    @property
+    def removed(self) -> int:
+        """Logical minus physical length; constant until the next pruned prefill."""
+        return self.seen - self.columns.shape[1]
+
+    def crop(self, dropped: int) -> None:
+        """Forget the last `dropped` columns of the prompt; they must not have been pruned around."""
+        parts: list[Held] = [self] if self.upper is None else [self, self.upper]
+        for part in parts:
+            part.check_crop(dropped)
+        super().crop(dropped)
+        if self.upper is not None:
+            self.upper.crop(dropped)
+
+    def select_rows(self, rows: Tensor) -> None:
+        super().select_rows(rows)
+        self.shift = self.shift[rows.to(self.shift.device)]
+        if self.upper is not None:
+            self.upper.select_rows(rows)
 
     def repeat_rows(self, repeats: int) -> None:
         self.select_rows(torch.arange(len(self.columns)).repeat_interleave(repeats))
@@ -103,8 +133,9 @@ class _PrunedCache:
         return super().get_seq_length(layer_idx)  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        physical = self.physical_length(layer_idx)
-        return physical if self.layout is None else physical + self.layout.removed
+        if self.layout is None:
+            return self.physical_length(layer_idx)
+        return self.physical_length() + self.layout.removed  # the same for all layers
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
         self._check_hooks()
@@ -176,8 +207,8 @@ def layout_of(cache: Any) -> Layout | None:
     return cache.layout if isinstance(cache, _PrunedCache) else None
 
 
-def physical_length(cache: Any) -> int:
-    """Columns the tensors of a cache (or None) hold."""
+def physical_length(cache: Any, layer_idx: int = 0) -> int:
+    """Columns the tensors of a layer of a cache (or of None) hold."""
     if cache is None:
         return 0
-    return int(cache.physical_length() if isinstance(cache, _PrunedCache) else cache.get_seq_length())
+    return int(cache.physical_length(layer_idx) if isinstance(cache, _PrunedCache) else cache.get_seq_length(layer_idx))

@@ -55,6 +55,7 @@ class Family:
         extras: new values of further arguments of the text model that are aligned with the sequence,
             `extras(kwargs, keep, packing)`.
         encoder: facts about the vision encoder, for policies that listen to it.
+        first_deep_layer: lowest decoder layer before which tokens can leave, of the base's config.
     """
 
     model_types: tuple[str, ...]
@@ -65,6 +66,7 @@ class Family:
     shape: Callable[[Any, Kind, int, Mapping[str, Any], int], VisualShape] = unknown_shape
     extras: Callable[[dict[str, Any], Tensor, Packing], dict[str, Any]] = no_extras
     encoder: Encoder | None = None
+    first_deep_layer: Callable[[Any], int] = lambda config: 1
 
     @property
     def default_positions(self) -> Literal["original", "compact"]:

@@ -1,4 +1,4 @@
-"""Vision-stage pruning by hooks on one model instance."""
+"""Pruning by hooks on one model instance."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import inspect
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..budget import Budget
-from ..cache import STATE_ATTRIBUTE, Layout, adopt, layout_of
+from ..budget import AdaptiveBudget, Budget, HalfwayBudget
+from ..cache import STATE_ATTRIBUTE, Held, Layout, adopt, layout_of, physical_length
 from ..policies.base import Policy
 from ..sequence import Packing
 from .base import Family, Kind, base_of
+from .deep import Deep, DeepStage
 from .encoder import EncoderListener
 from .masks import padding_mask
 from .past import Past
@@ -33,6 +34,16 @@ class _Call:
     request: Request | None = None
     layout: Layout | None = None  # what the cache holds once the text model has run
     shrunk: bool = False  # this call's sequence differs from what the caller passed
+    deep: Deep | None = None  # the upper layers' side of it, where a decoder stage is at work
+
+    def labels_follow(self, packing: Packing) -> None:
+        """Shrink the labels of this call with its sequence."""
+        if self.labels is None:
+            return
+        labels = packing.take(self.labels)
+        # Padding has no target; nor has a row's first token, which padding would have to predict.
+        first = packing.valid & (packing.valid.cumsum(1) == 1)
+        self.labels.data = labels.masked_fill(~packing.valid | first, -100)
 
 
 _CALL: ContextVar[_Call | None] = ContextVar("tokenprune_call", default=None)
@@ -44,18 +55,23 @@ class Pruner:
     Args:
         model: the model as the user holds it.
         family: its facts.
-        policy: chooses tokens.
+        policy: chooses tokens before the text model; None: nobody does.
         budget: how many.
         positions: `"original"` or `"compact"`.
+        deep: chooses tokens at a decoder layer, and the budget it is to reach; None: nobody does.
+
+    Raises:
+        ValueError: if the decoder stage's layer does not fit the model.
     """
 
     def __init__(
         self,
         model: nn.Module,
         family: Family,
-        policy: Policy,
-        budget: Budget,
+        policy: Policy | None,
+        budget: Budget | HalfwayBudget | AdaptiveBudget,
         positions: Literal["original", "compact"],
+        deep: tuple[Policy, Budget] | None = None,
     ):
         self.top, self.base = model, base_of(model)
         self.text: Any = self.base.get_submodule(family.text_model)
@@ -64,10 +80,24 @@ class Pruner:
         # Until some release 5.x, masks are built from this index of physical columns, which the text
         # model would otherwise derive from the logical length.
         self._reads_cache_position = "cache_position" in inspect.signature(self.text.forward).parameters
-        spec = policy.encoder()
+        spec = None if policy is None else policy.encoder()
         self._encoder = EncoderListener(self.base, family.encoder, spec) if spec and family.encoder else None
+        self.deep_budget = None if deep is None else deep[1]
+        self._deep = None if deep is None else self._deep_stage(deep[0])
         self._handles: list[Any] = []
         self._taps: dict[str, FeatureTap] = {}
+
+    def _deep_stage(self, policy: Policy) -> DeepStage:
+        layers = len(self.text.layers)
+        layer = policy.deep_layer(layers)
+        assert layer is not None
+        lowest = self.family.first_deep_layer(self.base.config)
+        if not lowest <= layer < layers:
+            raise ValueError(
+                f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
+                f"{lowest} to {layers - 1}"
+            )
+        return DeepStage(self, policy, layer)
 
     def attach(self) -> None:
         """Hang the hooks on the instance."""
@@ -79,6 +109,8 @@ class Pruner:
             self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
         if self._encoder is not None:
             self._encoder.attach()
+        if self._deep is not None:
+            self._deep.attach()
         for kind in self.family.kinds:
             name = f"get_{kind}_features"
             self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features, self._encoder)
@@ -92,6 +124,8 @@ class Pruner:
         self._handles.clear()
         if self._encoder is not None:
             self._encoder.detach()
+        if self._deep is not None:
+            self._deep.detach()
         for name, tap in self._taps.items():
             if self.base.__dict__.get(name) is tap:
                 delattr(self.base, name)
@@ -123,7 +157,7 @@ class Pruner:
         call = kwargs
         if args:
             call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        state = self._call() or _Call(self)
+        state = self.call() or _Call(self)
         state.request = Request.of(self.base, self.family, call)
         _CALL.set(state)
 
@@ -131,18 +165,22 @@ class Pruner:
         _CALL.set(None)
 
     def _saw_features(self, kind: Kind, output: Any, source: Source) -> None:
-        state = self._call()
+        state = self.call()
         if state is not None and state.request is not None:
             state.request.saw(kind, output, source)
 
-    def _call(self) -> _Call | None:
+    def note_deep(self, record: int, layer: int, indices: list[int]) -> None:
+        """Write in the report what a decoder layer left of a visual input."""
+        self.records[record] = replace(self.records[record], deep_layer=layer, deep_indices=indices)
+
+    def call(self) -> _Call | None:
         state = _CALL.get()
         return state if state is not None and state.pruner is self else None
 
     # ------------------------------------------------------------ the text model: pruning
 
     def _enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        state = self._call() or _Call(self)
+        state = self.call() or _Call(self)
         _CALL.set(state)
         embeds = kwargs.get("inputs_embeds")
         if state.request is not None and embeds is not None:
@@ -150,26 +188,45 @@ class Pruner:
             self.records = plan.records
             if not bool(plan.keep.all()):
                 return args, self._shrink(state, plan, kwargs)
+            if self._deep is not None:
+                cache = kwargs.get("past_key_values")
+                past = Past.of(cache, len(plan.keep), plan.keep.device)
+                state.deep = self._deep_call(cache, past, plan.mask, plan, None)
         layout = layout_of(kwargs.get("past_key_values"))
         if layout is not None:
             state.shrunk = True
-            return args, self._follow(layout, kwargs)
+            return args, self._follow(state, layout, kwargs)
         return None
 
     def _leave_text(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        state = self._call()
+        state = self.call()
         if state is None:
             return
-        layout, state.layout, state.shrunk = state.layout, None, False
-        if layout is not None and output is not None:
-            cache = getattr(output, "past_key_values", kwargs.get("past_key_values"))
-            if cache is not None:
-                adopt(cache, layout)
+        layout, deep = state.layout, state.deep
+        state.layout, state.deep, state.shrunk = None, None, False
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:  # no cache is kept, or the call failed
+            return
+        if deep is not None and deep.visual is not None and (deep.packing is not None or deep.differs):
+            assert self._deep is not None
+            layout = layout or self._plain_layout(cache, deep)
+            layout.upper, layout.upper_layer = deep.held, self._deep.layer
+        if layout is not None:
+            adopt(cache, layout)
+
+    def _plain_layout(self, cache: Any, deep: Deep) -> Layout:
+        """Layout of lower layers from which this call has pruned nothing."""
+        before = layout_of(cache)
+        if before is not None:
+            return before
+        batch, length = deep.lower_valid.shape
+        columns = torch.arange(length, device=deep.lower_valid.device).expand(batch, -1)
+        return Layout(columns, deep.lower_valid, length, torch.zeros_like(columns[:, 0]), weakref.ref(self.base))
 
     def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         # FlashAttention takes gaps in position ids for borders between packed sequences. Rotary
         # embeddings are computed above the layers, so nothing else down here reads them.
-        state = self._call()
+        state = self.call()
         if state is None or not state.shrunk or kwargs.get("position_ids") is None:
             return None
         if "flash" not in (self.text.config._attn_implementation or ""):
@@ -198,14 +255,31 @@ class Pruner:
         columns = torch.cat([past.columns, past.logical + packing.index], 1)
         state.layout = Layout(columns, valid, past.logical + length, shift, weakref.ref(self.base))
         state.shrunk = True
-        if state.labels is not None:
-            labels = packing.take(state.labels)
-            # Padding has no target; nor has a row's first token, which padding would have to predict.
-            first = packing.valid & (packing.valid.cumsum(1) == 1)
-            state.labels.data = labels.masked_fill(~packing.valid | first, -100)
+        state.labels_follow(packing)
+        if self._deep is not None:
+            state.deep = self._deep_call(cache, past, mask, plan, packing)
         return new
 
-    def _follow(self, layout: Layout, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _deep_call(self, cache: Any, past: Past, mask: Tensor | None, plan: Plan, packing: Packing | None) -> Deep:
+        """What the upper layers need to know of a prefill; `packing` is what was done before the text model."""
+        assert self._deep is not None
+        batch, length = plan.keep.shape
+        if packing is None:
+            columns = (past.logical + torch.arange(length, device=plan.keep.device)).expand(batch, -1)
+            valid = torch.ones_like(plan.keep) if mask is None else mask[:, -length:]
+        else:
+            columns, valid = past.logical + packing.index, packing.valid
+        upper = past.upper(cache, self._deep.layer, mask)
+        held = Held(torch.cat([upper.columns, columns], 1), torch.cat([upper.valid, valid], 1), past.logical + length)
+        return Deep(
+            held=held,
+            length=columns.shape[1],
+            differs=past.layout is not None and past.layout.upper is not None,
+            lower_valid=torch.cat([past.mask(mask), valid], 1),
+            visual=plan.deep_inputs(packing),
+        )
+
+    def _follow(self, state: _Call, layout: Layout, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a call that prunes nothing, on a cache that was pruned before."""
         cache = kwargs["past_key_values"]
         tokens = kwargs.get("inputs_embeds")
@@ -220,6 +294,10 @@ class Pruner:
         mask = padding_mask(kwargs.get("attention_mask"), cache, batch, length)
         if mask is not None or layout.padded:
             new["attention_mask"] = layout.mask(mask, past.physical + length)
+        if layout.upper is not None and self._deep is not None and state.deep is None:
+            held = physical_length(cache, layout.upper_layer)
+            valid = layout.upper.mask(mask, held + length)
+            state.deep = Deep(Held(valid[:, :0], valid, layout.upper.seen), length, True, valid)
         if self._reads_cache_position:
             new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
         return new

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..policies.base import select
+from ..policies.base import Policy, select
+from ..sequence import Packing
 from ..visual import Grid, VisualTokens
 from .base import Kind
+from .deep import DeepInput
 from .masks import padding_mask
 from .request import Request, VisualInput
 
@@ -34,6 +36,8 @@ class Record:
         grid: (T, H, W) of its raster; None if it is made of several, or unknown.
         grids: all its rasters in order, newline tokens left out; None if unknown.
         select_ms: wall time of the policy on this input, milliseconds.
+        deep_layer: index of the first decoder layer that holds fewer of them, if a decoder stage cut.
+        deep_indices: the tokens that layer and those above hold, ascending, within this input.
     """
 
     sample: int
@@ -45,6 +49,8 @@ class Record:
     grid: Grid | None
     grids: tuple[Grid, ...] | None
     select_ms: float
+    deep_layer: int | None = None
+    deep_indices: list[int] | None = None
 
 
 class Plan:
@@ -58,7 +64,8 @@ class Plan:
         self.records: list[Record] = []
         self._replaced = False
         text = None
-        if "text" in pruner.policy.needs:
+        self._columns: list[Tensor] = []  # of each record's input, all of them
+        if pruner.policy is not None and "text" in pruner.policy.needs:
             text = ~request.visual().to(embeds.device)
             text = text if self.mask is None else text & self.mask[:, -length:]
         for row in request.inputs():
@@ -70,23 +77,26 @@ class Plan:
 
     def _prune(self, visual: VisualInput, i: int, index: int, text: Tensor | None) -> None:
         n, columns = len(visual.columns), visual.columns
-        n_keep = self.pruner.budget.count(n)
+        policy = self.pruner.policy
+        n_keep = n if policy is None else self.pruner.budget.count(n)
+        self._columns.append(columns)
         started = time.perf_counter()
-        if n_keep < n:
+        if policy is not None and (n_keep is None or n_keep < n):
             # Newline tokens leave first; they come back only if the budget exceeds the picture.
             candidate = torch.ones(n, dtype=torch.bool, device=columns.device)
             candidate[list(visual.shape.separators)] = False
             places = candidate.nonzero()[:, 0]
-            extra = (~candidate).nonzero()[: max(0, n_keep - len(places)), 0]
+            spare = 0 if n_keep is None else max(0, n_keep - len(places))
+            extra = (~candidate).nonzero()[:spare, 0]
             tokens = VisualTokens(
                 features=self.embeds[visual.row, columns[places]],
                 grids=visual.shape.grids,
                 kind=visual.kind,
                 index=index,
                 text=text,
-                **self._encoder_values(visual, len(places)),
+                **self._encoder_values(policy, visual, len(places)),
             )
-            chosen = select(self.pruner.policy, tokens, n_keep - len(extra))
+            chosen = select(policy, tokens, None if n_keep is None else n_keep - spare)
             kept = places[chosen.indices]
             if chosen.features is not None:
                 self._replace(visual.row, columns[kept], chosen.features)
@@ -112,13 +122,30 @@ class Plan:
             )
         )
 
-    def _encoder_values(self, visual: VisualInput, n: int) -> dict[str, Any]:
+    def deep_inputs(self, packing: Packing | None) -> list[list[DeepInput]]:
+        """Per row, where the decoder has the visual tokens that were kept."""
+        rows: list[list[DeepInput]] = [[] for _ in range(len(self.keep))]
+        budget = self.pruner.deep_budget
+        assert budget is not None
+        if packing is not None:  # the place of each column that stayed
+            order = torch.arange(packing.index.shape[1], device=packing.index.device)
+            place = torch.zeros_like(self.keep, dtype=torch.int64)
+            rows_of, slots = packing.valid.nonzero(as_tuple=True)
+            place[rows_of, packing.index[rows_of, slots]] = order[slots]
+        for i, (record, columns) in enumerate(zip(self.records, self._columns, strict=True)):
+            columns = columns[record.indices]
+            places = columns if packing is None else place[record.sample, columns]
+            n_keep = min(budget.count(record.n_before), len(columns))
+            rows[record.sample].append(DeepInput(i, places, record.indices, n_keep))
+        return rows
+
+    def _encoder_values(self, policy: Policy, visual: VisualInput, n: int) -> dict[str, Any]:
         """Fields of `VisualTokens` that come from the vision encoder."""
-        if self.pruner.policy.encoder() is None:
+        if policy.encoder() is None:
             return {}
         if visual.heard is None:
             raise ValueError(
-                f"policy {self.pruner.policy.name!r} reads the vision encoder, but these features were computed "
+                f"policy {policy.name!r} reads the vision encoder, but these features were computed "
                 "without it listening; pass pixel values, or compute the features with pruning applied"
             )
         heard, place = visual.heard

@@ -109,6 +109,46 @@ def masked(model, batch, keep, positions: str = "original", steps: int = STEPS) 
     return _decode(model, text, steps)
 
 
+def upper_mask(batch, records) -> tuple[torch.Tensor, int]:
+    """(B, L) bool: what the upper decoder layers hold, and the first of them."""
+    keep, (layer,) = keep_mask(batch, records), {r.deep_layer for r in records if r.deep_layer is not None}
+    order = sorted(batch.visuals, key=lambda v: (v[0], v[1][0]))
+    for record, (row, columns, _) in zip(records, order, strict=True):
+        if record.deep_indices is not None:
+            assert set(record.deep_indices) <= set(record.indices)
+            keep[row, columns] = False
+            keep[row, torch.tensor(columns)[record.deep_indices]] = True
+    return keep, layer
+
+
+@torch.no_grad()
+def deep_masked(model, batch, keep, upper, layer: int, positions: str = "original", steps: int = STEPS) -> Run:
+    """The stock model with an additive mask from a layer on, which hides what that layer has lost."""
+    text = text_inputs(model, batch.inputs)
+    padding = text["mask"].clone()
+    text["mask"] = text["mask"] & keep
+    if positions == "compact":
+        renumber(text, keep)
+
+    def hide(module, args, kwargs):
+        length = args[0].shape[1]
+        cache = kwargs.get("past_key_values")
+        total = length if cache is None else cache.layers[module.self_attn.layer_idx].get_seq_length() + length
+        seen = torch.nn.functional.pad(upper & padding, (0, total - upper.shape[1]), value=True)
+        causal = torch.ones(length, total, dtype=torch.bool).tril(total - length)
+        mask = torch.zeros(len(seen), 1, length, total, dtype=args[0].dtype)
+        mask = mask.masked_fill(~(seen[:, None, None] & causal), torch.finfo(torch.float32).min)
+        return args, {**kwargs, "attention_mask": mask}
+
+    layers = model.model.language_model.layers
+    handles = [m.register_forward_pre_hook(hide, with_kwargs=True) for m in layers[layer:]]
+    try:
+        return _decode(model, text, steps)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def native_short(model, batch, keep, positions: str = "original", steps: int = STEPS) -> Run:
     text = text_inputs(model, batch.inputs)

@@ -50,6 +50,8 @@ def eager_maps(family, inputs, layer):
     def spy(mod, *args, **kwargs):
         out, weights = original(mod, *args, **kwargs)
         if mod is module:
+            if weights is None:  # transformers 4 gives them on request only
+                weights = original(mod, *args, **{**kwargs, "output_attentions": True})[1]
             maps.append(weights)
         return out, weights
 

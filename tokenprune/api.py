@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import nn
 
-from .budget import Budget
+from .budget import AdaptiveBudget, Budget, HalfwayBudget
 from .cache import STATE_ATTRIBUTE
 from .patches import Pruner, Record, family_of
 from .patches.base import base_of
@@ -19,8 +19,6 @@ PolicyLike = str | Policy | Sequence[str | Policy]
 
 Positions = Literal["original", "compact"]
 
-_PROVIDED = {"text"}  # what a policy may ask for, of `Policy.needs`
-
 
 def apply_pruning(
     model: M,
@@ -30,16 +28,19 @@ def apply_pruning(
     positions: Positions | None = None,
     **options: Any,
 ) -> M:
-    """Make a vision-language model drop visual tokens before its language model.
+    """Make a vision-language model drop visual tokens.
 
     Hooks are hung on this instance; its class, weights, config and attention implementation stay as
     they are, and `generate()` is called as before. Applying again replaces what was applied.
 
     Args:
         model: a transformers model of a supported type.
-        policy: a policy's name (see `list_policies`) or a `Policy` instance.
+        policy: a policy's name (see `list_policies`) or a `Policy` instance; or a list of a vision-stage
+            and a decoder-stage one, which share the way to the budget: the first keeps the geometric
+            mean of all tokens and of the final number.
         keep: what stays of each visual input: a ratio in (0, 1], or a number of tokens >= 1. A video
-            is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on Qwen-VL).
+            is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on Qwen-VL), or what
+            an adaptive policy finds.
         positions: `"original"`: surviving tokens keep their position ids; `"compact"`: they are
             renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates).
             None: compact on 1-D RoPE, original on mRoPE.
@@ -55,30 +56,53 @@ def apply_pruning(
     """
     family = family_of(model)
     model_type = cast(Any, model).config.model_type
-    chosen = _single(policy, options)
+    stages = _stages(policy, options)
     budget = Budget(family.default_keep if keep is None else keep)
     if positions not in (None, *get_args(Positions)):
         raise ValueError(
             f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}, "
             "or None (family default)"
         )
-    missing = chosen.needs - _PROVIDED - ({"encoder_attention"} if family.encoder is not None else set())
-    if missing:
-        raise ValueError(
-            f"policy {chosen!r} needs {', '.join(sorted(missing))}, which is not available on model type {model_type!r}"
-        )
-    pruner = Pruner(model, family, chosen, budget, positions or family.default_positions)
+    provided = {"text"} | ({"encoder_attention"} if family.encoder is not None else set())
+    for stage in stages:
+        if missing := stage.needs - provided:
+            raise ValueError(
+                f"policy {stage!r} needs {', '.join(sorted(missing))}, which is not available on model type "
+                f"{model_type!r}"
+            )
+    vision = next((s for s in stages if "vision" in s.stage), None)
+    deep = next((s for s in stages if "decoder" in s.stage), None)
+    # Two stages share the way to the budget; one policy's own second stage has no budget to reach.
+    first: Budget | HalfwayBudget | AdaptiveBudget
+    first = budget.halfway() if vision is not None and deep is not None and vision is not deep else budget
+    if keep is None and vision is not None and vision.adaptive:
+        first = AdaptiveBudget()
+    pruner = Pruner(
+        model,
+        family,
+        vision,
+        first,
+        positions or family.default_positions,
+        None if deep is None else (deep, budget),
+    )
     remove_pruning(model)
     pruner.attach()
     return model
 
 
-def _single(policy: PolicyLike, options: dict[str, Any]) -> Policy:
-    if isinstance(policy, Sequence) and not isinstance(policy, str):
-        if len(policy) != 1:
-            raise ValueError(f"expected one policy (all policies so far act at the same stage), got {list(policy)!r}")
-        policy = policy[0]
-    return make_policy(policy, **options)
+def _stages(policy: PolicyLike, options: dict[str, Any]) -> list[Policy]:
+    """The policies in the order they act, at most one at each stage."""
+    given = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
+    if len(given) > 1 and options:
+        raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
+    stages = [make_policy(p, **options) for p in given]  # type: ignore[arg-type]
+    for where in ("vision", "decoder"):
+        acting = [s for s in stages if where in s.stage]
+        if len(acting) > 1:
+            raise ValueError(f"only one policy can act at the {where} stage, got {acting!r}")
+    if not stages:
+        raise ValueError("expected a policy, got an empty list")
+    return sorted(stages, key=lambda s: "vision" not in s.stage)
 
 
 def _pruner(model: nn.Module) -> Pruner | None:

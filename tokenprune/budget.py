@@ -36,11 +36,35 @@ class Budget:
                 raise ValueError(f"keep={keep!r} is out of range; {_ACCEPTED}")
             object.__setattr__(self, "keep", float(keep))
 
+    def halfway(self) -> HalfwayBudget:
+        """The budget of the first of two stages that together reach this one."""
+        return HalfwayBudget(self)
+
     def count(self, n: int) -> int:
         """Tokens kept of `n`: `max(1, round(keep * n))` for a ratio (halves to even), `min(keep, n)` else."""
         if isinstance(self.keep, int):
             return min(self.keep, n)
         return max(1, round(self.keep * n))
+
+
+@dataclass(frozen=True)
+class HalfwayBudget:
+    """What the first of two stages leaves: the geometric mean of all tokens and of the final number."""
+
+    final: Budget
+
+    def count(self, n: int) -> int:
+        if isinstance(self.final.keep, float):
+            return max(1, round(math.sqrt(self.final.keep) * n))
+        return round(math.sqrt(self.final.count(n) * n))
+
+
+@dataclass(frozen=True)
+class AdaptiveBudget:
+    """No number at all: the policy finds its own."""
+
+    def count(self, n: int) -> None:
+        return None
 
 
 def spread(total: int, sizes: list[int]) -> list[int]:

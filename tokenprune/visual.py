@@ -101,6 +101,26 @@ class VisualTokens:
 
 
 @dataclass(frozen=True)
+class DecoderView:
+    """One row of a batch, at the border of two decoder layers during prefill.
+
+    Attributes:
+        visual: per visual input, the places of its surviving tokens in this call's sequence, (N,) int64.
+        n_keep: per visual input, how many the budget leaves.
+        text: (T,) int64, places of text after the row's first visual token.
+        last: place of the row's last token.
+        received: `received(rows)`: attention that each place gets in the layer below from the given
+            (R,) places, softmax averaged over heads and over them, (M,) float32.
+    """
+
+    visual: list[Tensor]
+    n_keep: list[int]
+    text: Tensor
+    last: int
+    received: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Selection:
     """A policy's answer for one visual input.
 

@@ -26,12 +26,8 @@ def max_min_select(features: Tensor, k: int, first: Tensor | None = None, mask: 
     Raises:
         ValueError: if k or a shape does not fit.
     """
-    if features.ndim != 3:
-        raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
+    _check(features, k, mask)
     batch, n, _ = features.shape
-    fewest = n if mask is None else int(mask.sum(1).min())
-    if not 1 <= k <= fewest:
-        raise ValueError(f"k={k} must be between 1 and the number of candidates, {fewest}")
     unit = F.normalize(features.float(), dim=-1)
     distance = 1 - unit @ unit.mT
     excluded = torch.zeros(batch, n, dtype=torch.bool, device=features.device) if mask is None else ~mask
@@ -66,3 +62,44 @@ def _farthest_host(distance: Tensor, nearest: Tensor, first: Tensor, k: int) -> 
             near[last] = -np.inf
             picked[i] = last = near.argmax()
     return torch.from_numpy(picks)
+
+
+@torch.no_grad()
+def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Greedy max-sum diversity: each pick has the smallest summed cosine similarity to all picks so far.
+
+    Args:
+        features: (B, N, D), any floating dtype; similarities are float32.
+        k: tokens to pick, 1 <= k <= the number of candidates of every row.
+        first: (B,) int64, the first pick of each row.
+        mask: (B, N) bool, True for candidates. None: all.
+
+    Returns:
+        (B, k) int64, in the order picked, no index twice, lowest index first among equals.
+
+    Raises:
+        ValueError: if k or a shape does not fit.
+
+    Cost is O(k N D), without an N x N matrix (ToDRE, arXiv:2505.18757v2, Algorithm 1).
+    """
+    _check(features, k, mask)
+    unit = F.normalize(features.float(), dim=-1)
+    rows = torch.arange(len(unit), device=unit.device)
+    total = torch.zeros(unit.shape[:2], device=unit.device)
+    if mask is not None:
+        total = total.masked_fill(~mask, torch.inf)
+    picks = [first]
+    for _ in range(1, k):
+        last = picks[-1]
+        total = total + (unit @ unit[rows, last, :, None]).squeeze(-1)
+        total = total.scatter(1, last[:, None], torch.inf)
+        picks.append(total.argmin(-1))
+    return torch.stack(picks, 1)
+
+
+def _check(features: Tensor, k: int, mask: Tensor | None) -> None:
+    if features.ndim != 3:
+        raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
+    fewest = features.shape[1] if mask is None else int(mask.sum(1).min())
+    if not 1 <= k <= fewest:
+        raise ValueError(f"k={k} must be between 1 and the number of candidates, {fewest}")

@@ -9,9 +9,10 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..budget import spread
-from ..visual import EncoderSpec, Selection, VisualTokens
+from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
 
 ENTRY_POINT_GROUP = "tokenprune.policies"
 
@@ -26,7 +27,8 @@ class Policy:
 
     Class attributes:
         name: set by `register`.
-        stage: where the policy acts; `"vision"` is between projector and language model.
+        stage: where the policy acts; `"vision"` is between projector and language model, `"decoder"` at
+            a decoder layer during prefill, `"vision, decoder"` is both.
         needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"` (which
             `encoder` spells out).
         exact: whether it keeps exactly the number it is asked for. Policies that keep whole rows or
@@ -38,7 +40,7 @@ class Policy:
     """
 
     name: ClassVar[str] = ""
-    stage: ClassVar[Literal["vision"]] = "vision"
+    stage: ClassVar[Literal["vision", "decoder", "vision, decoder"]] = "vision"
     needs: ClassVar[frozenset[str]] = frozenset()
     per_frame: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False
@@ -51,6 +53,18 @@ class Policy:
     def encoder(self) -> EncoderSpec | None:
         """What it wants to know of the vision encoder; None: nothing."""
         return None
+
+    def deep_layer(self, n_layers: int) -> int | None:
+        """Index of the first decoder layer that sees fewer tokens, of a model of `n_layers`."""
+        return None
+
+    def deep_select(self, view: DecoderView) -> list[Tensor] | None:
+        """What stays at that layer, in one row of the batch.
+
+        Returns:
+            per visual input a (N,) bool mask of its surviving tokens; None: all stay.
+        """
+        raise NotImplementedError
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         """Choose `n_keep` of the N tokens.
@@ -65,18 +79,22 @@ class Policy:
         raise NotImplementedError
 
 
-def select(policy: Policy, tokens: VisualTokens, n_keep: int) -> Selection:
-    """Run a policy on one visual input, frame by frame where it asks for that, and check its answer."""
+def select(policy: Policy, tokens: VisualTokens, n_keep: int | None) -> Selection:
+    """Run a policy on one visual input, frame by frame where it asks for that, and check its answer.
+
+    `n_keep` is None for an adaptive policy without a budget.
+    """
     name = policy.name or type(policy).__name__
     frames = tokens.frames() if policy.per_frame else [tokens]
     indices, features, start, replaced = [], [], 0, False
-    for frame, k in zip(frames, spread(n_keep, [len(f) for f in frames]), strict=True):
+    shares = [None] * len(frames) if n_keep is None else spread(n_keep, [len(f) for f in frames])
+    for frame, k in zip(frames, shares, strict=True):
         if k == len(frame):  # nothing to choose
             chosen = Selection(torch.arange(k, device=frame.features.device))
-        elif k:
-            chosen = policy.select(frame, k)
+        elif k != 0:
+            chosen = policy.select(frame, k)  # type: ignore[arg-type]
             chosen.check(len(frame), k if policy.exact else None, name)
-        if k:
+        if k != 0:
             replaced = replaced or chosen.features is not None
             kept = chosen.features if chosen.features is not None else frame.features[chosen.indices]
             indices.append(chosen.indices + start)

@@ -1,0 +1,215 @@
+"""Tokens that leave at a decoder layer: equal to hiding them from that layer on."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tokenprune import Policy, apply_pruning, pruning, pruning_report, remove_pruning
+from tokenprune.cache import layout_of
+from tokenprune.policies import FastV
+
+from .families import FAMILIES, Batch, Picture, get_model, make_batch, ragged_batch
+from .oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_mask
+
+#: by label: policies and options
+DEEP = {
+    "fastv": ("fastv", {}),
+    "divprune+fastv": (["divprune", "fastv"], {}),
+}
+
+
+@dataclass
+class SomeRows(Policy):
+    """Drops all visual tokens of the rows it is told to, from layer 2 on."""
+
+    rows: tuple[int, ...] = ()
+    stage: ClassVar = "decoder"
+
+    def __post_init__(self):
+        self.row = -1
+
+    def deep_layer(self, n_layers):
+        return 2
+
+    def deep_select(self, view):
+        self.row += 1
+        if self.row in self.rows:
+            return [torch.zeros(len(places), dtype=torch.bool) for places in view.visual]
+        return None
+
+
+def even_batch():
+    """Two rows of one length: stock eager attention makes NaN of float64 padding."""
+    return make_batch("llava", [[3, Picture((24, 24)), 5], [4, Picture((24, 24)), 4]])
+
+
+def check(family, policy, keep=0.3, video=False, positions="original", batch=None, **options):
+    model, batch = get_model(family), batch or ragged_batch(family, video)
+    with pruning(model, policy, keep, positions=positions, **options):
+        run = generate(model, batch.inputs)
+        records = pruning_report(model)
+    upper, layer = upper_mask(batch, records)
+    kept = keep_mask(batch, records)
+    positions = "original" if kept.all() else positions  # nothing left before the text model: no gap to close
+    assert_same(run, deep_masked(model, batch, kept, upper, layer, positions))
+    return records
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("label", DEEP)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_oracle(family, label, positions):
+    policy, options = DEEP[label]
+    records = check(family, policy, positions=positions, **options)
+    for r in records:
+        assert len(r.deep_indices) == max(1, round(0.3 * r.n_before))
+        first = r.n_before if label == "fastv" else max(1, round(0.3**0.5 * r.n_before))
+        assert r.n_after == first
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].video])
+def test_oracle_on_videos(family):
+    check(family, "fastv", video=True)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "qwen3_vl"])
+def test_oracle_at_the_first_layer(family):
+    check(family, "fastv", layer=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [(1,), (0, 2), (0, 1, 2)])
+def test_rows_decide_for_themselves(family, rows):
+    """A row that drops all and a neighbour that drops nothing."""
+    records = check(family, SomeRows(rows=rows))
+    assert {r.sample for r in records if r.deep_indices == []} == set(rows)
+
+
+def test_oracle_of_the_tests_can_fail():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with pruning(model, "fastv", 0.3, positions="original"):
+        run = generate(model, batch.inputs)
+        records = pruning_report(model)
+    upper, layer = upper_mask(batch, records)
+    keep = keep_mask(batch, records)
+    for other in (deep_masked(model, batch, keep, upper, layer - 1), masked(model, batch, upper)):
+        with pytest.raises(AssertionError):
+            assert_same(run, other)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations(implementation):
+    model = get_model("llava")
+    before = model.model.language_model.config._attn_implementation
+    model.model.language_model.set_attn_implementation(implementation)
+    try:
+        check("llava", "fastv", batch=even_batch())
+    finally:
+        model.model.language_model.set_attn_implementation(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_hold_what_they_should(family):
+    model, batch = get_model(family), ragged_batch(family)
+    with torch.no_grad(), pruning(model, ["grid", "fastv"], 0.3):
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+        records = pruning_report(model)
+    padding = batch.inputs["attention_mask"].bool()
+    lower = int((keep_mask(batch, records) & padding).sum(1).max())
+    upper = int((upper_mask(batch, records)[0] & padding).sum(1).max())
+    assert [layer.keys.shape[-2] for layer in cache.layers] == [lower, lower, upper]
+    assert upper < lower < padding.shape[1] == cache.get_seq_length() == cache.get_seq_length(2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_all_changes_no_bit(family):
+    model, batch = get_model(family), ragged_batch(family)
+    before = generate(model, batch.inputs)
+    for policy in ("fastv", ["divprune", "fastv"], SomeRows()):
+        with pruning(model, policy, 1.0):
+            assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+    assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+
+
+def test_fastv_ranks_by_the_last_token():
+    model, batch = get_model("llava"), even_batch()
+    with pruning(model, "fastv", 5):
+        generate(model, batch.inputs, steps=1)
+        records = pruning_report(model)
+    text = model.model.language_model
+    before = text.config._attn_implementation
+    text.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            weights = model(**batch.inputs, output_attentions=True).attentions[1].mean(1)[:, -1]
+    finally:
+        text.set_attn_implementation(before)
+    for record, (row, columns, _) in zip(records, batch.visuals, strict=True):
+        assert record.deep_indices == weights[row, columns].topk(5).indices.sort().values.tolist()
+
+
+@pytest.mark.parametrize("policy", ["fastv", ["random", "fastv"]])
+def test_second_turn(policy):
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with pruning(model, policy, 0.3, positions="original"):
+        first = model.generate(
+            **batch.inputs,
+            max_new_tokens=4,
+            do_sample=False,
+            return_dict_in_generate=True,
+            past_key_values=DynamicCache(),
+        )
+        records = pruning_report(model)
+        more = torch.randint(3, 89, (4, 5), generator=torch.Generator().manual_seed(1))
+        ids = torch.cat([first.sequences, more], 1)
+        later = ids.shape[1] - batch.inputs["input_ids"].shape[1]
+        mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, later), value=1)
+        run = generate(model, dict(input_ids=ids, attention_mask=mask), past_key_values=first.past_key_values)
+    # the whole conversation at once; the second turn's columns are seen by all layers
+    upper, layer = upper_mask(batch, records)
+    pad = lambda m: torch.nn.functional.pad(m, (0, later), value=True)
+    full = Batch({**batch.inputs, "input_ids": ids, "attention_mask": mask}, batch.visuals)
+    keep = pad(keep_mask(batch, records))
+    assert_same(run, deep_masked(model, full, keep, pad(upper), layer))
+
+
+def test_beams_reorder_both_layouts():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with torch.no_grad(), pruning(model, "fastv", 0.3):
+        model.generate(**batch.inputs, max_new_tokens=4, num_beams=3, do_sample=False)
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+        columns = layout_of(cache).upper.columns.clone()
+        cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
+        assert torch.equal(layout_of(cache).upper.columns, columns.flip(0))
+
+
+def test_layers_that_do_not_fit_are_refused():
+    model = get_model("llava")
+    with pytest.raises(ValueError, match="layer 3; this model accepts 1 to 2"):
+        apply_pruning(model, "fastv", layer=3)
+    with pytest.raises(ValueError, match="layer 1; this model accepts 2 to 2"):
+        apply_pruning(get_model("qwen3_vl"), "fastv", layer=1)
+    for layer in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="whole number >= 1"):
+            apply_pruning(model, "fastv", layer=layer)
+    with pytest.raises(ValueError, match="only one policy can act at the decoder stage"):
+        apply_pruning(model, ["fastv", FastV(layer=1)])
+    with pytest.raises(ValueError, match="into policy instances"):
+        apply_pruning(model, ["divprune", "fastv"], layer=1)
+    with pytest.raises(ValueError, match="empty list"):
+        apply_pruning(model, [])
+    remove_pruning(model)
+
+
+def test_loss_follows_both_cuts():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["attention_mask"] == 0, -100)
+    labels[:, :-4] = -100  # text after every image
+    with torch.no_grad(), pruning(model, "fastv", 0.3):
+        out = model(**batch.inputs, labels=labels)
+    assert out.logits.shape[1] < labels.shape[1]
+    expected = torch.nn.functional.cross_entropy(out.logits[:, -5:-1].flatten(0, 1), labels[:, -4:].flatten())
+    assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)

@@ -1,0 +1,65 @@
+"""Attention masks of decoder layers that hold fewer columns than the layers below them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+
+class _LayerCache:
+    """A cache as one layer sees it: mask builders ask for the length of some layer, and get this one's."""
+
+    def __init__(self, cache: Any, layer: int):
+        self._cache, self._layer = cache, layer
+        self.is_compileable = getattr(cache, "is_compileable", False)
+
+    def get_query_offset(self, layer_idx: int | None = 0) -> Any:
+        return self._cache.get_query_offset(self._layer)
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> Any:
+        return self.get_query_offset()
+
+    def get_mask_sizes(self, query: Any, layer_idx: int | None = 0) -> tuple[int, int]:
+        return self._cache.get_mask_sizes(query, self._layer)
+
+
+def physical_view(cache: Any, layer: int) -> Any:
+    """See `_LayerCache`; a cache that was never pruned gets the one method it may lack."""
+    if cache is None:
+        return None
+    view = _LayerCache(cache, layer)
+    if not hasattr(cache, "get_query_offset"):
+        view.get_query_offset = lambda layer_idx=0: cache.get_seq_length(layer)  # type: ignore[method-assign]
+    return view
+
+
+def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: Any) -> Any:
+    """The attention mask of a decoder layer, made by transformers for the columns this layer holds.
+
+    Args:
+        config: of the text model.
+        layer: its index.
+        hidden: (B, M, D), what the layer is fed.
+        valid: (B, P + M) bool padding mask over its columns.
+        cache: the KV cache, or None.
+    """
+    kinds = getattr(config, "layer_types", None)
+    sliding = kinds is not None and kinds[layer] == "sliding_attention"
+    make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
+    accepted = inspect.signature(make).parameters
+    arguments: dict[str, Any] = dict(
+        config=config,
+        attention_mask=valid,
+        past_key_values=physical_view(cache, layer),
+        position_ids=None,
+    )
+    arguments["inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"] = hidden
+    if "cache_position" in accepted:
+        arguments["cache_position"] = torch.arange(
+            valid.shape[1] - hidden.shape[1], valid.shape[1], device=hidden.device
+        )
+    return make(**arguments)

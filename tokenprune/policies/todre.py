@@ -1,0 +1,94 @@
+"""ToDRE: diverse tokens before the decoder, and none of them deep inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import max_min_select, max_sum_select
+from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
+from .base import Policy, register
+
+
+@register("todre")
+@dataclass
+class ToDRE(Policy):
+    """Two-stage token diversity and task-aware removal (arXiv:2505.18757).
+
+    First stage (section 3.2, Algorithm 1): from a pivot, the token with most CLS attention in the
+    encoder's last layer (of an image with crops: in its thumbnail), tokens are added greedily.
+    `"max-sum"` is version 2 of the paper: smallest summed cosine similarity to those picked;
+    `"k-center"` is version 1: farthest from the nearest of them. A video is selected from as a whole.
+
+    Second stage (section 3.3): at one decoder layer during prefill, if text looks little at pictures
+    and pictures little at text (both shares of attention, averaged over heads, under `tau`), all
+    visual tokens of that row leave for the layers above. In a causal decoder pictures cannot see text
+    that follows them, so with the pictures first, the second share is 0.
+
+    The paper leaves open how heads are reduced (here: the mean), how 7/8 of the layers rounds (down),
+    and the output's order (the original one).
+
+    Args:
+        objective: `"max-sum"` or `"k-center"`.
+        pivot_without_cls: on encoders without CLS: `"random"` (the paper's advice) or `"farthest"`
+            from the mean of all tokens.
+        seed: of the random pivot.
+        removal: whether there is a second stage.
+        depth: which layer it is at, as a share of all layers.
+        tau: its threshold.
+    """
+
+    objective: Literal["max-sum", "k-center"] = "max-sum"
+    pivot_without_cls: Literal["random", "farthest"] = "random"
+    seed: int = 0
+    removal: bool = True
+    depth: float = 7 / 8
+    tau: float = 0.10
+    stage: ClassVar[Literal["vision", "decoder", "vision, decoder"]] = "vision, decoder"
+    needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
+    per_frame: ClassVar[bool] = False
+    paper: ClassVar[str] = "ToDRE, arXiv:2505.18757"
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("max-sum", "k-center"):
+            raise ValueError(f"objective={self.objective!r} is unknown; accepted: 'max-sum', 'k-center'")
+        if self.pivot_without_cls not in ("random", "farthest"):
+            raise ValueError(f"pivot_without_cls={self.pivot_without_cls!r} is unknown; accepted: 'random', 'farthest'")
+        if not 0 < self.depth < 1:
+            raise ValueError(f"depth={self.depth!r} must be a share of the layers, between 0 and 1")
+        if not self.removal:
+            self.stage = "vision"  # type: ignore[misc]
+
+    def encoder(self) -> EncoderSpec:
+        return EncoderSpec(layer="last", rows="cls", without_cls=None)
+
+    def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
+        pick = max_sum_select if self.objective == "max-sum" else max_min_select
+        picks = pick(tokens.features[None], n_keep, first=self._pivot(tokens)[None])[0]
+        return Selection(picks.sort().values)
+
+    def _pivot(self, tokens: VisualTokens) -> Tensor:
+        if tokens.encoder_attention is not None:
+            t, h, w = tokens.grids[0] if tokens.grids is not None and len(tokens.grids) > 1 else (1, 1, len(tokens))
+            return tokens.encoder_attention[: t * h * w].argmax()
+        if self.pivot_without_cls == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randint(len(tokens), (), generator=generator).to(tokens.features.device)
+        features = tokens.features.float()
+        return (features - features.mean(0)).norm(dim=-1).argmax()
+
+    def deep_layer(self, n_layers: int) -> int:
+        return max(1, int(self.depth * n_layers))
+
+    def deep_select(self, view: DecoderView) -> list[Tensor] | None:
+        visual = torch.cat(view.visual)
+        if len(view.text) == 0 or len(visual) == 0:
+            return None
+        text_to_visual = view.received(view.text)[visual].sum()
+        visual_to_text = view.received(visual)[view.text].sum()
+        if max(float(text_to_visual), float(visual_to_text)) >= self.tau:
+            return None
+        return [torch.zeros(len(places), dtype=torch.bool) for places in view.visual]

@@ -100,9 +100,21 @@ def _decode(model, text: dict[str, Any], steps: int) -> Run:
     return Run(torch.stack(tokens, 1), torch.stack(logits))
 
 
+def with_features(text: dict[str, Any], keep: torch.Tensor, fed: torch.Tensor | None, changed: bool) -> None:
+    """Put what the text model was fed, (B, M, D) left-padded, in the kept columns of the stock embeddings."""
+    if fed is None:
+        return
+    for row, columns in enumerate(keep & text["mask"]):
+        short = fed[row, fed.shape[1] - int(columns.sum()) :]
+        if not changed:
+            assert torch.equal(text["embeds"][row, columns], short)
+        text["embeds"][row, columns] = short
+
+
 @torch.no_grad()
-def masked(model, batch, keep, positions: str = "original", steps: int = STEPS) -> Run:
+def masked(model, batch, keep, positions: str = "original", steps: int = STEPS, fed=None, changed=False) -> Run:
     text = text_inputs(model, batch.inputs)
+    with_features(text, keep, fed, changed)
     text["mask"] = text["mask"] & keep
     if positions == "compact":
         renumber(text, keep)
@@ -150,8 +162,9 @@ def deep_masked(model, batch, keep, upper, layer: int, positions: str = "origina
 
 
 @torch.no_grad()
-def native_short(model, batch, keep, positions: str = "original", steps: int = STEPS) -> Run:
+def native_short(model, batch, keep, positions: str = "original", steps: int = STEPS, fed=None, changed=False) -> Run:
     text = text_inputs(model, batch.inputs)
+    with_features(text, keep, fed, changed)
     if positions == "compact":
         renumber(text, keep)
     keep = keep & text["mask"]
@@ -183,12 +196,24 @@ def assert_same(run: Run, oracle: Run, atol: float = 1e-5) -> None:
     torch.testing.assert_close(run.logits, oracle.logits, rtol=0, atol=atol)
 
 
-def check_against_oracles(model, batch, policy, keep, positions: str, **options) -> list:
-    """Prune, generate, and hold tokens and logits against both oracles. Returns the report."""
+def check_against_oracles(
+    model, batch, policy, keep, positions: str, changes_features: bool = False, **options
+) -> list:
+    """Prune, generate, and hold tokens and logits against both oracles. Returns the report.
+
+    Policies that change features are held against the stock model fed the same features; all others
+    must have fed it the stock embeddings to the bit.
+    """
+    fed: list[torch.Tensor] = []
     with pruning(model, policy, keep, positions=positions, **options):
+        handle = model.model.language_model.register_forward_pre_hook(
+            lambda m, a, k: fed.append(k["inputs_embeds"]), with_kwargs=True
+        )
         run = generate(model, batch.inputs)
+        handle.remove()
         records = pruning_report(model)
     kept = keep_mask(batch, records)
-    assert_same(run, masked(model, batch, kept, positions))
-    assert_same(run, native_short(model, batch, kept, positions))
+    same = dict(fed=fed[0], changed=changes_features)
+    assert_same(run, masked(model, batch, kept, positions, **same))
+    assert_same(run, native_short(model, batch, kept, positions, **same))
     return records

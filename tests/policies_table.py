@@ -1,10 +1,24 @@
 """Every policy with settings; generic tests run over this table, so a new policy adds a row."""
 
-#: by label: name and options
+#: Vision-stage policies by label: name and options.
 POLICIES = {
     "divprune": ("divprune", {}),
     "random": ("random", {"seed": 3}),
     "grid": ("grid", {}),
     "fopru-rank": ("fopru", {}),
     "fopru-row": ("fopru", {"strategy": "row"}),
+    "todre": ("todre", {"removal": False}),
+    "todre-k-center": ("todre", {"removal": False, "objective": "k-center", "pivot_without_cls": "farthest"}),
+    "tokenflex": ("tokenflex", {}),
+    "recoverable": ("recoverable", {}),
+}
+
+#: Those that feed the language model other features than it would have seen.
+CHANGES_FEATURES = {"tokenflex", "recoverable"}
+
+#: Policies with a decoder stage by label: policies and options.
+DEEP = {
+    "fastv": ("fastv", {}),
+    "divprune+fastv": (["divprune", "fastv"], {}),
+    "todre": ("todre", {"tau": 2.0}),
 }

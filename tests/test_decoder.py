@@ -11,14 +11,9 @@ from tokenprune import Policy, apply_pruning, pruning, pruning_report, remove_pr
 from tokenprune.cache import layout_of
 from tokenprune.policies import FastV
 
-from .families import FAMILIES, Batch, Picture, get_model, make_batch, ragged_batch
+from .families import FAMILIES, IMAGE, Batch, Picture, get_model, make_batch, ragged_batch
 from .oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_mask
-
-#: by label: policies and options
-DEEP = {
-    "fastv": ("fastv", {}),
-    "divprune+fastv": (["divprune", "fastv"], {}),
-}
+from .policies_table import DEEP
 
 
 @dataclass
@@ -64,10 +59,10 @@ def check(family, policy, keep=0.3, video=False, positions="original", batch=Non
 def test_oracle(family, label, positions):
     policy, options = DEEP[label]
     records = check(family, policy, positions=positions, **options)
+    share = {"fastv": 1.0, "divprune+fastv": 0.3**0.5, "todre": 0.3}[label]
     for r in records:
-        assert len(r.deep_indices) == max(1, round(0.3 * r.n_before))
-        first = r.n_before if label == "fastv" else max(1, round(0.3**0.5 * r.n_before))
-        assert r.n_after == first
+        assert r.n_after == max(1, round(share * r.n_before))
+        assert len(r.deep_indices) == (0 if label == "todre" else max(1, round(0.3 * r.n_before)))
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].video])
@@ -132,6 +127,36 @@ def test_keeping_all_changes_no_bit(family):
         with pruning(model, policy, 1.0):
             assert torch.equal(generate(model, batch.inputs).logits, before.logits)
     assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+
+
+def test_todre_removes_where_text_and_pictures_ignore_each_other():
+    """Both shares, computed from eager maps, against the threshold; each row decides for itself."""
+    model = get_model("llava")
+    batch = make_batch("llava", [[3, Picture((24, 24)), 2, Picture((24, 24)), 5], [4, Picture((24, 24)), 42]])
+    text = model.model.language_model
+    before = text.config._attn_implementation
+    text.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            maps = model(**batch.inputs, output_attentions=True).attentions[1].mean(1)
+    finally:
+        text.set_attn_implementation(before)
+    ids, shares = batch.inputs["input_ids"], []
+    for row in range(2):
+        visual = (ids[row] == IMAGE).nonzero()[:, 0]
+        words = (ids[row] != IMAGE).nonzero()[:, 0]
+        words = words[words > visual[0]]
+        to_visual = maps[row][words][:, visual].sum(1).mean()
+        to_text = maps[row][visual][:, words].sum(1).mean()
+        shares.append(max(to_visual.item(), to_text.item()))
+    assert maps[1][(ids[1] == IMAGE)][:, -4:].sum() == 0  # pictures do not see what follows them
+    low, high = sorted(shares)
+    for tau, removed in ((low - 1e-4, 0), ((low + high) / 2, 1), (high + 1e-4, 2)):
+        with pruning(model, "todre", 1.0, tau=tau):
+            generate(model, batch.inputs, steps=1)
+            rows = {r.sample for r in pruning_report(model) if r.deep_layer is not None}
+        assert len(rows) == removed
+        assert removed != 1 or rows == {shares.index(low)}
 
 
 def test_fastv_ranks_by_the_last_token():

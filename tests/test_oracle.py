@@ -10,7 +10,7 @@ from tokenprune.policies import make_policy
 
 from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from .oracles import assert_same, check_against_oracles, generate, keep_mask, masked
-from .policies_table import POLICIES
+from .policies_table import CHANGES_FEATURES, POLICIES
 
 MODES = list(itertools.product(FAMILIES, ("original", "compact")))
 
@@ -20,7 +20,7 @@ MODES = list(itertools.product(FAMILIES, ("original", "compact")))
 def test_images(family, positions, policy):
     batch = ragged_batch(family)
     name, options = POLICIES[policy]
-    records = check_against_oracles(get_model(family), batch, name, 0.3, positions, **options)
+    records = check_against_oracles(get_model(family), batch, name, 0.3, positions, name in CHANGES_FEATURES, **options)
     assert [(r.sample, r.visual) for r in records] == [(0, 0), (1, 0), (1, 1), (2, 0)]
     if make_policy(name, **options).exact:
         assert all(r.n_after == max(1, round(0.3 * r.n_before)) for r in records)
@@ -33,9 +33,15 @@ def test_images(family, positions, policy):
 def test_videos(family, positions, policy):
     batch = ragged_batch(family, video=True)
     name, options = POLICIES[policy]
-    records = check_against_oracles(get_model(family), batch, name, 0.4, positions, **options)
+    records = check_against_oracles(get_model(family), batch, name, 0.4, positions, name in CHANGES_FEATURES, **options)
     assert [r.kind for r in records] == ["video", "image", "video", "video"]
     assert all(r.grid[0] == 2 for r in records if r.kind == "video")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recoverable_finds_its_own_count(family):
+    records = check_against_oracles(get_model(family), ragged_batch(family), "recoverable", None, "original", True)
+    assert all(1 <= r.n_after <= r.n_before for r in records)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

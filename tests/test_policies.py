@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.neighbors import LocalOutlierFactor
 
 from tokenprune import Policy, Selection, VisualTokens
 from tokenprune.budget import spread
-from tokenprune.ops import max_min_select
-from tokenprune.policies import DivPrune, Grid, Random
+from tokenprune.ops import max_min_select, max_sum_select
+from tokenprune.policies import DivPrune, FoPru, Grid, Random, Recoverable, ToDRE, TokenFlex
 from tokenprune.policies.base import select
+from tokenprune.policies.recoverable import outlier_share
 
 
 def brute_force_divprune(distance: list[list], k: int) -> list[int]:
@@ -220,3 +222,181 @@ def test_bad_answers_of_a_policy_are_errors(indices, match):
 
     with pytest.raises(ValueError, match=match):
         select(Bad(), picture(4, 4), 3)
+
+
+# ---------------------------------------------------------------- FoPru
+
+
+def test_fopru_rank_and_row_differ():
+    """4 x 4: the brightest tokens are scattered, the brightest rows are not."""
+    scores = torch.tensor([[9, 0, 0, 0], [2, 2, 2, 2], [0, 0, 0, 8], [3, 3, 0, 3]], dtype=torch.float32).flatten()
+    tokens = picture(4, 4, encoder_attention=scores)
+    assert FoPru().select(tokens, 4).indices.tolist() == [0, 11, 12, 13]  # 9, 8, then the first two 3s
+    # rows sum to 9, 8, 8, 9; the lower index wins a tie
+    assert FoPru(strategy="row").select(tokens, 4).indices.tolist() == [0, 1, 2, 3]
+    assert FoPru(strategy="row").select(tokens, 8).indices.tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert FoPru(strategy="row").select(tokens, 12).indices.tolist() == [*range(8), *range(12, 16)]
+    assert len(FoPru(strategy="row").select(tokens, 1).indices) == 4  # at least one row
+    with pytest.raises(ValueError, match="accepted: 'rank', 'row'"):
+        FoPru(strategy="column")
+    with pytest.raises(ValueError, match="needs the raster"):
+        FoPru(strategy="row").select(VisualTokens(torch.randn(16, 4), encoder_attention=scores), 4)
+
+
+# ---------------------------------------------------------------- ToDRE
+
+
+def brute_force_max_sum(rows: list[list], k: int, first: int) -> list[int]:
+    """ToDRE v2 by its definition, lowest index first among equals."""
+    picked = [first]
+    while len(picked) < k:
+        rest = [i for i in range(len(rows)) if i not in picked]
+        picked.append(min(rest, key=lambda i: (sum(rows[p][i] for p in picked), i)))
+    return picked
+
+
+@settings(max_examples=300, deadline=None)
+@given(exact_features(), st.data())
+def test_max_sum_is_its_definition(case, data):
+    features, k = case
+    first = data.draw(st.integers(0, len(features) - 1))
+    rows = [[Fraction(int(v)) for v in row] for row in features.tolist()]
+    cosine = [[sum(a * b for a, b in zip(p, q, strict=True)) / 4 for q in rows] for p in rows]
+    picks = max_sum_select(features[None], k, torch.tensor([first]))[0].tolist()
+    assert picks == brute_force_max_sum(cosine, k, first)
+
+
+def test_k_center_and_max_sum_differ():
+    """In the plane, from 0 degrees: both go to 150; then max-sum takes its neighbour, k-center the gap."""
+    angles = torch.tensor([0.0, 60.0, 150.0, 140.0]).deg2rad()
+    features = torch.stack([angles.cos(), angles.sin()], 1)
+    tokens = VisualTokens(features, encoder_attention=torch.tensor([1.0, 0, 0, 0]))
+    # 140: cos 140 + cos 10 = .22; 60: cos 60 + cos 90 = .5
+    assert ToDRE(objective="max-sum").select(tokens, 3).indices.tolist() == [0, 2, 3]
+    assert ToDRE(objective="k-center").select(tokens, 3).indices.tolist() == [0, 1, 2]
+
+
+def test_todre_pivots():
+    attention = torch.zeros(16 + 24)
+    attention[20], attention[7] = 9.0, 5.0
+    tokens = VisualTokens(torch.randn(40, 4), grids=((1, 4, 4), (1, 4, 6)), encoder_attention=attention)
+    assert ToDRE()._pivot(tokens) == 7  # the thumbnail's
+    assert ToDRE()._pivot(VisualTokens(torch.randn(40, 4), grids=((1, 4, 10),), encoder_attention=attention)) == 20
+    without = VisualTokens(torch.tensor([[1.0, 0], [1.1, 0], [9.0, 0], [1.0, 0.1]]))
+    assert ToDRE(pivot_without_cls="farthest")._pivot(without) == 2
+    assert {int(ToDRE(seed=s)._pivot(without)) for s in range(40)} == {0, 1, 2, 3}
+    for bad in ({"objective": "x"}, {"pivot_without_cls": "x"}, {"depth": 1.0}):
+        with pytest.raises(ValueError, match="accepted|share of the layers"):
+            ToDRE(**bad)
+
+
+# ---------------------------------------------------------------- TokenFLEX
+
+
+@pytest.mark.parametrize(("budget", "side"), [(64, 8), (144, 12), (256, 16)])
+def test_tokenflex_square_budgets(budget, side):
+    tokens = picture(24, 24)
+    chosen = TokenFlex().select(tokens, budget)
+    assert len(chosen.indices) == budget
+    raster = tokens.features.T.view(1, 4, 24, 24)
+    expected = torch.nn.functional.adaptive_avg_pool2d(raster, side)[0].flatten(1).T
+    torch.testing.assert_close(chosen.features, expected)
+    chosen.check(576, budget, "tokenflex")
+
+
+def test_tokenflex_keeps_the_picture_s_shape():
+    tokens = picture(5, 7)
+    chosen = TokenFlex().select(tokens, 12)  # 3 x 4: rows 0-1, 1-3, 3-4; columns 0-1, 1-3, 3-5, 5-6
+    assert len(chosen.indices) == 12
+    raster = tokens.features.view(5, 7, 4)
+    torch.testing.assert_close(chosen.features[0], raster[0:2, 0:2].mean((0, 1)))
+    torch.testing.assert_close(chosen.features[5], raster[1:4, 1:4].mean((0, 1)))
+    torch.testing.assert_close(chosen.features[11], raster[3:5, 5:7].mean((0, 1)))
+    assert chosen.indices[5] == 2 * 7 + 2
+
+
+def test_tokenflex_pools_before_the_projector_where_it_can():
+    encoder = torch.randn(16, 6)
+    project = lambda x: x.relu() @ torch.ones(6, 4)
+    tokens = picture(4, 4, encoder_features=encoder, project=project)
+    chosen = TokenFlex().select(tokens, 4)
+    pooled = encoder.view(2, 2, 2, 2, 6).mean((1, 3)).flatten(0, 1)
+    torch.testing.assert_close(chosen.features, project(pooled))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.data())
+def test_tokenflex_counts_in_any_shape(h, w, data):
+    k = data.draw(st.integers(1, h * w))
+    chosen = TokenFlex().select(picture(h, w), k)
+    chosen.check(h * w, None, "tokenflex")
+    assert len(chosen.indices) <= 2 * k + 1
+
+
+# ---------------------------------------------------------------- Recoverable Compression
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(25, 300), st.sampled_from([10, 20]))
+def test_outliers_are_scikit_learn_s(seed, n, neighbours):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(n, generator=generator, dtype=torch.float64).exp()
+    labels = LocalOutlierFactor(n_neighbors=neighbours).fit_predict(values[:, None].numpy())
+    assert outlier_share(values, neighbours) == pytest.approx((labels == -1).mean())
+
+
+def test_outliers_none_one_several():
+    even = torch.arange(50.0)
+    assert outlier_share(even, 5) == 0
+    assert outlier_share(torch.cat([even, torch.tensor([500.0])]), 5) == pytest.approx(1 / 51)
+    assert outlier_share(torch.cat([even, torch.tensor([500.0, -300.0, 900.0])]), 5) == pytest.approx(3 / 53)
+
+
+def test_recoverable_by_hand():
+    """Eight tokens, budget four: two by attention, one by the question, one centre that takes the rest in."""
+    attention = torch.tensor([0.30, 0.20, 0.05, 0.04, 0.15, 0.10, 0.09, 0.07])
+    features = torch.eye(8)
+    features[6] = torch.eye(8)[6]
+    tokens = VisualTokens(
+        features,
+        text=torch.eye(8)[3:4],  # the question is about token 3
+        encoder_attention=attention,
+        encoder_keys=torch.eye(8),
+    )
+    chosen = Recoverable(cluster=2).select(tokens, 5)
+    # 5 = 2 by attention (0, 1) + 1 by the question (3) + 1 centre (4) + 1 for what is left (5)
+    assert chosen.indices.tolist() == [0, 1, 3, 4, 5]
+    torch.testing.assert_close(chosen.features[:3], features[[0, 1, 3]])
+    # all keys are equally far, so the centre takes two of the others, weighted by attention
+    centre = chosen.features[3]
+    assert centre[4] == 1
+    assert (centre > 0).sum() == 3
+    left = (
+        attention[2] * features[2]
+        + attention[5] * features[5]
+        + attention[6] * features[6]
+        + attention[7] * features[7]
+    )
+    torch.testing.assert_close(chosen.features[4], left)
+    mean = Recoverable(cluster=2, normalise=True).select(tokens, 5).features[4]
+    torch.testing.assert_close(mean, left / attention[[2, 5, 6, 7]].sum())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 60), st.data())
+def test_recoverable_keeps_its_budget(n, data):
+    k = data.draw(st.integers(1, n - 1))
+    tokens = VisualTokens(
+        torch.randn(n, 6), text=torch.randn(3, 6), encoder_attention=torch.rand(n), encoder_keys=torch.randn(n, 5)
+    )
+    Recoverable().select(tokens, k).check(n, k, "recoverable")
+    Recoverable().select(tokens, None).check(n, None, "recoverable")
+
+
+def test_recoverable_hears_the_question():
+    features, keys = torch.randn(40, 8), torch.randn(40, 8)
+    asked = lambda i: VisualTokens(
+        features, text=features[i][None], encoder_attention=torch.arange(40.0), encoder_keys=keys
+    )
+    for i in (2, 5, 11):
+        assert i in Recoverable().select(asked(i), 8).indices

@@ -55,15 +55,18 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _list_policies(args: argparse.Namespace) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="policies")
+    table = Table(title="policies", box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
     for name in ("name", "stage", "needs", "options and defaults", "paper"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name in ("name", "paper"))
     for name, cls in registry().items():
         fields = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls) if f.init)
-        table.add_row(name, cls.stage, ", ".join(sorted(cls.needs)) or "-", fields or "-", cls.paper)
+        table.add_row(
+            name, cls.stage, ", ".join(sorted(cls.needs)) or "-", fields or "-", cls.paper.rpartition(", ")[2]
+        )
     Console().print(table)
 
 

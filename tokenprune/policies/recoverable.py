@@ -101,7 +101,7 @@ class Recoverable(Policy):
         """Tokens of steps 1, 2 and 3, centres only; None where outliers decide."""
         if n_keep is None:
             return None, None, None
-        if n_keep < 4:
+        if n_keep < 5:  # too few to merge
             return n_keep, 0, 0
         return n_keep // 2, n_keep // 4, n_keep - n_keep // 2 - n_keep // 4 - 1
 

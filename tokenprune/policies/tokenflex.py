@@ -14,9 +14,10 @@ from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 
 
-def _side(k: int, along: int, across: int) -> int:
-    """Bins along one side, so that k bins have the picture's shape."""
-    return min(along, max(1, round(math.sqrt(k * along / across))))
+def _bins(k: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of about k bins in the picture's shape."""
+    rows = min(height, k, max(round(math.sqrt(k * height / width)), math.ceil(k / width), 1))
+    return rows, min(width, max(1, round(k / rows)))
 
 
 def _centres(bins: int, length: int) -> list[int]:
@@ -55,7 +56,7 @@ class TokenFlex(Policy):
         sizes = [h * w for h, w in shapes]
         pooled, indices, start = [], [], 0
         for (h, w), size, k in zip(shapes, sizes, spread(n_keep, sizes), strict=True):
-            rows, columns = _side(max(1, k), h, w), _side(max(1, k), w, h)
+            rows, columns = _bins(max(1, k), h, w)
             raster = features[start : start + size].view(h, w, -1).permute(2, 0, 1)
             pooled.append(F.adaptive_avg_pool2d(raster, (rows, columns)).flatten(1).T)
             indices += [start + y * w + x for y in _centres(rows, h) for x in _centres(columns, w)]

@@ -108,9 +108,25 @@ def exact_match(samples: list[Sample], answers: Answers) -> dict[str, float]:
     return scores | {"all": float(right.mean())}
 
 
-def figures(samples: list[Sample], setting: Setting, answers: Answers, prefill: Prefill, full: Prefill, batch: int):
+def mean_tokens(record: Record, n_layers: int) -> float:
+    """Visual tokens that a decoder layer holds, on average over the layers."""
+    if record.deep_layer is None or record.deep_indices is None:
+        return record.n_after
+    upper = n_layers - record.deep_layer
+    return (record.n_after * record.deep_layer + len(record.deep_indices) * upper) / n_layers
+
+
+def figures(
+    samples: list[Sample],
+    setting: Setting,
+    answers: Answers,
+    prefill: Prefill,
+    full: Prefill,
+    batch: int,
+    n_layers: int,
+) -> dict[str, Any]:
     """One row of the table and of the JSON file."""
-    tokens = [GRID * GRID if r is None else r.n_after for r in answers.records]
+    tokens = [GRID * GRID if r is None else mean_tokens(r, n_layers) for r in answers.records]
     return {
         "policy": setting.name,
         "keep": setting.keep,
@@ -149,13 +165,18 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
     console.print(table)
 
 
+def kept_indices(record: Record) -> list[int]:
+    """What is left in the end, after a decoder stage if there was one."""
+    return record.indices if record.deep_indices is None else record.deep_indices
+
+
 def dimmed(sample: Sample, record: Record | None, scale: int = 3) -> np.ndarray:
     """The picture, enlarged, with the patches that were dropped dimmed."""
     image = np.kron(sample.scene.image, np.ones((scale, scale, 1), np.uint8))
     if record is None:
         return image
     kept = np.zeros(GRID * GRID, bool)
-    kept[record.indices] = True
+    kept[kept_indices(record)] = True
     light = np.kron(kept.reshape(GRID, GRID), np.ones((PATCH * scale, PATCH * scale)))[..., None]
     return (image * (0.18 + 0.82 * light)).astype(np.uint8)
 
@@ -187,8 +208,9 @@ def draw(path: Path, samples: list[Sample], results: list[tuple[Setting, Answers
             ax.xaxis.label.set_fontsize(12)
             if ax.get_subplotspec().is_first_row():
                 ax.set_title(sample.question.text, fontsize=9)
-        kept = "all" if setting.policy is None else f"{answers.records[chosen[0]].n_after} of"  # type: ignore[union-attr]
-        row[0].set_ylabel(f"{setting.name}\n{kept} {GRID * GRID} visual tokens", fontsize=11)
+        record = answers.records[chosen[0]]
+        left = "all" if record is None else f"{len(kept_indices(record))} of"
+        row[0].set_ylabel(f"{setting.name}\n{left} {GRID * GRID} visual tokens", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=75)
     plt.close(figure)
@@ -228,9 +250,9 @@ def run(
         batch = encode(processor, samples[:BATCH])
         contexts = {i: (lambda s=s: s.context(model)) for i, s in enumerate(settings)}
         prefills = measure_prefill(model, batch, contexts, rounds=15, progress=rounds)
-    size = len(batch["input_ids"])
+    size, n_layers = len(batch["input_ids"]), model.config.text_config.num_hidden_layers
     rows = [
-        figures(samples, s, a, prefills[i], prefills[0], size)
+        figures(samples, s, a, prefills[i], prefills[0], size, n_layers)
         for i, (s, a) in enumerate(zip(settings, answers, strict=True))
     ]
     print_table(console, rows, len(samples))

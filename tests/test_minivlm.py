@@ -12,7 +12,7 @@ from tokenprune.eval.minivlm.questions import QUESTION_TYPES, TOKEN_ID, all_ques
 from tokenprune.eval.minivlm.scenes import GRID, SEEDS, cell_name, draw_scene
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from tokenprune import cli
+from tokenprune import cli, list_policies
 from tokenprune.policies import make_policy
 
 
@@ -104,6 +104,18 @@ def test_demo_writes_table_picture_and_figures(tmp_path, capsys):
     assert all(0 <= r["exact_match"]["all"] <= 1 and r["prefill_ms"] > 0 for r in rows)
 
 
+def test_demo_takes_every_policy(tmp_path):
+    figures, names = tmp_path / "demo.json", list_policies()
+    arguments = ["--policy", ",".join(names), "--keep", "0.25", "--samples", "8", "--json", str(figures)]
+    cli.main(["demo", *arguments, "--out", str(tmp_path / "demo.png")])
+    rows = {r["policy"]: r for r in json.loads(figures.read_text())["rows"]}
+    assert set(rows) == {"full", *names}
+    assert rows["fastv"]["visual_tokens"] == (144 + 144 + 36) / 3  # a mean over decoder layers
+    vision = ("divprune", "fopru", "grid", "random", "tokenflex", "recoverable")
+    assert all(rows[n]["visual_tokens"] == 36 for n in vision)
+    assert all(r["kv_cache_bytes"] < rows["full"]["kv_cache_bytes"] for n, r in rows.items() if n != "full")
+
+
 def test_dropped_patches_are_dimmed(embedded):
     sample = demo.held_out(1)[0]
     record = demo.answer(*embedded, [sample], demo.Setting(make_policy("random"), 20)).records[0]
@@ -135,5 +147,5 @@ def test_bad_arguments_are_explained(arguments, message, capsys):
 def test_list_of_policies(capsys):
     cli.main(["policies"])
     printed = capsys.readouterr().out
-    assert "divprune" in printed
-    assert "2503.02175" in printed
+    for words in (*list_policies(), "arXiv:2503.02175", "encoder_attention", "vision, decoder", "tau=0.1"):
+        assert words in printed

@@ -286,7 +286,7 @@ def test_todre_pivots():
     assert ToDRE(pivot_without_cls="farthest")._pivot(without) == 2
     assert {int(ToDRE(seed=s)._pivot(without)) for s in range(40)} == {0, 1, 2, 3}
     for bad in ({"objective": "x"}, {"pivot_without_cls": "x"}, {"depth": 1.0}):
-        with pytest.raises(ValueError, match="accepted|share of the layers"):
+        with pytest.raises(ValueError, match=r"accepted|share of the layers"):
             ToDRE(**bad)
 
 
@@ -330,7 +330,7 @@ def test_tokenflex_counts_in_any_shape(h, w, data):
     k = data.draw(st.integers(1, h * w))
     chosen = TokenFlex().select(picture(h, w), k)
     chosen.check(h * w, None, "tokenflex")
-    assert len(chosen.indices) <= 2 * k + 1
+    assert k / 2 <= len(chosen.indices) <= 1.5 * k
 
 
 # ---------------------------------------------------------------- Recoverable Compression
@@ -356,7 +356,6 @@ def test_recoverable_by_hand():
     """Eight tokens, budget four: two by attention, one by the question, one centre that takes the rest in."""
     attention = torch.tensor([0.30, 0.20, 0.05, 0.04, 0.15, 0.10, 0.09, 0.07])
     features = torch.eye(8)
-    features[6] = torch.eye(8)[6]
     tokens = VisualTokens(
         features,
         text=torch.eye(8)[3:4],  # the question is about token 3
@@ -371,15 +370,11 @@ def test_recoverable_by_hand():
     centre = chosen.features[3]
     assert centre[4] == 1
     assert (centre > 0).sum() == 3
-    left = (
-        attention[2] * features[2]
-        + attention[5] * features[5]
-        + attention[6] * features[6]
-        + attention[7] * features[7]
-    )
+    others = [2, 5, 6, 7]
+    left = (attention[others, None] * features[others]).sum(0)
     torch.testing.assert_close(chosen.features[4], left)
     mean = Recoverable(cluster=2, normalise=True).select(tokens, 5).features[4]
-    torch.testing.assert_close(mean, left / attention[[2, 5, 6, 7]].sum())
+    torch.testing.assert_close(mean, left / attention[others].sum())
 
 
 @settings(max_examples=100, deadline=None)

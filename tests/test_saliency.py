@@ -1,8 +1,10 @@
 """What is heard of the vision encoder equals its eager attention weights, wherever tokens end up."""
 
+import sys
+
 import pytest
 import torch
-from tokenprune.patches.qwen2_vl import _window_order
+from tokenprune.patches.qwen2_vl import _window_order, regroup
 
 from tokenprune import Policy, Selection, pruning
 from tokenprune.ops import attention_received
@@ -42,8 +44,6 @@ def eager_maps(family, inputs, layer):
     tower = model.model.visual if family.startswith("qwen") else model.model.vision_tower
     blocks = tower.blocks if family.startswith("qwen") else getattr(tower, "vision_model", tower).encoder.layers
     module = blocks[layer].attn if family.startswith("qwen") else blocks[layer].self_attn
-    import sys
-
     source, maps = sys.modules[type(module).__module__], []
     original = source.eager_attention_forward
 
@@ -129,8 +129,6 @@ def test_qwen(family, layer):
 def test_windows_are_undone_as_the_tower_undoes_them():
     """A value that marks a patch in the tower's order comes back beside the token it is merged into."""
     model, inputs = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl").inputs
-    from tokenprune.patches.qwen2_vl import regroup
-
     seen = []
     handle = model.model.visual.merger.register_forward_hook(lambda m, a, out: seen.append((a[0], out)))
     with torch.no_grad():

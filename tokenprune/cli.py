@@ -59,14 +59,14 @@ def _list_policies(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="policies", box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0))
-    for name in ("name", "stage", "needs", "options and defaults", "paper"):
-        table.add_column(name, no_wrap=name in ("name", "paper"))
+    table = Table(title="policies", box=box.SIMPLE, padding=0, show_lines=True)
+    for name in ("name", "stage", "needs", "options and defaults", "arXiv"):
+        table.add_column(name, no_wrap=True)
     for name, cls in registry().items():
-        fields = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls) if f.init)
-        table.add_row(
-            name, cls.stage, ", ".join(sorted(cls.needs)) or "-", fields or "-", cls.paper.rpartition(", ")[2]
-        )
+        options = "\n".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls) if f.init)
+        needs = "\n".join(sorted(cls.needs))
+        stage, paper = cls.stage.replace(", ", "\n"), cls.paper.rpartition("arXiv:")[2]
+        table.add_row(name, stage, needs or "-", options or "-", paper)
     Console().print(table)
 
 

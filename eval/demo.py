@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,8 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
             *(f"{100 * row['exact_match'][t]:.0f}" for t in types),
             style="bold" if row is rows[0] else "green" if row["exact_match"]["all"] == best else None,
         )
-    console.print(table)
+    # a long policy name may need a little more than 80 columns; shortened figures help nobody
+    Console(width=max(console.width, 84), file=console.file).print(table)
 
 
 def kept_indices(record: Record) -> list[int]:
@@ -250,7 +251,7 @@ def run(
         batch = encode(processor, samples[:BATCH])
         contexts = {i: (lambda s=s: s.context(model)) for i, s in enumerate(settings)}
         prefills = measure_prefill(model, batch, contexts, rounds=15, progress=rounds)
-    size, n_layers = len(batch["input_ids"]), model.config.text_config.num_hidden_layers
+    size, n_layers = len(batch["input_ids"]), len(cast(Any, model).model.language_model.layers)
     rows = [
         figures(samples, s, a, prefills[i], prefills[0], size, n_layers)
         for i, (s, a) in enumerate(zip(settings, answers, strict=True))

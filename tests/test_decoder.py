@@ -1,11 +1,13 @@
 """Tokens that leave at a decoder layer: equal to hiding them from that layer on."""
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.utils import is_flash_attn_2_available
 
 from tokenprune import Policy, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.cache import layout_of
@@ -238,3 +240,19 @@ def test_loss_follows_both_cuts():
     assert out.logits.shape[1] < labels.shape[1]
     expected = torch.nn.functional.cross_entropy(out.logits[:, -5:-1].flatten(0, 1), labels[:, -4:].flatten())
     assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and is_flash_attn_2_available()), reason="needs a GPU and FlashAttention-2"
+)
+@pytest.mark.parametrize("policy", ["divprune", "fastv", "todre"])
+def test_flash_attention_2_agrees_with_sdpa(policy):
+    """On a GPU, in bfloat16, whose noise bounds what can be asked: the same first logits, closely."""
+    model, batch = copy.deepcopy(get_model("llava")).to("cuda", torch.bfloat16), ragged_batch("llava")
+    inputs = {k: v.cuda() for k, v in batch.inputs.items()}
+    runs = []
+    for implementation in ("sdpa", "flash_attention_2"):
+        model.set_attn_implementation(implementation)
+        with pruning(model, policy, 0.3):
+            runs.append(generate(model, inputs, steps=1).logits)
+    torch.testing.assert_close(runs[0], runs[1], rtol=0.05, atol=0.2)

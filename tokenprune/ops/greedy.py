@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_GRAM_LIMIT = 4096  # above, N x N float32 would take more than 64 MB
+
 
 @torch.no_grad()
 def max_min_select(features: Tensor, k: int, first: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -80,14 +82,17 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
     Raises:
         ValueError: if k or a shape does not fit.
 
-    Cost is O(k N D), without an N x N matrix (ToDRE, arXiv:2505.18757v2, Algorithm 1).
+    Cost is O(k N D); no N x N matrix is made above 4096 tokens, nor on a GPU (ToDRE,
+    arXiv:2505.18757v2, Algorithm 1).
     """
     _check(features, k, mask)
     unit = F.normalize(features.float(), dim=-1)
-    rows = torch.arange(len(unit), device=unit.device)
     total = torch.zeros(unit.shape[:2], device=unit.device)
     if mask is not None:
         total = total.masked_fill(~mask, torch.inf)
+    if unit.device.type == "cpu" and unit.shape[1] <= _GRAM_LIMIT:
+        return _nearest_sum_host(unit @ unit.mT, total, first, k)
+    rows = torch.arange(len(unit), device=unit.device)
     picks = [first]
     for _ in range(1, k):
         last = picks[-1]
@@ -95,6 +100,18 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
         total = total.scatter(1, last[:, None], torch.inf)
         picks.append(total.argmin(-1))
     return torch.stack(picks, 1)
+
+
+def _nearest_sum_host(similarity: Tensor, total: Tensor, first: Tensor, k: int) -> Tensor:
+    """The max-sum loop in NumPy, on a similarity matrix small enough to have: one BLAS call, not k."""
+    picks = np.empty((len(similarity), k), np.int64)
+    for picked, s, sums, start in zip(picks, similarity.numpy(), total.numpy(), first.tolist(), strict=True):
+        picked[0] = last = start
+        for i in range(1, k):
+            sums += s[last]
+            sums[last] = np.inf
+            picked[i] = last = sums.argmin()
+    return torch.from_numpy(picks)
 
 
 def _check(features: Tensor, k: int, mask: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +41,7 @@ class Deep:
         differs: whether upper layers hold other columns than the lower ones already.
         lower_valid: (B, P_lower + M) padding mask of the layers below.
         visual: per row, the visual inputs that may be cut; None when nothing may.
+        records: the report of this call.
     """
 
     held: Held
@@ -48,6 +49,7 @@ class Deep:
     differs: bool
     lower_valid: Tensor
     visual: list[list[DeepInput]] | None = None
+    records: list[Any] = field(default_factory=list)
     packing: Packing | None = None
     tapped: tuple[Tensor, Tensor, float | None] | None = None
     masks: dict[Any, Any] = field(default_factory=dict)
@@ -139,7 +141,8 @@ class DeepStage:
             for visual, keep in zip(inputs, kept, strict=True):
                 stays[row, visual.places] = keep.to(device)
                 indices = [j for j, k in zip(visual.indices, keep.tolist(), strict=True) if k]
-                self.pruner.note_deep(visual.record, self.layer, indices)
+                record = deep.records[visual.record]
+                deep.records[visual.record] = replace(record, deep_layer=self.layer, deep_indices=indices)
         deep.tapped = None
         if bool(stays.all()):
             return

@@ -6,7 +6,7 @@ import inspect
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -169,10 +169,6 @@ class Pruner:
         if state is not None and state.request is not None:
             state.request.saw(kind, output, source)
 
-    def note_deep(self, record: int, layer: int, indices: list[int]) -> None:
-        """Write in the report what a decoder layer left of a visual input."""
-        self.records[record] = replace(self.records[record], deep_layer=layer, deep_indices=indices)
-
     def call(self) -> _Call | None:
         state = _CALL.get()
         return state if state is not None and state.pruner is self else None
@@ -277,6 +273,7 @@ class Pruner:
             differs=past.layout is not None and past.layout.upper is not None,
             lower_valid=torch.cat([past.mask(mask), valid], 1),
             visual=plan.deep_inputs(packing),
+            records=plan.records,
         )
 
     def _follow(self, state: _Call, layout: Layout, kwargs: dict[str, Any]) -> dict[str, Any]:

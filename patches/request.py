@@ -198,6 +198,8 @@ class FeatureTap:
     def _listen(self, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(self.original).bind_partial(*args, **kwargs).arguments
         arguments = {**arguments, **arguments.pop("kwargs", {})}
+        # Not the pixels: what is noted here lives as long as the features do.
+        arguments = {name: value for name, value in arguments.items() if not name.startswith("pixel_values")}
         heard = None
         if self.encoder is None:
             output = self.original(*args, **kwargs)

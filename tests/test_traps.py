@@ -200,11 +200,12 @@ def test_interleaved_requests_do_not_mix():
 
 
 @pytest.mark.skipif(transformers.__version__.startswith("5.0."), reason="transformers 5.0 mixes threads up unpruned")
+@pytest.mark.parametrize("policy", ["random", "fopru", "fastv", ["random", "fastv"]])
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_threads_do_not_mix(family):
+def test_threads_do_not_mix(family, policy):
     model = get_model(family)
     batches = [ragged_batch(family, seed=s) for s in range(4)]
-    with pruning(model, "random", 0.3):
+    with pruning(model, policy, 0.3):
         alone = [generate(model, b.inputs) for b in batches]
         for _ in range(3):
             runs = [None] * len(batches)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import AdaptiveBudget, Budget, HalfwayBudget
-from ..cache import STATE_ATTRIBUTE, Held, Layout, adopt, layout_of, physical_length
+from ..cache import STATE_ATTRIBUTE, Held, Layout, PrunedCacheError, adopt, layout_of, physical_length
 from ..policies.base import Policy
 from ..sequence import Packing
 from .base import Family, Kind, base_of
@@ -86,6 +86,10 @@ class Pruner:
         self._deep = None if deep is None else self._deep_stage(deep[0])
         self._handles: list[Any] = []
         self._taps: dict[str, FeatureTap] = {}
+
+    @property
+    def _deep_layer(self) -> int | None:
+        return None if self._deep is None else self._deep.layer
 
     def _deep_stage(self, policy: Policy) -> DeepStage:
         layers = len(self.text.layers)
@@ -178,6 +182,12 @@ class Pruner:
     def _enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         state = self.call() or _Call(self)
         _CALL.set(state)
+        layout = layout_of(kwargs.get("past_key_values"))
+        if layout is not None and layout.upper is not None and layout.upper_layer != self._deep_layer:
+            raise PrunedCacheError(
+                f"this KV cache was filled by a policy that dropped tokens at decoder layer {layout.upper_layer}, "
+                "and another is applied now; go on with a fresh cache, or apply that policy again"
+            )
         embeds = kwargs.get("inputs_embeds")
         if state.request is not None and embeds is not None:
             plan = Plan(self, state.request, embeds, kwargs)
@@ -188,7 +198,6 @@ class Pruner:
                 cache = kwargs.get("past_key_values")
                 past = Past.of(cache, len(plan.keep), plan.keep.device)
                 state.deep = self._deep_call(cache, past, plan.mask, plan, None)
-        layout = layout_of(kwargs.get("past_key_values"))
         if layout is not None:
             state.shrunk = True
             return args, self._follow(state, layout, kwargs)
@@ -291,7 +300,7 @@ class Pruner:
         mask = padding_mask(kwargs.get("attention_mask"), cache, batch, length)
         if mask is not None or layout.padded:
             new["attention_mask"] = layout.mask(mask, past.physical + length)
-        if layout.upper is not None and self._deep is not None and state.deep is None:
+        if layout.upper is not None and state.deep is None:
             held = physical_length(cache, layout.upper_layer)
             valid = layout.upper.mask(mask, held + length)
             state.deep = Deep(Held(valid[:, :0], valid, layout.upper.seen), length, True, valid)

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.utils import is_flash_attn_2_available
 
-from tokenprune import Policy, apply_pruning, pruning, pruning_report, remove_pruning
+from tokenprune import Policy, PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.cache import layout_of
 from tokenprune.policies import FastV
 
@@ -211,6 +211,17 @@ def test_beams_reorder_both_layouts():
         columns = layout_of(cache).upper.columns.clone()
         cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
         assert torch.equal(layout_of(cache).upper.columns, columns.flip(0))
+
+
+@pytest.mark.parametrize("other", ["divprune", FastV(layer=1)])
+def test_a_cut_cache_is_refused_by_another_policy(other):
+    """Its upper layers hold columns that this policy's hooks know nothing of."""
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with torch.no_grad(), pruning(model, "fastv", 0.3):
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+        with pruning(model, other, 0.3), pytest.raises(PrunedCacheError, match="decoder layer 2"):
+            model(input_ids=torch.ones(4, 1, dtype=torch.long), past_key_values=cache)
+        model(input_ids=torch.ones(4, 1, dtype=torch.long), past_key_values=cache)
 
 
 def test_layers_that_do_not_fit_are_refused():

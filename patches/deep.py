@@ -33,47 +33,61 @@ class DeepInput:
 
 @dataclass
 class Deep:
-    """The upper layers' side of one forward call.
+    """The upper layers' side of one forward call, as it stands at the layer that is running.
+
+    A stage is a stretch of layers that begins where tokens may leave.
 
     Attributes:
-        held: what the upper layers will hold after this call: columns, padding (B, P + M).
-        length: M, columns of this call, before any cut.
+        past: per stage, what its layers held before this call.
+        columns: (B, M) int64, logical columns of this call's sequence as it stands.
+        valid: (B, M) bool, its padding.
+        below: (B, P + M) padding mask of the layers under the first stage.
+        seen: logical columns after this call.
         differs: whether upper layers hold other columns than the lower ones already.
-        lower_valid: (B, P_lower + M) padding mask of the layers below.
         visual: per row, the visual inputs that may be cut; None when nothing may.
         records: the report of this call.
+        held: per stage, what its layers hold after this call.
+        packing: what has left in this call, all in all.
     """
 
-    held: Held
-    length: int
+    past: list[Held]
+    columns: Tensor
+    valid: Tensor
+    below: Tensor
+    seen: int
     differs: bool
-    lower_valid: Tensor
     visual: list[list[DeepInput]] | None = None
     records: list[Any] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
     packing: Packing | None = None
     tapped: tuple[Tensor, Tensor, float | None] | None = None
     masks: dict[Any, Any] = field(default_factory=dict)
     embeddings: dict[int, Any] = field(default_factory=dict)
 
+    @property
+    def changed(self) -> bool:
+        return self.packing is not None or self.differs
+
 
 class DeepStage:
-    """Hooks on the layers from `layer` on, and a tap on the attention below it."""
+    """Hooks on the layers from the first of `layers` on, and a tap on the attention below each of them."""
 
-    def __init__(self, pruner: Pruner, policy: Policy, layer: int):
-        self.pruner, self.policy, self.layer = pruner, policy, layer
-        below: Any = pruner.text.layers[layer - 1]
-        self._tap = AttentionTap(below.self_attn, self._read)
+    def __init__(self, pruner: Pruner, policy: Policy, layers: list[int]):
+        self.pruner, self.policy, self.layers = pruner, policy, layers
+        self._taps = [AttentionTap(pruner.text.layers[i - 1].self_attn, self._read) for i in layers]
         self._handles: list[Any] = []
 
     def attach(self) -> None:
-        self._tap.attach()
+        for tap in self._taps:
+            tap.attach()
         for i, layer in enumerate(self.pruner.text.layers):
-            if i >= self.layer:
+            if i >= self.layers[0]:
                 enter = functools.partial(self._enter, i)
                 self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
 
     def detach(self) -> None:
-        self._tap.detach()
+        for tap in self._taps:
+            tap.detach()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -88,79 +102,94 @@ class DeepStage:
         deep = None if state is None else state.deep
         if state is None or deep is None:
             return None
-        if i == self.layer and deep.visual is not None:
-            self._decide(deep)
-            if deep.packing is not None:
-                state.labels_follow(deep.packing)
-        if deep.packing is None and not deep.differs:
+        left = self._begin(deep, i) if i in self.layers else None
+        if left is not None:
+            state.labels_follow(left)
+        if not deep.changed:
             return None
         state.shrunk = True  # no position ids for FlashAttention
         hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden if left is None else left.take(hidden)
         new = dict(kwargs)
         if deep.packing is not None:
-            if i == self.layer:
-                hidden = deep.packing.take(hidden)
-            new["position_embeddings"] = self._embeddings(deep, kwargs["position_embeddings"])
+            new["position_embeddings"] = self._embeddings(deep, deep.packing, kwargs["position_embeddings"])
             new["position_ids"] = None
-        cache = kwargs.get("past_key_values")
-        kind = getattr(self.pruner.text.config, "layer_types", [None] * (i + 1))
-        kind = kind[i] if kind is not None else None
+        config, valid = self.pruner.text.config, deep.held[-1].valid
+        kinds = getattr(config, "layer_types", None)
+        kind = None if kinds is None else kinds[i]
         if kind not in deep.masks:
-            deep.masks[kind] = layer_mask(self.pruner.text.config, i, hidden, deep.held.valid, cache)
+            deep.masks[kind] = layer_mask(config, i, hidden, valid, kwargs.get("past_key_values"))
         new["attention_mask"] = deep.masks[kind]
         if kwargs.get("cache_position") is not None:
-            total = deep.held.valid.shape[1]
+            total = valid.shape[1]
             new["cache_position"] = torch.arange(total - hidden.shape[1], total, device=hidden.device)
         if args:
             return (hidden, *args[1:]), new
         return args, {**new, "hidden_states": hidden}
 
     @staticmethod
-    def _embeddings(deep: Deep, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def _embeddings(deep: Deep, packing: Packing, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Rotary embeddings, (..., B or 1, M, d), of the columns that are left."""
-        assert deep.packing is not None
         key = id(embeddings[0])
         if key not in deep.embeddings:
             # last axis first, so that position ids' gather serves
-            deep.embeddings[key] = tuple(
-                deep.packing.take_last(part.movedim(-1, 0)).movedim(0, -1) for part in embeddings
-            )
+            deep.embeddings[key] = tuple(packing.take_last(part.movedim(-1, 0)).movedim(0, -1) for part in embeddings)
         return deep.embeddings[key]
 
-    def _decide(self, deep: Deep) -> None:
+    def _begin(self, deep: Deep, layer: int) -> Packing | None:
+        """A stage begins: decide what leaves, and note what its layers hold."""
+        left = None
+        if deep.visual is not None:
+            left = self._decide(deep, layer)
+        past = deep.past[len(deep.held)]
+        columns, valid = torch.cat([past.columns, deep.columns], 1), torch.cat([past.valid, deep.valid], 1)
+        deep.held.append(Held(columns, valid, deep.seen))
+        deep.masks.clear()
+        return left
+
+    def _decide(self, deep: Deep, layer: int) -> Packing | None:
         assert deep.visual is not None
-        batch = len(deep.visual)
-        device = deep.held.valid.device
-        stays = torch.ones(batch, deep.length, dtype=torch.bool, device=device)
+        stays = torch.ones_like(deep.valid)
+        kept_inputs: list[list[tuple[DeepInput, Tensor]]] = []
         for row, inputs in enumerate(deep.visual):
-            if not inputs:
-                continue
-            kept = self.policy.deep_select(self._view(deep, row, inputs))
-            if kept is None:
-                continue
-            for visual, keep in zip(inputs, kept, strict=True):
-                stays[row, visual.places] = keep.to(device)
-                indices = [j for j, k in zip(visual.indices, keep.tolist(), strict=True) if k]
-                record = deep.records[visual.record]
-                deep.records[visual.record] = replace(record, deep_layer=self.layer, deep_indices=indices)
+            chosen = self.policy.deep_select(self._view(deep, row, inputs)) if inputs else None
+            if chosen is None:
+                chosen = [torch.ones(len(v.places), dtype=torch.bool) for v in inputs]
+            kept_inputs.append([(v, k.to(stays.device)) for v, k in zip(inputs, chosen, strict=True)])
+            for visual, keep in kept_inputs[-1]:
+                stays[row, visual.places] = keep
         deep.tapped = None
         if bool(stays.all()):
-            return
-        now = deep.held.valid[:, -deep.length :]
-        deep.packing = packing = Packing.of(stays & now)
-        before = slice(None, -deep.length)
-        deep.held = Held(
-            torch.cat([deep.held.columns[:, before], packing.take(deep.held.columns[:, -deep.length :])], 1),
-            torch.cat([deep.held.valid[:, before], packing.valid], 1),
-            deep.held.seen,
-        )
+            return None
+        left = Packing.of(stays & deep.valid)
+        place = left.places(stays.shape[1])
+        for row, pairs in enumerate(kept_inputs):
+            rest = []
+            for visual, keep in pairs:
+                indices = [j for j, k in zip(visual.indices, keep.tolist(), strict=True) if k]
+                if len(indices) < len(visual.indices):
+                    record = deep.records[visual.record]
+                    deep.records[visual.record] = replace(record, deep_layer=layer, deep_indices=indices)
+                if indices:
+                    places = place[row, visual.places[keep]]
+                    rest.append(
+                        replace(visual, places=places, indices=indices, n_keep=min(visual.n_keep, len(indices)))
+                    )
+            deep.visual[row] = rest
+        deep.columns, deep.valid = left.take(deep.columns), left.valid
+        deep.packing = left.after(deep.packing)
+        deep.embeddings.clear()
+        return left
 
     def _view(self, deep: Deep, row: int, inputs: list[DeepInput]) -> DecoderView:
         assert deep.tapped is not None
         query, key, scaling = deep.tapped
         query, key = query[row : row + 1], key[row : row + 1]
-        valid = deep.lower_valid[row].to(query.device)
-        total, past = len(valid), len(valid) - deep.length
+        length = deep.valid.shape[1]
+        # the padding of the layer that was listened to
+        valid = deep.held[-1].valid[row] if deep.held else deep.below[row]
+        valid = valid.to(query.device)
+        total, past = len(valid), len(valid) - length
         key = key[:, :, :total]  # a static cache holds empty places after them
 
         def received(rows: Tensor) -> Tensor:
@@ -177,6 +206,6 @@ class DeepStage:
             visual=[v.places for v in inputs],
             n_keep=[v.n_keep for v in inputs],
             text=is_text.nonzero()[:, 0],
-            last=deep.length - 1,
+            last=length - 1,
             received=received,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import AdaptiveBudget, Budget, HalfwayBudget
-from ..cache import STATE_ATTRIBUTE, Held, Layout, PrunedCacheError, adopt, layout_of, physical_length
+from ..cache import STATE_ATTRIBUTE, Layout, PrunedCacheError, adopt, layout_of
 from ..policies.base import Policy
 from ..sequence import Packing
 from .base import Family, Kind, base_of
@@ -88,20 +88,19 @@ class Pruner:
         self._taps: dict[str, FeatureTap] = {}
 
     @property
-    def _deep_layer(self) -> int | None:
-        return None if self._deep is None else self._deep.layer
+    def _deep_layers(self) -> list[int]:
+        return [] if self._deep is None else self._deep.layers
 
     def _deep_stage(self, policy: Policy) -> DeepStage:
-        layers = len(self.text.layers)
-        layer = policy.deep_layer(layers)
-        assert layer is not None
-        lowest = self.family.first_deep_layer(self.base.config)
-        if not lowest <= layer < layers:
-            raise ValueError(
-                f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
-                f"{lowest} to {layers - 1}"
-            )
-        return DeepStage(self, policy, layer)
+        n, lowest = len(self.text.layers), self.family.first_deep_layer(self.base.config)
+        layers = policy.deep_layers(n)
+        for layer in layers:
+            if not lowest <= layer < n:
+                raise ValueError(
+                    f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
+                    f"{lowest} to {n - 1}"
+                )
+        return DeepStage(self, policy, layers)
 
     def attach(self) -> None:
         """Hang the hooks on the instance."""
@@ -183,10 +182,11 @@ class Pruner:
         state = self.call() or _Call(self)
         _CALL.set(state)
         layout = layout_of(kwargs.get("past_key_values"))
-        if layout is not None and layout.upper is not None and layout.upper_layer != self._deep_layer:
+        if layout is not None and layout.upper and list(layout.upper) != self._deep_layers:
             raise PrunedCacheError(
-                f"this KV cache was filled by a policy that dropped tokens at decoder layer {layout.upper_layer}, "
-                "and another is applied now; go on with a fresh cache, or apply that policy again"
+                "this KV cache was filled by a policy that dropped tokens at decoder layer "
+                f"{' and '.join(map(str, layout.upper))}, and another is applied now; go on with a fresh cache, "
+                "or apply that policy again"
             )
         embeds = kwargs.get("inputs_embeds")
         if state.request is not None and embeds is not None:
@@ -212,10 +212,9 @@ class Pruner:
         cache = getattr(output, "past_key_values", None)
         if cache is None:  # no cache is kept, or the call failed
             return
-        if deep is not None and deep.visual is not None and (deep.packing is not None or deep.differs):
-            assert self._deep is not None
+        if deep is not None and deep.visual is not None and deep.changed:
             layout = layout or self._plain_layout(cache, deep)
-            layout.upper, layout.upper_layer = deep.held, self._deep.layer
+            layout.upper = dict(zip(self._deep_layers, deep.held, strict=True))
         if layout is not None:
             adopt(cache, layout)
 
@@ -224,9 +223,9 @@ class Pruner:
         before = layout_of(cache)
         if before is not None:
             return before
-        batch, length = deep.lower_valid.shape
-        columns = torch.arange(length, device=deep.lower_valid.device).expand(batch, -1)
-        return Layout(columns, deep.lower_valid, length, torch.zeros_like(columns[:, 0]), weakref.ref(self.base))
+        batch, length = deep.below.shape
+        columns = torch.arange(length, device=deep.below.device).expand(batch, -1)
+        return Layout(columns, deep.below, length, torch.zeros_like(columns[:, 0]), weakref.ref(self.base))
 
     def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         # FlashAttention takes gaps in position ids for borders between packed sequences. Rotary
@@ -274,13 +273,13 @@ class Pruner:
             valid = torch.ones_like(plan.keep) if mask is None else mask[:, -length:]
         else:
             columns, valid = past.logical + packing.index, packing.valid
-        upper = past.upper(cache, self._deep.layer, mask)
-        held = Held(torch.cat([upper.columns, columns], 1), torch.cat([upper.valid, valid], 1), past.logical + length)
         return Deep(
-            held=held,
-            length=columns.shape[1],
-            differs=past.layout is not None and past.layout.upper is not None,
-            lower_valid=torch.cat([past.mask(mask), valid], 1),
+            past=[past.upper(cache, layer, mask) for layer in self._deep_layers],
+            columns=columns,
+            valid=valid,
+            below=torch.cat([past.mask(mask), valid], 1),
+            seen=past.logical + length,
+            differs=past.layout is not None and bool(past.layout.upper),
             visual=plan.deep_inputs(packing),
             records=plan.records,
         )
@@ -300,10 +299,12 @@ class Pruner:
         mask = padding_mask(kwargs.get("attention_mask"), cache, batch, length)
         if mask is not None or layout.padded:
             new["attention_mask"] = layout.mask(mask, past.physical + length)
-        if layout.upper is not None and state.deep is None:
-            held = physical_length(cache, layout.upper_layer)
-            valid = layout.upper.mask(mask, held + length)
-            state.deep = Deep(Held(valid[:, :0], valid, layout.upper.seen), length, True, valid)
+        if layout.upper and state.deep is None:
+            upper = [past.upper(cache, layer, mask) for layer in layout.upper]
+            valid = layout.mask(mask, past.physical + length)
+            now = valid[:, -length:]
+            columns = past.logical + torch.arange(length, device=now.device).expand(batch, -1)
+            state.deep = Deep(upper, columns, now, valid, past.logical + length, differs=True)
         if self._reads_cache_position:
             new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
         return new

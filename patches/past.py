@@ -43,7 +43,7 @@ class Past:
 
     def upper(self, cache: Any, layer: int, logical: Tensor | None) -> Held:
         """The same for the layers from `layer` on: columns (B, P) and their padding, decoded ones included."""
-        held = None if self.layout is None else self.layout.upper
+        held = None if self.layout is None else self.layout.upper.get(layer)
         if held is None:
             return Held(self.columns, self.mask(logical), self.logical)
         decoded = torch.arange(held.seen, self.logical, device=self.columns.device).expand(len(self.columns), -1)

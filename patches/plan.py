@@ -127,14 +127,10 @@ class Plan:
         rows: list[list[DeepInput]] = [[] for _ in range(len(self.keep))]
         budget = self.pruner.deep_budget
         assert budget is not None
-        if packing is not None:  # the place of each column that stayed
-            order = torch.arange(packing.index.shape[1], device=packing.index.device)
-            place = torch.zeros_like(self.keep, dtype=torch.int64)
-            rows_of, slots = packing.valid.nonzero(as_tuple=True)
-            place[rows_of, packing.index[rows_of, slots]] = order[slots]
+        place = None if packing is None else packing.places(self.keep.shape[1])
         for i, (record, columns) in enumerate(zip(self.records, self._columns, strict=True)):
             columns = columns[record.indices]
-            places = columns if packing is None else place[record.sample, columns]
+            places = columns if place is None else place[record.sample, columns]
             n_keep = min(budget.count(record.n_before), len(columns))
             rows[record.sample].append(DeepInput(i, places, record.indices, n_keep))
         return rows

@@ -28,8 +28,8 @@ class SomeRows(Policy):
     def __post_init__(self):
         self.row = -1
 
-    def deep_layer(self, n_layers):
-        return 2
+    def deep_layers(self, n_layers):
+        return [2]
 
     def deep_select(self, view):
         self.row += 1
@@ -208,9 +208,9 @@ def test_beams_reorder_both_layouts():
     with torch.no_grad(), pruning(model, "fastv", 0.3):
         model.generate(**batch.inputs, max_new_tokens=4, num_beams=3, do_sample=False)
         cache = model(**batch.inputs, use_cache=True).past_key_values
-        columns = layout_of(cache).upper.columns.clone()
+        columns = layout_of(cache).upper[2].columns.clone()
         cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
-        assert torch.equal(layout_of(cache).upper.columns, columns.flip(0))
+        assert torch.equal(layout_of(cache).upper[2].columns, columns.flip(0))
 
 
 @pytest.mark.parametrize("other", ["divprune", FastV(layer=1)])

@@ -297,8 +297,8 @@ def test_todre_pivots():
     without = VisualTokens(torch.tensor([[1.0, 0], [1.1, 0], [9.0, 0], [1.0, 0.1]]))
     assert ToDRE(pivot_without_cls="farthest")._pivot(without) == 2
     assert {int(ToDRE(seed=s)._pivot(without)) for s in range(40)} == {0, 1, 2, 3}
-    for bad in ({"objective": "x"}, {"pivot_without_cls": "x"}, {"depth": 1.0}):
-        with pytest.raises(ValueError, match=r"accepted|share of the layers"):
+    for bad in ({"objective": "x"}, {"pivot_without_cls": "x"}, {"depths": (0.5, 1.0)}):
+        with pytest.raises(ValueError, match=r"accepted|shares of the layers"):
             ToDRE(**bad)
 
 

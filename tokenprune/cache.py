@@ -83,16 +83,15 @@ class Layout(Held):
     Attributes:
         shift: (B,) int64, what compact positions have moved left by (0 for original positions).
         model: the base model whose hooks map masks through this layout.
-        upper: what the layers from `upper_layer` on hold, if tokens left at a decoder layer.
-        upper_layer: index of the first of those layers.
+        upper: what layers hold at which decoder layers let tokens leave, by the first layer from which
+            on it is so; empty if none did.
         padded: whether any column is padding.
         shifted: whether any position has moved.
     """
 
     shift: Tensor
     model: weakref.ref[nn.Module]
-    upper: Held | None = None
-    upper_layer: int = 0
+    upper: dict[int, Held] = field(default_factory=dict)
     padded: bool = field(init=False)
     shifted: bool = field(init=False)
 
@@ -107,18 +106,17 @@ class Layout(Held):
 
     def crop(self, dropped: int) -> None:
         """Forget the last `dropped` columns of the prompt; they must not have been pruned around."""
-        parts: list[Held] = [self] if self.upper is None else [self, self.upper]
-        for part in parts:
+        for part in (self, *self.upper.values()):
             part.check_crop(dropped)
         super().crop(dropped)
-        if self.upper is not None:
-            self.upper.crop(dropped)
+        for part in self.upper.values():
+            part.crop(dropped)
 
     def select_rows(self, rows: Tensor) -> None:
         super().select_rows(rows)
         self.shift = self.shift[rows.to(self.shift.device)]
-        if self.upper is not None:
-            self.upper.select_rows(rows)
+        for part in self.upper.values():
+            part.select_rows(rows)
 
     def repeat_rows(self, repeats: int) -> None:
         self.select_rows(torch.arange(len(self.columns)).repeat_interleave(repeats))

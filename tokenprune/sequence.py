@@ -33,6 +33,17 @@ class Packing:
         places = torch.arange(length, device=keep.device)
         return cls(order[:, order.shape[1] - length :], places >= length - counts[:, None])
 
+    def places(self, length: int) -> Tensor:
+        """(B, length) int64: the new place of each old column that stays, 0 for those that go."""
+        new = torch.zeros(len(self.index), length, dtype=torch.int64, device=self.index.device)
+        rows, slots = self.valid.nonzero(as_tuple=True)
+        new[rows, self.index[rows, slots]] = slots
+        return new
+
+    def after(self, before: Packing | None) -> Packing:
+        """This packing applied to the result of another, as one."""
+        return self if before is None else Packing(before.index.gather(1, self.index), self.valid)
+
     def take(self, tensor: Tensor) -> Tensor:
         """Gather a (B, L, ...) tensor, or a (1, L, ...) one shared by all rows, to (B, M, ...)."""
         tensor = tensor.expand(self.index.shape[0], *tensor.shape[1:])

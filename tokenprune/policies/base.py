@@ -54,12 +54,12 @@ class Policy:
         """What it wants to know of the vision encoder; None: nothing."""
         return None
 
-    def deep_layer(self, n_layers: int) -> int | None:
-        """Index of the first decoder layer that sees fewer tokens, of a model of `n_layers`."""
-        return None
+    def deep_layers(self, n_layers: int) -> list[int]:
+        """Decoder layers before which tokens may leave, ascending, of a model of `n_layers`."""
+        return []
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
-        """What stays at that layer, in one row of the batch.
+        """What stays at such a layer, in one row of the batch.
 
         Returns:
             per visual input a (N,) bool mask of its surviving tokens; None: all stay.

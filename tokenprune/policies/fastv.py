@@ -34,8 +34,8 @@ class FastV(Policy):
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
             raise ValueError(f"layer={self.layer!r} must be a whole number >= 1")
 
-    def deep_layer(self, n_layers: int) -> int:
-        return self.layer
+    def deep_layers(self, n_layers: int) -> list[int]:
+        return [self.layer]
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
         if all(len(places) == k for places, k in zip(view.visual, view.n_keep, strict=True)):

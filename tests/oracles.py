@@ -121,21 +121,37 @@ def masked(model, batch, keep, positions: str = "original", steps: int = STEPS, 
     return _decode(model, text, steps)
 
 
-def upper_mask(batch, records) -> tuple[torch.Tensor, int]:
-    """(B, L) bool: what the upper decoder layers hold, and the first of them."""
-    keep, (layer,) = keep_mask(batch, records), {r.deep_layer for r in records if r.deep_layer is not None}
+def without(keep: torch.Tensor, batch, kept: list[list[int] | None]) -> torch.Tensor:
+    """`keep` with each visual input cut to the given indices; None leaves it as it is."""
+    keep = keep.clone()
     order = sorted(batch.visuals, key=lambda v: (v[0], v[1][0]))
-    for record, (row, columns, _) in zip(records, order, strict=True):
-        if record.deep_indices is not None:
-            assert set(record.deep_indices) <= set(record.indices)
+    for indices, (row, columns, _) in zip(kept, order, strict=True):
+        if indices is not None:
             keep[row, columns] = False
-            keep[row, torch.tensor(columns)[record.deep_indices]] = True
-    return keep, layer
+            keep[row, torch.tensor(columns)[indices]] = True
+    return keep
+
+
+def upper_masks(batch, records) -> dict[int, torch.Tensor]:
+    """(B, L) bool by decoder layer: what it and those above hold, for every layer where some row was cut."""
+    layers = sorted({r.deep_layer for r in records if r.deep_layer is not None})
+    assert all(r.deep_indices is None or set(r.deep_indices) <= set(r.indices) for r in records)
+    return {
+        layer: without(
+            keep_mask(batch, records),
+            batch,
+            [r.deep_indices if r.deep_layer is not None and r.deep_layer <= layer else None for r in records],
+        )
+        for layer in layers
+    }
 
 
 @torch.no_grad()
-def deep_masked(model, batch, keep, upper, layer: int, positions: str = "original", steps: int = STEPS) -> Run:
-    """The stock model with an additive mask from a layer on, which hides what that layer has lost."""
+def deep_masked(model, batch, keep, upper, positions: str = "original", steps: int = STEPS) -> Run:
+    """The stock model with an additive mask from some layers on, which hides what they have lost.
+
+    `upper` says by layer what it and those above hold, until the next.
+    """
     text = text_inputs(model, batch.inputs)
     padding = text["mask"].clone()
     text["mask"] = text["mask"] & keep
@@ -146,14 +162,15 @@ def deep_masked(model, batch, keep, upper, layer: int, positions: str = "origina
         length = args[0].shape[1]
         cache = kwargs.get("past_key_values")
         total = length if cache is None else cache.layers[module.self_attn.layer_idx].get_seq_length() + length
-        seen = torch.nn.functional.pad(upper & padding, (0, total - upper.shape[1]), value=True)
+        held = upper[max(i for i in upper if i <= module.self_attn.layer_idx)]
+        seen = torch.nn.functional.pad(held & padding, (0, total - held.shape[1]), value=True)
         causal = torch.ones(length, total, dtype=torch.bool).tril(total - length)
         mask = torch.zeros(len(seen), 1, length, total, dtype=args[0].dtype)
         mask = mask.masked_fill(~(seen[:, None, None] & causal), torch.finfo(torch.float32).min)
         return args, {**kwargs, "attention_mask": mask}
 
     layers = model.model.language_model.layers
-    handles = [m.register_forward_pre_hook(hide, with_kwargs=True) for m in layers[layer:]]
+    handles = [m.register_forward_pre_hook(hide, with_kwargs=True) for m in layers[min(upper) :]]
     try:
         return _decode(model, text, steps)
     finally:

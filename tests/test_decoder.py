@@ -14,7 +14,7 @@ from tokenprune.cache import layout_of
 from tokenprune.policies import FastV
 
 from .families import FAMILIES, IMAGE, Batch, Picture, get_model, make_batch, ragged_batch
-from .oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_mask
+from .oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_masks, without
 from .policies_table import DEEP
 
 
@@ -48,10 +48,10 @@ def check(family, policy, keep=0.3, video=False, positions="original", batch=Non
     with pruning(model, policy, keep, positions=positions, **options):
         run = generate(model, batch.inputs)
         records = pruning_report(model)
-    upper, layer = upper_mask(batch, records)
+    upper = upper_masks(batch, records)
     kept = keep_mask(batch, records)
     positions = "original" if kept.all() else positions  # nothing left before the text model: no gap to close
-    assert_same(run, deep_masked(model, batch, kept, upper, layer, positions))
+    assert_same(run, deep_masked(model, batch, kept, upper, positions))
     return records
 
 
@@ -85,14 +85,79 @@ def test_rows_decide_for_themselves(family, rows):
     assert {r.sample for r in records if r.deep_indices == []} == set(rows)
 
 
+@dataclass
+class Stagewise(Policy):
+    """At layer 1 the rows `early` drop all, at layer 2 the rows `late`; or each layer halves all rows."""
+
+    early: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
+    halve: bool = False
+    stage: ClassVar = "decoder"
+
+    def __post_init__(self):
+        self.calls = []
+
+    def deep_layers(self, n_layers):
+        return [1, 2]
+
+    def deep_select(self, view):
+        if self.halve:
+            return [torch.arange(len(places)) % 2 == 0 for places in view.visual]
+        self.calls.append(view)  # three rows at layer 1, then those at layer 2 that still have tokens
+        n = len(self.calls) - 1
+        rest = [row for row in range(3) if row not in self.early]
+        drop = n in self.early if n < 3 else rest[n - 3] in self.late
+        return [torch.zeros(len(places), dtype=torch.bool) for places in view.visual] if drop else None
+
+
+MULTI = [f for f in FAMILIES if f != "qwen3_vl"]
+
+
+@pytest.mark.parametrize("family", MULTI)
+@pytest.mark.parametrize(("early", "late"), [((0,), (2,)), ((1, 2), (0,)), ((), (1,)), ((0, 1, 2), ())])
+def test_rows_leave_at_layers_of_their_own(family, early, late):
+    records = check(family, Stagewise(early, late))
+    assert {r.sample for r in records if r.deep_layer == 1} == set(early)
+    assert {r.sample for r in records if r.deep_layer == 2} == set(late)
+
+
+@pytest.mark.parametrize("family", MULTI)
+@pytest.mark.parametrize("before", [False, True])
+def test_every_layer_cuts_again(family, before):
+    model, batch = get_model(family), ragged_batch(family)
+    policy = ["grid", Stagewise(halve=True)] if before else Stagewise(halve=True)
+    with pruning(model, policy, 0.5, positions="original"):
+        run = generate(model, batch.inputs)
+        records = pruning_report(model)
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+    keep, padding = keep_mask(batch, records), batch.inputs["attention_mask"].bool()
+    upper = {1: without(keep, batch, [r.indices[::2] for r in records])}
+    upper[2] = without(keep, batch, [r.indices[::4] for r in records])
+    assert [r.deep_indices for r in records] == [r.indices[::4] for r in records]
+    assert_same(run, deep_masked(model, batch, keep, upper))
+    lengths = [int((m & padding).sum(1).max()) for m in (keep, upper[1], upper[2])]
+    if not before:
+        lengths[0] = padding.shape[1]  # nothing left before the text model, padding neither
+    assert [layer.keys.shape[-2] for layer in cache.layers] == lengths
+
+
+def test_todre_checks_several_layers():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    with pruning(model, "todre", 1.0, depths=(0.4, 0.7), tau=2.0, positions="original"):
+        run = generate(model, batch.inputs)
+        records = pruning_report(model)
+    assert {r.deep_layer for r in records} == {1}  # gone at the first check
+    assert_same(run, deep_masked(model, batch, keep_mask(batch, records), upper_masks(batch, records)))
+
+
 def test_oracle_of_the_tests_can_fail():
     model, batch = get_model("llava"), ragged_batch("llava")
     with pruning(model, "fastv", 0.3, positions="original"):
         run = generate(model, batch.inputs)
         records = pruning_report(model)
-    upper, layer = upper_mask(batch, records)
+    upper = upper_masks(batch, records)
     keep = keep_mask(batch, records)
-    for other in (deep_masked(model, batch, keep, upper, layer - 1), masked(model, batch, upper)):
+    for other in (deep_masked(model, batch, keep, {1: upper[2]}), masked(model, batch, upper[2])):
         with pytest.raises(AssertionError):
             assert_same(run, other)
 
@@ -116,7 +181,7 @@ def test_layers_hold_what_they_should(family):
         records = pruning_report(model)
     padding = batch.inputs["attention_mask"].bool()
     lower = int((keep_mask(batch, records) & padding).sum(1).max())
-    upper = int((upper_mask(batch, records)[0] & padding).sum(1).max())
+    upper = int((upper_masks(batch, records)[2] & padding).sum(1).max())
     assert [layer.keys.shape[-2] for layer in cache.layers] == [lower, lower, upper]
     assert upper < lower < padding.shape[1] == cache.get_seq_length() == cache.get_seq_length(2)
 
@@ -178,7 +243,7 @@ def test_fastv_ranks_by_the_last_token():
         assert record.deep_indices == weights[row, columns].topk(5).indices.sort().values.tolist()
 
 
-@pytest.mark.parametrize("policy", ["fastv", ["random", "fastv"]])
+@pytest.mark.parametrize("policy", ["fastv", ["random", "fastv"], Stagewise((0,), (2,))])
 def test_second_turn(policy):
     model, batch = get_model("llava"), ragged_batch("llava")
     with pruning(model, policy, 0.3, positions="original"):
@@ -196,11 +261,11 @@ def test_second_turn(policy):
         mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, later), value=1)
         run = generate(model, dict(input_ids=ids, attention_mask=mask), past_key_values=first.past_key_values)
     # the whole conversation at once; the second turn's columns are seen by all layers
-    upper, layer = upper_mask(batch, records)
+    upper = upper_masks(batch, records)
     pad = lambda m: torch.nn.functional.pad(m, (0, later), value=True)
     full = Batch({**batch.inputs, "input_ids": ids, "attention_mask": mask}, batch.visuals)
     keep = pad(keep_mask(batch, records))
-    assert_same(run, deep_masked(model, full, keep, pad(upper), layer))
+    assert_same(run, deep_masked(model, full, keep, {i: pad(m) for i, m in upper.items()}))
 
 
 def test_beams_reorder_both_layouts():

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -202,6 +203,22 @@ def test_a_custom_policy_instance_and_by_name():
     with pytest.raises(TypeError, match="dataclass"):
         register("nothing")(int)
     assert "loudest" not in registry()
+
+
+def test_policies_of_other_packages(monkeypatch, caplog):
+    """Entry points are found by name; one that does not load is a warning, not an end."""
+    good = EntryPoint("elsewhere", "tokenprune.policies.random:Elsewhere", "tokenprune.policies")
+    bad = EntryPoint("broken", "no_such_package:Policy", "tokenprune.policies")
+    monkeypatch.setattr("tokenprune.policies.random.Elsewhere", type("Elsewhere", (Random,), {}), raising=False)
+    monkeypatch.setattr("tokenprune.policies.base.entry_points", lambda group: [good, bad])
+    try:
+        assert "elsewhere" in list_policies()
+        assert "broken" not in list_policies()
+        assert "no_such_package" in caplog.text
+        apply_pruning(get_model("llava"), "elsewhere", seed=4)
+        remove_pruning(get_model("llava"))
+    finally:
+        tokenprune.policies.base._REGISTRY.pop("elsewhere")
 
 
 def test_what_a_policy_needs_is_given_or_refused():

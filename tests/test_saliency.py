@@ -126,6 +126,20 @@ def test_qwen(family, layer):
         torch.testing.assert_close(tokens.encoder_attention, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("layer", "block"), [("last", 1), ("feature", 0)])
+def test_windowed_layers(layer, block, monkeypatch):
+    """Attention within windows, one kernel call each, comes back in picture order."""
+    model, inputs = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl").inputs
+    monkeypatch.setattr(model.model.visual, "fullatt_block_indexes", [0])  # block 1 looks through windows now
+    maps = eager_maps("qwen2_5_vl", inputs, block)
+    assert len(maps) == (4 if block == 0 else 12)  # whole pictures, or their windows of 2 x 2 tokens
+    merged = torch.cat([w[0].mean(0).mean(0) for w in maps]).view(-1, 4).mean(1)
+    merged = merged[_window_order(model.model.visual, inputs["image_grid_thw"]).argsort()]
+    seen = hear("qwen2_5_vl", EncoderSpec(layer))
+    for tokens, expected in zip(seen, merged.split([len(t) for t in seen]), strict=True):
+        torch.testing.assert_close(tokens.encoder_attention, expected, rtol=0, atol=1e-6)
+
+
 def test_windows_are_undone_as_the_tower_undoes_them():
     """A value that marks a patch in the tower's order comes back beside the token it is merged into."""
     model, inputs = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl").inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ..budget import spread
 from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "tokenprune.policies"
 
@@ -125,7 +128,10 @@ def registry() -> dict[str, type[Policy]]:
     """All policies by name: our own, and those of installed packages (entry points)."""
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in _REGISTRY:
-            register(entry.name)(entry.load())
+            try:
+                register(entry.name)(entry.load())
+            except Exception as error:  # somebody else's package must not take our policies down
+                logger.warning("policy %r of %s could not be loaded: %s", entry.name, entry.value, error)
     return dict(sorted(_REGISTRY.items()))
 
 

@@ -25,10 +25,11 @@ from .machine import describe
 from .minivlm.model import prompt
 from .minivlm.questions import QUESTION_TYPES, Question, ask
 from .minivlm.scenes import GRID, PATCH, SEEDS, Scene, draw_scene
-from .prefill import Prefill, measure_prefill
+from .prefill import WARM_UP, Prefill, measure_prefill
 
 BATCH = 16
 _SHOWN = 6  # pictures in the PNG
+_ROUNDS = 15  # of timing
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def run(
         asking = progress.add_task("asking", total=len(settings) * len(samples))
         tick = lambda n: progress.advance(asking, n)
         answers = [answer(model, processor, samples, s, tick) for s in settings]
-        timing = progress.add_task("timing the prefill", total=17)
+        timing = progress.add_task("timing the prefill", total=WARM_UP + _ROUNDS)
 
         def rounds(over: Iterable[int]) -> Iterator[int]:
             for i in over:
@@ -250,7 +251,7 @@ def run(
 
         batch = encode(processor, samples[:BATCH])
         contexts = {i: (lambda s=s: s.context(model)) for i, s in enumerate(settings)}
-        prefills = measure_prefill(model, batch, contexts, rounds=15, progress=rounds)
+        prefills = measure_prefill(model, batch, contexts, rounds=_ROUNDS, progress=rounds)
     size, n_layers = len(batch["input_ids"]), len(cast(Any, model).model.language_model.layers)
     rows = [
         figures(samples, s, a, prefills[i], prefills[0], size, n_layers)
@@ -262,7 +263,7 @@ def run(
     draw(out, samples, shown)
     machine = describe()
     console.print(
-        f"Prefill: median of 15 rounds, batch of {size}, selection included and vision encoder "
+        f"Prefill: median of {_ROUNDS} rounds, batch of {size}, selection included and vision encoder "
         f"({rows[0]['vision_ms']:.1f} ms) not, {machine['device']}, {machine['threads']} threads."
     )
     console.print(f"Picture: {out}")

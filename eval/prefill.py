@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+WARM_UP = 2  # rounds that are not counted
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -53,8 +55,8 @@ def measure_prefill(
         model: a model whose base has `vision_tower` and `multi_modal_projector`.
         inputs: one batch.
         settings: by key, what makes the context in which to run (pruning, or nothing).
-        rounds: repeats; each runs every setting once, so that drifts hit all alike. Two more go
-            before, for warm-up.
+        rounds: repeats; each runs every setting once, so that drifts hit all alike. `WARM_UP` more
+            go before.
         progress: wraps the rounds.
     """
     device, marks = next(model.parameters()).device, [0.0, 0.0]
@@ -73,7 +75,7 @@ def measure_prefill(
     times: dict[Any, list[tuple[float, float]]] = {key: [] for key in settings}
     sizes: dict[Any, int] = {}
     try:
-        for i in progress(range(-2, rounds)):
+        for i in progress(range(-WARM_UP, rounds)):
             for key, context in settings.items():
                 with context():
                     before = _now(device)

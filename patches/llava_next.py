@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,13 +69,24 @@ def regroup_tiles(
     return torch.cat([tiles[0], mosaic.flatten(1).T]), 1 + rows * columns
 
 
-def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
+def regroup_images(
+    base: Any,
+    values: Tensor,
+    lengths: list[int],
+    image_sizes: Any,
+    scaled: Callable[[Any], tuple[int, int]] | None = None,
+) -> list[Tensor]:
+    """Values of all images, tile by tile, by image; `scaled` gives what a mosaic is scaled to."""
     out = []
-    for length, size in zip(lengths, inputs["image_sizes"], strict=True):
-        value, used = regroup_tiles(base, values, length, size)
+    for length, size in zip(lengths, image_sizes, strict=True):
+        value, used = regroup_tiles(base, values, length, size, None if scaled is None else scaled(size))
         out.append(value)
         values = values[used:]
     return out
+
+
+def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
+    return regroup_images(base, values, lengths, inputs["image_sizes"])
 
 
 ENCODER = replace(llava.ENCODER, regroup=regroup)

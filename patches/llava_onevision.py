@@ -13,7 +13,7 @@ from torch import Tensor
 from . import llava
 from .base import Family, Kind, VisualShape, register_family
 from .llava import tile_grid
-from .llava_next import anyres_shape, mosaic_shape, regroup_tiles
+from .llava_next import anyres_shape, mosaic_shape, regroup_images
 
 
 def _mosaic(config: Any, image_size: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
@@ -45,12 +45,8 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
         frames = values.mT.unflatten(-1, (h, w))
         frames = F.interpolate(frames, _pooled(base.config), mode="bilinear").flatten(2).mT
         return list(frames.unflatten(0, (len(lengths), -1)).flatten(1, 2))
-    out = []
-    for length, size in zip(lengths, inputs["image_sizes"], strict=True):
-        value, used = regroup_tiles(base, values, length, size, _mosaic(base.config, size, inputs))
-        out.append(value)
-        values = values[used:]
-    return out
+    scaled = lambda size: _mosaic(base.config, size, inputs)
+    return regroup_images(base, values, lengths, inputs["image_sizes"], scaled)
 
 
 # No projector: scaled mosaics and pooled frames have no token before it one-to-one.

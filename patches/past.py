@@ -29,8 +29,7 @@ class Past:
         if layout is None:
             columns = torch.arange(physical, device=device).expand(batch, -1)
             return cls(None, logical, physical, columns, torch.zeros(batch, dtype=torch.int64, device=device))
-        decoded = torch.arange(layout.seen, logical, device=layout.columns.device).expand(batch, -1)
-        columns = torch.cat([layout.columns, decoded], 1).to(device)
+        columns = layout.columns_until(logical).to(device)
         return cls(layout, logical, physical, columns, layout.shift.to(device))
 
     def mask(self, logical: Tensor | None) -> Tensor:
@@ -46,7 +45,6 @@ class Past:
         held = None if self.layout is None else self.layout.upper.get(layer)
         if held is None:
             return Held(self.columns, self.mask(logical), self.logical)
-        decoded = torch.arange(held.seen, self.logical, device=self.columns.device).expand(len(self.columns), -1)
-        columns = torch.cat([held.columns.to(self.columns.device), decoded], 1)
+        columns = held.columns_until(self.logical).to(self.columns.device)
         valid = held.mask(logical, physical_length(cache, layer)).to(self.columns.device)
         return Held(columns, valid, self.logical)

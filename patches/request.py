@@ -17,8 +17,6 @@ from .encoder import EncoderListener, Heard
 
 _PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
-
-
 _TAPPED: ContextVar[bool] = ContextVar("tokenprune_tapped", default=False)
 
 
@@ -203,10 +201,12 @@ class FeatureTap:
         heard = None
         if self.encoder is None:
             output = self.original(*args, **kwargs)
+            lengths = _feature_lengths(output)
         else:
             output, notes = self.encoder.listen(lambda: self.original(*args, **kwargs))
-            heard = self.encoder.heard(notes, self.kind, _feature_lengths(output), arguments)
-        source = Source(len(_feature_lengths(output)), arguments, heard)
+            lengths = _feature_lengths(output)
+            heard = self.encoder.heard(notes, self.kind, lengths, arguments)
+        source = Source(len(lengths), arguments, heard)
         if not isinstance(output, (Tensor, list, tuple)):
             setattr(output, _SOURCE, source)
         self.listener(self.kind, output, source)

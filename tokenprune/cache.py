@@ -43,6 +43,11 @@ class Held:
     valid: Tensor
     seen: int
 
+    def columns_until(self, logical: int) -> Tensor:
+        """(B, P + decoded) int64: `columns`, and those fed since, up to a logical length."""
+        decoded = torch.arange(self.seen, logical, device=self.columns.device).expand(len(self.columns), -1)
+        return torch.cat([self.columns, decoded], 1)
+
     def mask(self, logical: Tensor | None, length: int) -> Tensor:
         """The padding mask over `length` physical columns, (B, length) bool.
 

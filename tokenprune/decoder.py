@@ -18,23 +18,15 @@ class _LayerCache:
         self.is_compileable = getattr(cache, "is_compileable", False)
 
     def get_query_offset(self, layer_idx: int | None = 0) -> Any:
-        return self._cache.get_query_offset(self._layer)
+        if hasattr(self._cache, "get_query_offset"):
+            return self._cache.get_query_offset(self._layer)
+        return self._cache.get_seq_length(self._layer)  # transformers 4, and never pruned: one length only
 
     def get_seq_length(self, layer_idx: int | None = 0) -> Any:
         return self.get_query_offset()
 
     def get_mask_sizes(self, query: Any, layer_idx: int | None = 0) -> tuple[int, int]:
         return self._cache.get_mask_sizes(query, self._layer)
-
-
-def physical_view(cache: Any, layer: int) -> Any:
-    """See `_LayerCache`; a cache that was never pruned gets the one method it may lack."""
-    if cache is None:
-        return None
-    view = _LayerCache(cache, layer)
-    if not hasattr(cache, "get_query_offset"):
-        view.get_query_offset = lambda layer_idx=0: cache.get_seq_length(layer)  # type: ignore[method-assign]
-    return view
 
 
 def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: Any) -> Any:
@@ -54,7 +46,7 @@ def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: An
     arguments: dict[str, Any] = dict(
         config=config,
         attention_mask=valid,
-        past_key_values=physical_view(cache, layer),
+        past_key_values=None if cache is None else _LayerCache(cache, layer),
         position_ids=None,
     )
     arguments["inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"] = hidden

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,31 +41,10 @@ def max_min_select(features: Tensor, k: int, first: Tensor | None = None, mask: 
         isolation = distance.masked_fill(ignored, torch.inf).amin(-1)
         first = isolation.masked_fill(excluded, -torch.inf).argmax(-1)
     nearest = torch.full((batch, n), torch.inf, device=features.device).masked_fill(excluded, -torch.inf)
-    farthest = _farthest_host if features.device.type == "cpu" else _farthest_device
-    return farthest(distance, nearest, first, k)
-
-
-def _farthest_device(distance: Tensor, nearest: Tensor, first: Tensor, k: int) -> Tensor:
-    """The greedy loop in torch: (B, N, N) distances, (B, N) -inf where excluded, (B,) -> (B, k)."""
-    rows = torch.arange(len(distance), device=distance.device)
-    picks = [first]
-    for _ in range(1, k):
-        nearest = torch.minimum(nearest, distance[rows, picks[-1]])
-        nearest = nearest.scatter(1, picks[-1][:, None], -torch.inf)  # never twice, whatever the distances say
-        picks.append(nearest.argmax(-1))
-    return torch.stack(picks, 1)
-
-
-def _farthest_host(distance: Tensor, nearest: Tensor, first: Tensor, k: int) -> Tensor:
-    """The same on the CPU, where NumPy's calls cost a third of torch's and a step is little else."""
-    picks = np.empty((len(distance), k), np.int64)
-    for picked, d, near, start in zip(picks, distance.numpy(), nearest.numpy(), first.tolist(), strict=True):
-        picked[0] = last = start
-        for i in range(1, k):
-            np.minimum(near, d[last], out=near)
-            near[last] = -np.inf
-            picked[i] = last = near.argmax()
-    return torch.from_numpy(picks)
+    if features.device.type == "cpu":
+        return _greedy_host(distance, nearest, first, k, np.minimum)
+    rows = torch.arange(batch, device=features.device)
+    return _greedy_device(lambda last: distance[rows, last], nearest, first, k, torch.minimum)
 
 
 @torch.no_grad()
@@ -87,30 +68,55 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
     """
     _check(features, k, mask)
     unit = F.normalize(features.float(), dim=-1)
+    # Unlikeness, so that the largest sum is picked: negating floats loses nothing.
     total = torch.zeros(unit.shape[:2], device=unit.device)
     if mask is not None:
-        total = total.masked_fill(~mask, torch.inf)
+        total = total.masked_fill(~mask, -torch.inf)
     if unit.device.type == "cpu" and unit.shape[1] <= _GRAM_LIMIT:
-        return _nearest_sum_host(unit @ unit.mT, total, first, k)
+        return _greedy_host(-(unit @ unit.mT), total, first, k, np.add)
     rows = torch.arange(len(unit), device=unit.device)
+    return _greedy_device(lambda last: -(unit @ unit[rows, last, :, None]).squeeze(-1), total, first, k, torch.add)
+
+
+def _greedy_device(
+    row_of: Callable[[Tensor], Tensor],
+    score: Tensor,
+    first: Tensor,
+    k: int,
+    update: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The greedy loop in torch: update the scores with the last pick's row, pick the largest.
+
+    Args:
+        row_of: the rows of (B,) picks, (B, N).
+        score: (B, N), -inf where excluded.
+        first: (B,) int64.
+        k: tokens to pick.
+        update: of scores and rows; must leave -inf as it is.
+
+    Returns:
+        (B, k) int64.
+    """
     picks = [first]
     for _ in range(1, k):
-        last = picks[-1]
-        total = total + (unit @ unit[rows, last, :, None]).squeeze(-1)
-        total = total.scatter(1, last[:, None], torch.inf)
-        picks.append(total.argmin(-1))
+        score = update(score, row_of(picks[-1]))
+        score = score.scatter(1, picks[-1][:, None], -torch.inf)  # never twice, whatever the rows say
+        picks.append(score.argmax(-1))
     return torch.stack(picks, 1)
 
 
-def _nearest_sum_host(similarity: Tensor, total: Tensor, first: Tensor, k: int) -> Tensor:
-    """The max-sum loop in NumPy, on a similarity matrix small enough to have: one BLAS call, not k."""
-    picks = np.empty((len(similarity), k), np.int64)
-    for picked, s, sums, start in zip(picks, similarity.numpy(), total.numpy(), first.tolist(), strict=True):
+def _greedy_host(matrix: Tensor, score: Tensor, first: Tensor, k: int, update: np.ufunc) -> Tensor:
+    """The same on the CPU, where NumPy's calls cost a third of torch's and a step is little else.
+
+    The rows are those of a (B, N, N) matrix: one BLAS call, not k.
+    """
+    picks = np.empty((len(matrix), k), np.int64)
+    for picked, rows, scores, start in zip(picks, matrix.numpy(), score.numpy(), first.tolist(), strict=True):
         picked[0] = last = start
         for i in range(1, k):
-            sums += s[last]
-            sums[last] = np.inf
-            picked[i] = last = sums.argmin()
+            update(scores, rows[last], out=scores)
+            scores[last] = -np.inf
+            picked[i] = last = scores.argmax()
     return torch.from_numpy(picks)
 
 

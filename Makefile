@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/tokenprune demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # mypy wants the packages where their import names say they are; they are mapped there at install.
 lint: setup

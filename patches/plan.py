@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..policies.base import Policy, select
 from ..sequence import Packing
-from ..visual import Grid, VisualTokens
+from ..visual import Grid, Selection, VisualTokens
 from .base import Kind
 from .deep import DeepInput
 from .masks import padding_mask
@@ -35,7 +35,8 @@ class Record:
         indices: the kept ones, ascending, within this input.
         grid: (T, H, W) of its raster; None if it is made of several, or unknown.
         grids: all its rasters in order, newline tokens left out; None if unknown.
-        select_ms: wall time of the policy on this input, milliseconds.
+        select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
+            milliseconds.
         deep_layer: index of the first decoder layer that holds fewer of them, if a decoder stage cut.
         deep_indices: the tokens that layer and those above hold, ascending, within this input.
     """
@@ -53,6 +54,19 @@ class Record:
     deep_indices: list[int] | None = None
 
 
+@dataclass
+class _Job:
+    """One visual input on its way to the policy; without `tokens`, all of it stays."""
+
+    visual: VisualInput
+    i: int  # among the row's visual inputs
+    tokens: VisualTokens | None = None
+    n_keep: int | None = None
+    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # of `tokens` in the input
+    extra: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # newline tokens that stay
+    indices: list[int] | None = None  # what stays
+
+
 class Plan:
     """The selection for one batch: which columns stay, with which features, and the report of it."""
 
@@ -68,59 +82,77 @@ class Plan:
         if pruner.policy is not None and "text" in pruner.policy.needs:
             text = ~request.visual().to(embeds.device)
             text = text if self.mask is None else text & self.mask[:, -length:]
+        jobs: list[_Job] = []
         for row in request.inputs():
             index = 0
             for i, visual in enumerate(row):
-                self._prune(visual, i, index, None if text is None else embeds[visual.row, text[visual.row]])
+                jobs.append(self._job(visual, i, index, None if text is None else embeds[visual.row, text[visual.row]]))
                 grid = visual.shape.grids[0] if visual.shape.grids else (1, 1, 1)
                 index += grid[0]
+        self._select(jobs)
 
-    def _prune(self, visual: VisualInput, i: int, index: int, text: Tensor | None) -> None:
+    def _job(self, visual: VisualInput, i: int, index: int, text: Tensor | None) -> _Job:
+        """What the policy is asked about one input; nothing where all of it stays."""
         n, columns = len(visual.columns), visual.columns
         policy = self.pruner.policy
         n_keep = n if policy is None else self.pruner.budget.count(n)
-        self._columns.append(columns)
-        started = time.perf_counter()
-        if policy is not None and (n_keep is None or n_keep < n):
-            # Newline tokens leave first; they come back only if the budget exceeds the picture.
-            candidate = torch.ones(n, dtype=torch.bool, device=columns.device)
-            candidate[list(visual.shape.separators)] = False
-            places = candidate.nonzero()[:, 0]
-            spare = 0 if n_keep is None else max(0, n_keep - len(places))
-            extra = (~candidate).nonzero()[:spare, 0]
-            tokens = VisualTokens(
-                features=self.embeds[visual.row, columns[places]],
-                grids=visual.shape.grids,
-                kind=visual.kind,
-                index=index,
-                text=text,
-                **self._encoder_values(policy, visual, len(places)),
-            )
-            chosen = select(policy, tokens, None if n_keep is None else n_keep - spare)
-            kept = places[chosen.indices]
-            if chosen.features is not None:
-                self._replace(visual.row, columns[kept], chosen.features)
-            stays = torch.zeros(n, dtype=torch.bool, device=columns.device)
-            stays[torch.cat([kept, extra])] = True
-            self.keep[visual.row, columns[~stays]] = False
-            indices = stays.nonzero()[:, 0].tolist()
-        else:
-            indices = list(range(n))
-        grids = visual.shape.grids
-        self.records.append(
-            Record(
-                sample=visual.row,
-                visual=i,
-                kind=visual.kind,
-                n_before=n,
-                n_after=len(indices),
-                indices=indices,
-                grid=grids[0] if grids is not None and len(grids) == 1 else None,
-                grids=grids,
-                # .tolist() above has waited for the device
-                select_ms=(time.perf_counter() - started) * 1e3,
-            )
+        if policy is None or (n_keep is not None and n_keep >= n):
+            return _Job(visual, i)
+        # Newline tokens leave first; they come back only if the budget exceeds the picture.
+        candidate = torch.ones(n, dtype=torch.bool, device=columns.device)
+        candidate[list(visual.shape.separators)] = False
+        places = candidate.nonzero()[:, 0]
+        spare = 0 if n_keep is None else max(0, n_keep - len(places))
+        tokens = VisualTokens(
+            features=self.embeds[visual.row, columns[places]],
+            grids=visual.shape.grids,
+            kind=visual.kind,
+            index=index,
+            text=text,
+            **self._encoder_values(policy, visual, len(places)),
         )
+        extra = (~candidate).nonzero()[:spare, 0]
+        return _Job(visual, i, tokens, None if n_keep is None else n_keep - spare, places, extra)
+
+    def _select(self, jobs: list[_Job]) -> None:
+        """Ask the policy about all inputs at once, and note what stays."""
+        asked = [job for job in jobs if job.tokens is not None]
+        started = time.perf_counter()
+        if asked:
+            assert self.pruner.policy is not None
+            answers = select(self.pruner.policy, [job.tokens for job in asked], [job.n_keep for job in asked])
+            for job, chosen in zip(asked, answers, strict=True):
+                job.indices = self._keep(job, chosen)
+        elapsed = (time.perf_counter() - started) * 1e3  # .tolist() in _keep has waited for the device
+        total = sum(len(job.visual.columns) for job in asked)
+        for job in jobs:
+            n, grids = len(job.visual.columns), job.visual.shape.grids
+            indices = list(range(n)) if job.indices is None else job.indices
+            self._columns.append(job.visual.columns)
+            self.records.append(
+                Record(
+                    sample=job.visual.row,
+                    visual=job.i,
+                    kind=job.visual.kind,
+                    n_before=n,
+                    n_after=len(indices),
+                    indices=indices,
+                    grid=grids[0] if grids is not None and len(grids) == 1 else None,
+                    grids=grids,
+                    select_ms=0.0 if job.tokens is None else elapsed * n / total,
+                )
+            )
+
+    def _keep(self, job: _Job, chosen: Selection) -> list[int]:
+        """Mark what stays of one input; its indices."""
+        columns, row = job.visual.columns, job.visual.row
+        kept = job.places[chosen.indices]
+        if chosen.features is not None:
+            self._replace(row, columns[kept], chosen.features)
+        stays = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
+        stays[torch.cat([kept, job.extra])] = True
+        self.keep[row, columns[~stays]] = False
+        return stays.nonzero()[:, 0].tolist()
 
     def deep_inputs(self, packing: Packing | None) -> list[list[DeepInput]]:
         """Per row, where the decoder has the visual tokens that were kept."""

@@ -1,6 +1,20 @@
-"""Selection ops: batched, float32 inside, deterministic, lowest index wins a tie."""
+"""Selection ops: batched, float32 inside, deterministic, lowest index wins a tie.
+
+Each op has a plain torch reference that states what it means, a path that selects on the host, and
+Triton kernels; `implementation` overrides the choice. All are `torch.library` custom ops, so
+`torch.compile` keeps its graph whole around them.
+"""
 
 from .attention import attention_received
+from .dispatch import implementation
 from .greedy import max_min_select, max_sum_select
+from .topk import topk_gather, topk_select
 
-__all__ = ["attention_received", "max_min_select", "max_sum_select"]
+__all__ = [
+    "attention_received",
+    "implementation",
+    "max_min_select",
+    "max_sum_select",
+    "topk_gather",
+    "topk_select",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TILE = 1 << 22  # elements of the score tile: 16 MB in float32, whatever N is
+from .dispatch import call
 
 
 def attention_received(
@@ -21,30 +21,32 @@ def attention_received(
         scaling: of the scores; None: 1 / sqrt(d).
 
     Returns:
-        (B, N), float32 (float64 for float64 inputs). A row of a batch that asks for no query is 0.
+        (B, N), float32 (float64 for float64 inputs), detached. A row of a batch that asks for no query
+        is 0.
 
-    Memory is O(B N) and one tile of scores: never Q x N.
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Memory is O(B H N) and one tile of scores: never Q x N.
     """
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    batch, heads, length, width = query.shape
-    scaling = width**-0.5 if scaling is None else scaling
-    weights = None  # (B, Q) of asked queries, where rows of the batch ask for different ones
-    index = torch.arange(length, device=query.device)
-    if rows is not None and rows.dtype == torch.bool:
-        weights, index = rows, rows.any(0).nonzero()[:, 0]
-    elif rows is not None:
-        index = rows.to(query.device)
-    keys = key.to(dtype).repeat_interleave(heads // key.shape[1], 1).mT
-    received = torch.zeros(batch, key.shape[2], dtype=dtype, device=query.device)
-    step = max(1, _TILE // max(1, batch * heads * key.shape[2]))
-    for some in index.split(step):
-        scores = query[:, :, some].to(dtype) @ keys * scaling
-        if mask is not None:
-            seen = mask[:, None, None] if mask.ndim == 2 else mask[:, None, some]
-            scores = scores.masked_fill(~seen, -torch.inf)
-        attention = scores.softmax(-1).nan_to_num(0)  # a query that may look nowhere
-        if weights is not None:
-            attention = attention * weights[:, None, some, None]
-        received += attention.mean(1).sum(1)
-    count = len(index) if weights is None else weights.sum(1, keepdim=True)
-    return received / max(count, 1) if isinstance(count, int) else received / count.clamp(min=1)
+    if query.ndim != 4 or key.ndim != 4 or query.shape[1] % key.shape[1] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            "query must be (B, H, Q, d) and key (B, H_kv, N, d) with H a multiple of H_kv, "
+            f"got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return torch.ops.tokenprune.attention_received(query.detach(), key.detach(), rows, mask, scaling)
+
+
+@torch.library.custom_op(
+    "tokenprune::attention_received",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor? rows, Tensor? mask, float scaling) -> Tensor",
+)
+def _attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Tensor | None, scaling: float) -> Tensor:
+    return call("attention_received", query, key, rows, mask, scaling)
+
+
+@_attention_received.register_fake
+def _(query: Tensor, key: Tensor, rows: Tensor | None, mask: Tensor | None, scaling: float) -> Tensor:
+    return query.new_empty(len(query), key.shape[2], dtype=torch.promote_types(query.dtype, torch.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -81,26 +81,48 @@ class Policy:
         """
         raise NotImplementedError
 
+    def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
+        """Choose for all visual inputs of a batch; override where one call of an op serves them all."""
+        return [self.select(each, k) for each, k in zip(tokens, n_keep, strict=True)]
 
-def select(policy: Policy, tokens: VisualTokens, n_keep: int | None) -> Selection:
-    """Run a policy on one visual input, frame by frame where it asks for that, and check its answer.
+
+def select(policy: Policy, inputs: Sequence[VisualTokens], n_keep: Sequence[int | None]) -> list[Selection]:
+    """Run a policy on all visual inputs of a batch, frame by frame where it asks for that, and check its answers.
 
     `n_keep` is None for an adaptive policy without a budget.
     """
     name = policy.name or type(policy).__name__
-    frames = tokens.frames() if policy.per_frame else [tokens]
+    frames = [tokens.frames() if policy.per_frame else [tokens] for tokens in inputs]
+    shares = [
+        [None] * len(parts) if k is None else spread(k, [len(frame) for frame in parts])
+        for parts, k in zip(frames, n_keep, strict=True)
+    ]
+    # Where all or nothing is kept there is nothing to choose.
+    jobs = [
+        (i, j)
+        for i, (parts, ks) in enumerate(zip(frames, shares, strict=True))
+        for j, (frame, k) in enumerate(zip(parts, ks, strict=True))
+        if k is None or 0 < k < len(frame)
+    ]
+    answers = policy.select_many([frames[i][j] for i, j in jobs], [shares[i][j] for i, j in jobs])  # type: ignore[misc]
+    chosen = dict(zip(jobs, answers, strict=True))
+    for (i, j), selection in chosen.items():
+        selection.check(len(frames[i][j]), shares[i][j] if policy.exact else None, name)
+    return [
+        _join([(frame, k, chosen.get((i, j))) for j, (frame, k) in enumerate(zip(parts, ks, strict=True))])
+        for i, (parts, ks) in enumerate(zip(frames, shares, strict=True))
+    ]
+
+
+def _join(parts: list[tuple[VisualTokens, int | None, Selection | None]]) -> Selection:
+    """The selection of an input out of those of its frames."""
     indices, features, start, replaced = [], [], 0, False
-    shares = [None] * len(frames) if n_keep is None else spread(n_keep, [len(f) for f in frames])
-    for frame, k in zip(frames, shares, strict=True):
-        if k == len(frame):  # nothing to choose
-            chosen = Selection(torch.arange(k, device=frame.features.device))
-        elif k != 0:
-            chosen = policy.select(frame, k)  # type: ignore[arg-type]
-            chosen.check(len(frame), k if policy.exact else None, name)
+    for frame, k, selection in parts:
         if k != 0:
-            replaced = replaced or chosen.features is not None
-            kept = chosen.features if chosen.features is not None else frame.features[chosen.indices]
-            indices.append(chosen.indices + start)
+            selection = selection or Selection(torch.arange(len(frame), device=frame.features.device))
+            replaced = replaced or selection.features is not None
+            kept = selection.features if selection.features is not None else frame.features[selection.indices]
+            indices.append(selection.indices + start)
             features.append(kept)
         start += len(frame)
     return Selection(torch.cat(indices), torch.cat(features) if replaced else None)

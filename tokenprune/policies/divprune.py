@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ops import max_min_select
 from ..visual import Selection, VisualTokens
 from .base import Policy, register
+from .greedy import greedy_selections
 
 
 @register("divprune")
@@ -26,5 +28,7 @@ class DivPrune(Policy):
     paper: ClassVar[str] = "DivPrune, CVPR 2025, arXiv:2503.02175"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        picks = max_min_select(tokens.features[None], n_keep)[0]
-        return Selection(picks.sort().values)
+        return self.select_many([tokens], [n_keep])[0]
+
+    def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
+        return greedy_selections(max_min_select, tokens, n_keep)

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..ops import topk_select
 from ..visual import DecoderView
 from .base import Policy, register
-from .fopru import top
 
 
 @register("fastv")
@@ -44,6 +44,6 @@ class FastV(Policy):
         kept = []
         for places, k in zip(view.visual, view.n_keep, strict=True):
             mask = torch.zeros(len(places), dtype=torch.bool, device=scores.device)
-            mask[top(scores[places.to(scores.device)], k)] = True
+            mask[topk_select(scores[places.to(scores.device)], k)] = True
             kept.append(mask)
         return kept

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from ..budget import spread
+from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 
@@ -52,19 +52,14 @@ class FoPru(Policy):
         scores = tokens.encoder_attention
         assert scores is not None  # the engine gives it or raises
         if self.strategy == "rank":
-            return Selection(top(scores, n_keep))
+            return Selection(topk_select(scores, n_keep))
         if tokens.grids is None:
             raise ValueError("strategy='row' needs the raster of the image, which is unknown for this input")
         sizes = [t * h * w for t, h, w in tokens.grids]
         kept, start = [], 0
         for (t, h, w), size, k in zip(tokens.grids, sizes, spread(n_keep, sizes), strict=True):
             rows = min(t * h, max(1, round(k / w)))
-            best = top(scores[start : start + size].view(t * h, w).sum(1), rows)
+            best = topk_select(scores[start : start + size].view(t * h, w).sum(1), rows)
             kept.append((best[:, None] * w + torch.arange(w, device=best.device)).flatten() + start)
             start += size
         return Selection(torch.cat(kept))
-
-
-def top(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k largest scores, ascending; the lowest index wins a tie."""
-    return scores.sort(descending=True, stable=True).indices[:k].sort().values

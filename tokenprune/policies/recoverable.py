@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
-from .fopru import top
 
 
 def outlier_share(values: Tensor, neighbours: int) -> float:
@@ -82,11 +82,11 @@ class Recoverable(Policy):
         taken = torch.zeros(n, dtype=torch.bool, device=attention.device)
         if visual is None:
             visual = max(1, int(n * outlier_share(attention, self.neighbours)))
-        taken[top(attention, visual)] = True
+        taken[topk_select(attention, visual)] = True
         others = text.masked_fill(taken, text.min())
         if recovered is None:
             recovered = int((n - visual) * outlier_share(others, self.neighbours))
-        taken[top(others.masked_fill(taken, -torch.inf), recovered)] = True
+        taken[topk_select(others.masked_fill(taken, -torch.inf), recovered)] = True
 
         rest = (~taken).nonzero()[:, 0]
         if centres is None:
@@ -120,7 +120,7 @@ class Recoverable(Policy):
         features = tokens.encoder_features if before else tokens.features
         assert features is not None and tokens.encoder_keys is not None
         weight, keys = attention[rest].to(features.dtype), F.normalize(tokens.encoder_keys[rest].float(), dim=-1)
-        chosen = top(attention[rest], centres)
+        chosen = topk_select(attention[rest], centres)
 
         near = keys[chosen] @ keys.T + self.text_weight * text[rest].to(keys.dtype)
         near[torch.arange(centres, device=near.device), chosen] = -torch.inf  # others only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..ops import max_min_select, max_sum_select
 from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
+from .greedy import greedy_selections
 
 
 @register("todre")
@@ -67,9 +69,11 @@ class ToDRE(Policy):
         return EncoderSpec(layer="last", rows="cls", without_cls=None)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        pick = max_sum_select if self.objective == "max-sum" else max_min_select
-        picks = pick(tokens.features[None], n_keep, first=self._pivot(tokens)[None])[0]
-        return Selection(picks.sort().values)
+        return self.select_many([tokens], [n_keep])[0]
+
+    def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
+        op = max_sum_select if self.objective == "max-sum" else max_min_select
+        return greedy_selections(op, tokens, n_keep, [self._pivot(each) for each in tokens])
 
     def _pivot(self, tokens: VisualTokens) -> Tensor:
         if tokens.encoder_attention is not None:

@@ -1,0 +1,52 @@
+"""Which implementation of an op runs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# By name, the module that holds a function for each op.
+_MODULES = {"reference": ".reference", "host": ".host", "triton": ".kernels"}
+_KERNEL_DTYPES = {torch.float16, torch.bfloat16, torch.float32}
+_FORCED: ContextVar[str | None] = ContextVar("tokenprune_ops", default=None)
+
+
+@contextmanager
+def implementation(name: str) -> Iterator[None]:
+    """Run the ops of a block by one implementation: `"reference"`, `"host"` or `"triton"`.
+
+    Raises:
+        ValueError: unknown name, or Triton is not installed.
+    """
+    if name not in _MODULES:
+        raise ValueError(f"implementation {name!r} is unknown; accepted: {', '.join(map(repr, _MODULES))}")
+    if name == "triton" and not _has_triton():
+        raise ValueError("implementation 'triton' needs the package triton, which is not installed")
+    token = _FORCED.set(name)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def call(op: str, tensor: Tensor, *args: Any) -> Any:
+    """Run an op whose first argument is `tensor` by the implementation for its device and dtype."""
+    name = _FORCED.get()
+    if name is None:
+        fused = tensor.device.type == "cuda" and tensor.dtype in _KERNEL_DTYPES and _has_triton()
+        name = "triton" if fused else "host"
+    run: Callable[..., Any] = getattr(importlib.import_module(_MODULES[name], __package__), op)
+    return run(tensor, *args)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

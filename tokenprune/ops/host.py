@@ -1,0 +1,159 @@
+"""Ops that choose on the host: the CPU's path, and that of devices without Triton.
+
+Products run on the tensors' own device; the greedy loop is NumPy's, whose calls cost a third of
+torch's, and a step is little else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GRAM_LIMIT = 4096  # tokens; above, N x N float32 would take more than 64 MB
+_GRAM_GAIN = 12  # a product of matrices does this many times the work of matrix by vector in its time
+_GRAM_BLOCKS = 4
+_TILE = 1 << 22  # elements of a tile of attention scores: 16 MB in float32, whatever N is
+
+
+@torch.no_grad()
+def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor:
+    return _per_image(features, k, first, mask, np.maximum)
+
+
+@torch.no_grad()
+def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None) -> Tensor:
+    return _per_image(features, k, first, mask, np.add)
+
+
+def _per_image(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, update: np.ufunc) -> Tensor:
+    picks = torch.full((len(features), k), -1)
+    for i, image in enumerate(features):
+        start = None if first is None else int(first[i])
+        if mask is None:
+            picks[i] = torch.from_numpy(_greedy(image, k, start, update))
+            continue
+        candidates = mask[i].nonzero()[:, 0]
+        if len(candidates) == 0:
+            continue
+        if start is not None:
+            start = int((candidates < start).sum())
+        order = torch.from_numpy(_greedy(image[candidates], min(k, len(candidates)), start, update))
+        picks[i, : len(order)] = candidates.cpu()[order]
+    return picks.to(features.device)
+
+
+def _greedy(features: Tensor, k: int, first: int | None, update: np.ufunc) -> np.ndarray:
+    """k of the (N, D) tokens: from `first` on, the one with the smallest score, which picks update.
+
+    `update` merges scores with the similarities of a pick. Without `first`: the token least like its
+    nearest neighbour.
+    """
+    n = len(features)
+    unit = features.to(torch.float32, copy=True)
+    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=1e-12)
+    row_of: Callable[[int], np.ndarray]
+    if n <= _GRAM_LIMIT and (first is None or k * _GRAM_GAIN > n):
+        gram = _gram(unit)
+        if first is None:
+            gram.fill_diagonal_(-torch.inf)  # nobody is their own neighbour
+            first = int(gram.amax(1).argmin())
+        row_of = gram.cpu().numpy().__getitem__
+    else:
+        if first is None:
+            first = int(_likeness(unit).argmin())
+        row = torch.empty(n, device=unit.device)
+        row_of = lambda i: torch.mv(unit, unit[i], out=row).cpu().numpy()
+    picks = np.empty(k, np.int64)
+    picks[0] = last = first
+    score = np.full(n, 0 if update is np.add else -np.inf, np.float32)
+    for i in range(1, k):
+        update(score, row_of(last), out=score)
+        score[last] = np.inf  # never twice, whatever the rows say
+        picks[i] = last = score.argmin()
+    return picks
+
+
+def _gram(unit: Tensor) -> Tensor:
+    """All similarities, (N, N): blocks on and above the diagonal are multiplied, the others mirrored.
+
+    Small ones in one product. Blocks begin where the product's own tiles do, so that equal tokens get
+    equal sums.
+    """
+    n = len(unit)
+    gram = unit.new_empty(n, n)
+    for start in range(0, n, step := 64 * max(4, -(-n // (64 * _GRAM_BLOCKS)))):
+        stop = start + step
+        torch.mm(unit[start:stop], unit[start:].T, out=gram[start:stop, start:])
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    return gram
+
+
+def _likeness(unit: Tensor) -> Tensor:
+    """Similarity (N,) of each token to its nearest neighbour, in memory that does not grow with N x N."""
+    n = len(unit)
+    best = unit.new_full((n,), -torch.inf)
+    for start in range(0, n, step := max(1, _TILE // n)):
+        block = unit[start : start + step] @ unit[start:].T
+        block.fill_diagonal_(-torch.inf)
+        rest = best[start:]
+        torch.maximum(rest, block.amax(0), out=rest)
+        rest = rest[:step]
+        torch.maximum(rest, block.amax(1), out=rest)
+    return best
+
+
+@torch.no_grad()
+def topk_gather(
+    scores: Tensor, features: Tensor, k: int, mask: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.finfo(scores.dtype).min)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    least = scores.topk(k, sorted=False).values.amin(1, keepdim=True)
+    above, ties = scores > least, scores == least
+    kept = above | ties & (ties.cumsum(1) <= k - above.sum(1, keepdim=True))
+    indices = kept.nonzero()[:, 1].clone().view(len(scores), k)
+    image = torch.arange(len(scores), device=scores.device)[:, None]
+    gathered = features[image, indices]
+    moved = indices.new_empty(0, *indices.shape) if positions is None else positions[:, image, indices]
+    if mask is not None:
+        # Those that were never candidates go to the end.
+        surplus = ~mask[image, indices]
+        order = surplus.int().sort(dim=1, stable=True).indices
+        surplus, indices = surplus.gather(1, order), indices.gather(1, order)
+        gathered, moved = gathered[image, order], moved[:, image, order]
+        indices[surplus], gathered[surplus], moved[:, surplus] = -1, 0, 0
+    return indices, gathered, moved
+
+
+@torch.no_grad()
+def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Tensor | None, scaling: float) -> Tensor:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    batch, heads, length, width = query.shape
+    groups, n = key.shape[1:3]
+    weights = None  # (B, Q) of asked queries, where rows of the batch ask for different ones
+    index = torch.arange(length, device=query.device)
+    if rows is not None and rows.dtype == torch.bool:
+        weights, index = rows, rows.any(0).nonzero()[:, 0]
+    elif rows is not None:
+        index = rows.to(query.device)
+    keys = key.to(dtype).mT
+    received = torch.zeros(batch, n, dtype=dtype, device=query.device)
+    step = max(1, _TILE // max(1, batch * heads * n))
+    for some in index.split(step):
+        part = query[:, :, some].to(dtype).view(batch, groups, -1, width)  # heads that share keys, in one product
+        scores = (part @ keys).view(batch, heads, len(some), n).mul_(scaling)
+        if mask is not None:
+            seen = mask[:, None, None] if mask.ndim == 2 else mask[:, None, some]
+            scores = scores.masked_fill_(~seen, -torch.inf)
+        attention = scores.softmax(-1)
+        if mask is not None:
+            attention = attention.nan_to_num_(0)  # a query that may look nowhere
+        if weights is not None:
+            attention = attention * weights[:, None, some, None]
+        received += attention.mean(1).sum(1)
+    count = len(index) if weights is None else weights.sum(1, keepdim=True)
+    return received / max(count, 1) if isinstance(count, int) else received / count.clamp(min=1)

@@ -1,0 +1,78 @@
+"""What the ops mean, in plain torch: slow, and the measure of every other implementation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Each pick is the candidate whose nearest pick is farthest away."""
+    similarity, excluded = _similarity(features, mask)
+    if first is None:
+        # Nobody is their own neighbour, nor is a token that is no candidate.
+        own = torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
+        first = similarity.masked_fill(own | excluded[:, None], -torch.inf).amax(-1)
+        first = first.masked_fill(excluded, torch.inf).argmin(-1)
+    return _greedy(similarity, excluded, first, k, lambda of_picks: of_picks.amax(-1))
+
+
+def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None) -> Tensor:
+    """Each pick is the candidate with the smallest summed similarity to all picks."""
+    similarity, excluded = _similarity(features, mask)
+    return _greedy(similarity, excluded, first, k, lambda of_picks: of_picks.sum(-1))
+
+
+def topk_gather(
+    scores: Tensor, features: Tensor, k: int, mask: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = scores.shape[1]
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.finfo(scores.dtype).min)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    order = order.gather(1, mask.gather(1, order).int().sort(dim=1, descending=True, stable=True).indices)
+    picked = order[:, :k].masked_fill(~mask.gather(1, order[:, :k]), n).sort(dim=1).values
+    rest = picked == n
+    place = picked.masked_fill(rest, 0)
+    gathered = features.gather(1, place[..., None].expand(-1, -1, features.shape[2])).masked_fill(rest[..., None], 0)
+    if positions is None:
+        moved = torch.empty(0, len(scores), k, dtype=torch.int64, device=scores.device)
+    else:
+        moved = positions.gather(2, place.expand(len(positions), -1, -1)).masked_fill(rest, 0)
+    return picked.masked_fill(rest, -1), gathered, moved
+
+
+def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Tensor | None, scaling: float) -> Tensor:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    batch, heads = query.shape[:2]
+    keys = key.to(dtype).repeat_interleave(heads // key.shape[1], 1)
+    scores = query.to(dtype) @ keys.mT * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~(mask[:, None] if mask.ndim == 3 else mask[:, None, None]), -torch.inf)
+    attention = scores.softmax(-1).nan_to_num(0).mean(1)  # NaN: a query that may look nowhere
+    if rows is None:
+        return attention.mean(1)
+    if rows.dtype != torch.bool:
+        return attention[:, rows].mean(1) if len(rows) else attention.new_zeros(batch, key.shape[2])
+    weights = rows.to(dtype)
+    return (attention * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+
+
+def _similarity(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cosines (B, N, N), and who is no candidate (B, N)."""
+    unit = F.normalize(features.float(), dim=-1)
+    excluded = torch.zeros(unit.shape[:2], dtype=torch.bool, device=unit.device) if mask is None else ~mask
+    return unit @ unit.mT, excluded
+
+
+def _greedy(similarity: Tensor, excluded: Tensor, first: Tensor, k: int, reduce) -> Tensor:
+    """From `first` on, add the candidate with the smallest reduced similarity to all picks so far."""
+    picks = first.masked_fill(excluded.all(1), -1)[:, None]
+    for _ in range(1, k):
+        index = picks.clamp(min=0)[:, None].expand(-1, similarity.shape[1], -1)
+        score = reduce(similarity.gather(2, index))
+        gone = excluded.scatter(1, picks.clamp(min=0), True)
+        best = score.masked_fill(gone, torch.inf).argmin(-1).masked_fill(gone.all(1), -1)
+        picks = torch.cat([picks, best[:, None]], 1)
+    return picks

@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test lint bench bench-gpu format clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,12 @@ lint: setup
 	rm -rf .cache/typed && mkdir -p .cache/typed/tokenprune
 	ln -s $(CURDIR)/tokenprune/* $(CURDIR)/patches $(CURDIR)/eval .cache/typed/tokenprune/
 	MYPYPATH=.cache/typed $(BIN)/mypy -p tokenprune
+
+bench: setup
+	$(BIN)/python -m tokenprune.eval.bench_ops --docs docs/ops.md
+
+bench-gpu: setup
+	$(BIN)/python -m tokenprune.eval.bench_ops --device cuda --docs docs/ops.md
 
 format: setup
 	$(BIN)/ruff check --fix .

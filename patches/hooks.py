@@ -86,6 +86,7 @@ class Pruner:
         self._deep = None if deep is None else self._deep_stage(deep[0])
         self._handles: list[Any] = []
         self._taps: dict[str, FeatureTap] = {}
+        self._wrapped: set[str] = set()
 
     @property
     def _deep_layers(self) -> list[int]:
@@ -116,6 +117,8 @@ class Pruner:
             self._deep.attach()
         for kind in self.family.kinds:
             name = f"get_{kind}_features"
+            if name in vars(self.base):  # somebody else's wrapper: ours goes around it, and leaves it there
+                self._wrapped.add(name)
             self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features, self._encoder)
             setattr(self.base, name, self._taps[name])
         setattr(self.base, STATE_ATTRIBUTE, self)
@@ -130,9 +133,12 @@ class Pruner:
         if self._deep is not None:
             self._deep.detach()
         for name, tap in self._taps.items():
-            if self.base.__dict__.get(name) is tap:
+            if vars(self.base).get(name) is tap:
                 delattr(self.base, name)
+                if name in self._wrapped:
+                    setattr(self.base, name, tap.original)
         self._taps.clear()
+        self._wrapped.clear()
         delattr(self.base, STATE_ATTRIBUTE)
 
     def _hook(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:

@@ -79,7 +79,7 @@ class Request:
 
     def saw(self, kind: Kind, output: Any, source: Source | None) -> None:
         """Note the encoder output that fills the placeholders of a kind, and where it came from."""
-        self.lengths[kind] = _feature_lengths(output)
+        self.lengths[kind] = feature_lengths(output)
         if source is not None:
             self.sources[kind] = source
 
@@ -114,7 +114,7 @@ def _placeholders(base: Any, kind: Kind, call: Mapping[str, Any]) -> Tensor:
     return (embeds == base.get_input_embeddings()(torch.tensor(token, device=embeds.device))).all(-1)
 
 
-def _feature_lengths(output: Any) -> list[int]:
+def feature_lengths(output: Any) -> list[int]:
     """Number of features of each visual input; empty where the container does not tell."""
     features = getattr(output, "pooler_output", output)
     if isinstance(features, (list, tuple)) and features and isinstance(features[0], (list, tuple)):
@@ -201,10 +201,10 @@ class FeatureTap:
         heard = None
         if self.encoder is None:
             output = self.original(*args, **kwargs)
-            lengths = _feature_lengths(output)
+            lengths = feature_lengths(output)
         else:
             output, notes = self.encoder.listen(lambda: self.original(*args, **kwargs))
-            lengths = _feature_lengths(output)
+            lengths = feature_lengths(output)
             heard = self.encoder.heard(notes, self.kind, lengths, arguments)
         source = Source(len(lengths), arguments, heard)
         if not isinstance(output, (Tensor, list, tuple)):

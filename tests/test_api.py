@@ -1,6 +1,7 @@
 """The public face: what it accepts, what it refuses and how, and that it can be undone."""
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -321,3 +322,21 @@ def test_embeddings_instead_of_ids():
         inputs = {k: v for k, v in batch.inputs.items() if k != "input_ids"}
         assert torch.equal(model(inputs_embeds=embeds, **inputs).logits, expected)
         assert torch.equal(model(ids, batch.inputs["pixel_values"], batch.inputs["attention_mask"]).logits, expected)
+
+
+def test_a_wrapper_of_somebody_elses_stays():
+    model, batch = copy.deepcopy(get_model("llava")), ragged_batch("llava")
+    calls = []
+    original = model.model.get_image_features
+
+    def theirs(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    functools.update_wrapper(theirs, original)
+    model.model.get_image_features = theirs
+    apply_pruning(model, "random", keep=0.5)
+    model(**batch.inputs)
+    assert calls
+    remove_pruning(model)
+    assert model.model.get_image_features is theirs

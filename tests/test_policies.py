@@ -14,6 +14,7 @@ from tokenprune.budget import spread
 from tokenprune.ops import max_min_select, max_sum_select
 from tokenprune.policies import DivPrune, FoPru, Grid, Random, Recoverable, ToDRE, TokenFlex
 from tokenprune.policies.base import select as select_all
+from tokenprune.policies.greedy import together
 from tokenprune.policies.recoverable import outlier_share
 
 
@@ -247,6 +248,18 @@ def test_max_sum_is_its_definition(case, data):
     cosine = [[sum(a * b for a, b in zip(p, q, strict=True)) / 4 for q in rows] for p in rows]
     picks = max_sum_select(features[None], k, torch.tensor([first]))[0].tolist()
     assert picks == brute_force_max_sum(cosine, k, first)
+
+
+@pytest.mark.parametrize("op", [max_min_select, max_sum_select])
+def test_inputs_of_any_sizes_in_one_call(op):
+    """What a GPU gets: padded, masked, and as many picks as the largest wants."""
+    generator = torch.Generator().manual_seed(5)
+    features = [torch.randn(n, 32, generator=generator) for n in (30, 7, 18)]
+    n_keep, first = [6, 6, 15], [torch.tensor(4), torch.tensor(0), torch.tensor(17)]
+    for pivot in [None, first] if op is max_min_select else [first]:
+        picks = together(op, features, n_keep, pivot)
+        for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
+            assert picks[i].tolist() == op(x[None], k, None if pivot is None else pivot[i][None])[0].tolist()
 
 
 def test_k_center_and_max_sum_differ():

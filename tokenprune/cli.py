@@ -54,6 +54,20 @@ def _demo(args: argparse.Namespace) -> None:
     demo.run(args.policy, args.keep, args.positions, args.samples, args.out, args.json, Console())
 
 
+def _profile(args: argparse.Namespace) -> None:
+    import transformers
+    from rich.console import Console
+
+    from .eval import profile_report
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        profile_report.run(args, Console())
+    except (OSError, ValueError) as error:  # no such checkpoint, an input the model does not take
+        raise SystemExit(f"tokenprune profile: {error}") from None
+
+
 def _list_policies(args: argparse.Namespace) -> None:
     from rich import box
     from rich.console import Console
@@ -111,9 +125,49 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     demo.set_defaults(run=_demo)
 
+    _add_profile(commands)
+
     policies = commands.add_parser("policies", help="list the policies, their options and their papers")
     policies.set_defaults(run=_list_policies)
     return main
+
+
+#: By name; the shapes live in `eval.shapes`, which imports torch and transformers.
+CONFIGS = ("llava-1.5-7b", "llava-next-7b", "llava-onevision-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
+
+
+def _stages(text: str) -> list[str]:
+    """Policies by comma; a `+` composes stages."""
+    return ["+".join(_policies(part.replace("+", ","))) for part in text.split(",")]
+
+
+def _add_profile(commands: argparse._SubParsersAction) -> None:
+    profile = commands.add_parser(
+        "profile",
+        help="what pruning buys on a model and this machine: latency by phase, memory, FLOPs",
+        description="Measure vision encoder, selection, prefill, decoding, KV cache, peak memory and FLOPs, full "
+        "and pruned in turns within one run, and say whether pruning pays. Weights need not be there: --config "
+        "builds a published model's shape with random ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    what = profile.add_mutually_exclusive_group()
+    what.add_argument("--model", metavar="PATH_OR_ID", help="a checkpoint; `embedded` is the one that ships with us")
+    what.add_argument("--config", choices=CONFIGS, default="llava-1.5-7b", help="a published model's shape")
+    profile.add_argument("--layers", type=_count, metavar="N", help="decoder layers of --config, to fit; default all")
+    profile.add_argument("--policy", type=_stages, default="divprune", metavar="A,B", help="policies; A+B composes")
+    profile.add_argument("--keep", type=_keeps, default="0.5,0.25,0.1", metavar="K,K", help="ratios or whole numbers")
+    profile.add_argument("--batch", type=_count, default=1, metavar="N", help="rows")
+    profile.add_argument("--image-size", type=_count, metavar="PIXELS", help="height and width; default the model's")
+    profile.add_argument("--images", type=_count, default=1, metavar="N", help="pictures in each row")
+    profile.add_argument("--frames", type=_count, default=0, metavar="N", help="a video of N frames instead")
+    profile.add_argument("--new-tokens", type=_count, default=8, metavar="N", help="tokens to generate, 2 at least")
+    profile.add_argument("--rounds", type=_count, default=5, metavar="N", help="repeats to take medians of")
+    profile.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
+    profile.add_argument("--attn", choices=("sdpa", "eager", "flash_attention_2"), help="attention implementation")
+    profile.add_argument("--device", help="default cuda if there is one")
+    profile.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    profile.add_argument("--plot", type=Path, metavar="PNG", help="also draw latency by phase and the savings")
+    profile.set_defaults(run=_profile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -32,16 +32,20 @@ def greedy_selections(
         starts = [None] * len(features) if first is None else [pivot[None] for pivot in first]
         picks = [op(x[None], k, start)[0] for x, k, start in zip(features, n_keep, starts, strict=True)]
     else:
-        sizes = torch.tensor([len(x) for x in features])
-        mask = None
-        if len(sizes.unique()) > 1:
-            mask = (torch.arange(int(sizes.max())) < sizes[:, None]).to(features[0].device, non_blocking=True)
-        together = op(
-            pad_sequence(features, batch_first=True),
-            max(n_keep),
-            None if first is None else torch.stack([*first]),
-            mask,
-        )
-        # the first k of more picks are the picks of k
-        picks = [row[:k] for row, k in zip(together, n_keep, strict=True)]
+        picks = together(op, features, n_keep, first)
     return [Selection(each.sort().values) for each in picks]
+
+
+def together(
+    op: Callable[..., Tensor], features: Sequence[Tensor], n_keep: Sequence[int], first: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """Picks of all inputs in one call, without waiting for the device."""
+    device, longest = features[0].device, max(map(len, features))
+    mask = None
+    if any(len(x) < longest for x in features):
+        sizes = torch.tensor([len(x) for x in features])
+        mask = (torch.arange(longest) < sizes[:, None]).to(device, non_blocking=True)
+    starts = None if first is None else torch.stack([*first])
+    picks = op(pad_sequence([*features], batch_first=True), max(n_keep), starts, mask)
+    # the first k of more picks are the picks of k
+    return [row[:k] for row, k in zip(picks, n_keep, strict=True)]

@@ -124,7 +124,8 @@ def _denominators(
         total = total * tl.exp(top - base) + tl.sum(tl.exp(score - base[:, None]), 1)
         top = new
     tl.store(top_ptr + head * asked + order, tl.where(top == -float("inf"), 0.0, top), mask=inside)
-    tl.store(inverse_ptr + head * asked + order, tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0), mask=inside)
+    looked = total > 0
+    tl.store(inverse_ptr + head * asked + order, tl.where(looked, 1.0 / tl.where(looked, total, 1.0), 0.0), mask=inside)
 
 
 @triton.jit

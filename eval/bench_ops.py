@@ -1,0 +1,164 @@
+"""Speed of the selection ops: `python -m tokenprune.eval.bench_ops`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+
+from ..ops import attention_received, implementation, max_min_select, max_sum_select, topk_gather
+from .machine import describe
+
+SIZES, WIDTHS, COUNTS, BATCHES = (576, 1280, 2880, 11_520), (1024, 4096), (64, 0.1, 0.25), (1, 8)
+_LOOP_LIMIT = 2e9  # elements that the reference loop would gather; more is not waited for
+_BATCH_LIMIT = 5e7  # features of a batch on a CPU
+RESULTS = Path(__file__).parent / "results"
+
+
+def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
+    """Median wall time after one warm-up; of three above one second, and above five of that one."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - started)
+
+    first = once()
+    if first > 5000:
+        return first
+    return statistics.median(once() for _ in range(repeats if first < 1000 else 3))
+
+
+def cells(device: torch.device) -> Iterator[dict[str, int]]:
+    for n in SIZES:
+        for d in WIDTHS:
+            for count in COUNTS:
+                for batch in BATCHES:
+                    if device.type == "cuda" or batch * n * d <= _BATCH_LIMIT:
+                        yield {"B": batch, "N": n, "D": d, "k": count if isinstance(count, int) else round(count * n)}
+
+
+@torch.inference_mode()
+def greedy_row(device: torch.device, dtype: torch.dtype, B: int, N: int, D: int, k: int) -> dict[str, Any]:
+    """One size: both greedy ops, beside the reference loop, the bare Gram product and a copy."""
+    generator = torch.Generator().manual_seed(N + D)
+    features = torch.randn(B, N, D, generator=generator).to(device, dtype)
+    first = torch.zeros(B, dtype=torch.int64, device=device)
+    unit = F.normalize(features, dim=-1)
+    row: dict[str, Any] = {"B": B, "N": N, "D": D, "k": k}
+    row["max_min_ms"] = milliseconds(lambda: max_min_select(features, k), device)
+    row["max_min_pivot_ms"] = milliseconds(lambda: max_min_select(features, k, first), device)
+    row["max_sum_ms"] = milliseconds(lambda: max_sum_select(features, k, first), device)
+    row["gram_ms"] = milliseconds(lambda: unit @ unit.mT, device)
+    row["copy_ms"] = milliseconds(features.clone, device)
+    row["reference_ms"] = None
+    if B * N * k * k / 2 <= _LOOP_LIMIT:
+        with implementation("reference"):
+            row["reference_ms"] = milliseconds(lambda: max_min_select(features, k), device, 3)
+    return row
+
+
+@torch.inference_mode()
+def other_row(device: torch.device, dtype: torch.dtype, n: int) -> dict[str, Any]:
+    """One size: a tenth selected by score and gathered; attention received in a tower of 16 heads."""
+    scores, features = torch.randn(1, n, device=device), torch.randn(1, n, 4096, device=device, dtype=dtype)
+    query, key = (torch.randn(1, 16, n, 64, device=device, dtype=dtype) for _ in range(2))
+    row: dict[str, Any] = {"N": n}
+    for name in ("fast", "reference"):
+        with implementation("reference" if name == "reference" else _fast(device)):
+            row[f"topk_gather_{name}_ms"] = milliseconds(lambda: topk_gather(scores, features, n // 10), device)
+            row[f"attention_received_{name}_ms"] = milliseconds(lambda: attention_received(query, key), device)
+    return row
+
+
+def _fast(device: torch.device) -> str:
+    return "triton" if device.type == "cuda" else "host"
+
+
+def measure(device: torch.device, dtype: torch.dtype, progress: Callable[[Iterable], Iterable] = iter) -> dict:
+    """All sizes.
+
+    Returns:
+        `{"machine", "dtype", "greedy": rows, "other": rows}`, times in milliseconds, medians.
+    """
+    return {
+        "machine": describe(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "greedy": [greedy_row(device, dtype, **cell) for cell in progress(list(cells(device)))],
+        "other": [other_row(device, dtype, n) for n in SIZES[:3]],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in Markdown."""
+
+    def cell(value: float | None, form: str = ".1f") -> str:
+        return "" if value is None else format(value, form)
+
+    machine = results["machine"]
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, {results['dtype']}, torch {machine['torch']}; "
+        "milliseconds, median of seven (three above 1 s, one above 5 s).",
+        "",
+        "| B | N | D | k | `max_min` | with a pivot | `max_sum` | Gram product | copy | reference loop | loop / op |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in results["greedy"]:
+        ratio = None if row["reference_ms"] is None else row["reference_ms"] / row["max_min_ms"]
+        times = [row[f"{name}_ms"] for name in ("max_min", "max_min_pivot", "max_sum", "gram", "copy", "reference")]
+        form = ".2f" if max(t or 0 for t in times) < 10 else ".1f"
+        values = [str(row[name]) for name in ("B", "N", "D", "k")] + [cell(t, form) for t in times] + [cell(ratio)]
+        lines.append(f"| {' | '.join(values)} |")
+    lines += [
+        "",
+        "| N | `topk_gather` | its reference | `attention_received` | its reference |",
+        "|--:|--:|--:|--:|--:|",
+    ]
+    for row in results["other"]:
+        lines.append(f"| {' | '.join([str(row['N']), *(cell(row[name], '.2f') for name in list(row)[1:])])} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_docs(results: Path, docs: Path) -> None:
+    """A page with the tables of all results files."""
+    parts = [
+        "# Speed of the selection ops\n\nMade by `make bench` and `make bench-gpu`. `max_min` finds its own start "
+        "(DivPrune); with a pivot it need not. The reference loop is the method's definition in plain torch: each step "
+        "gathers the similarities to all picks so far. It is left out where it would gather more than 2e9 of them.\n"
+    ]
+    for path in sorted(results.glob("ops-*.json")):
+        parts.append(table(json.loads(path.read_text())))
+    docs.write_text("\n".join(parts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--json", type=Path, help="default: eval/results/ops-DEVICE.json")
+    parser.add_argument("--docs", type=Path, help="also write a Markdown page of all results beside that file")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    results = measure(device, dtype, lambda todo: track(todo, "sizes", transient=True))
+    path = options.json or RESULTS / f"ops-{device.type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    Console().print(table(results))
+    if options.docs:
+        write_docs(path.parent, options.docs)
+
+
+if __name__ == "__main__":
+    main()

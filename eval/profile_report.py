@@ -36,7 +36,7 @@ def _checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str |
     from .minivlm import WEIGHTS
 
     place = WEIGHTS if name == "embedded" else name
-    model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, attn_implementation=attn)
+    model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, attn_implementation=attn)
     return model.to(device).eval(), AutoProcessor.from_pretrained(place)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..patches.base import base_of
 from ..patches.request import feature_lengths
 
-_VICUNA = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, vocab_size=32064)
-_QWEN2 = dict(
+_VICUNA: dict[str, Any] = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, vocab_size=32064)
+_QWEN2: dict[str, Any] = dict(
     hidden_size=3584,
     intermediate_size=18944,
     num_attention_heads=28,
@@ -23,7 +23,7 @@ _QWEN2 = dict(
     rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     rope_theta=1e6,
 )
-_CLIP = dict(
+_CLIP: dict[str, Any] = dict(
     hidden_size=1024,
     intermediate_size=4096,
     num_hidden_layers=24,
@@ -33,7 +33,9 @@ _CLIP = dict(
     projection_dim=768,
 )
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-_QWEN_IDS = dict(image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653)
+_QWEN_IDS: dict[str, Any] = dict(
+    image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653
+)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ SHAPES = {
 }
 
 
-def build(name: str, layers: int | None, dtype: torch.dtype, device: torch.device, attn: str | None) -> nn.Module:
+def build(name: str, layers: int | None, dtype: torch.dtype, device: torch.device, attn: str | None) -> Any:
     """A model of a published shape with random weights and `layers` decoder layers (None: all)."""
     shape = SHAPES[name]
     model = transformers.AutoModelForImageTextToText.from_config(
@@ -232,17 +234,17 @@ def inputs(name: str, model: Any, request: Request) -> dict[str, Tensor]:
     lengths = feature_lengths(getattr(base, f"get_{kind}_features")(**pixels))
     per_row = len(lengths) // request.batch
     config = model.config
-    token = {
+    token: Any = {
         "image": getattr(config, "image_token_id", getattr(config, "image_token_index", None)),
         "video": getattr(config, "video_token_id", getattr(config, "video_token_index", None)),
     }[kind]
     start, end = getattr(config, "vision_start_token_id", None), getattr(config, "vision_end_token_id", None)
-    row = [7] * (request.text // 2)
+    row: list[Any] = [7] * (request.text // 2)
     for length in lengths[:per_row]:
-        row += [*([] if start is None else [start]), *[token] * length, *([] if end is None else [end])]
+        row += [t for t in (start, *[token] * length, end) if t is not None]
     row += [11] * (request.text - request.text // 2)
     ids = torch.tensor([row] * request.batch, device=weight.device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        batch["mm_token_type_ids"] = (ids == token).long() * (2 if kind == "video" else 1)
+        batch["mm_token_type_ids"] = ids.eq(token).long() * (2 if kind == "video" else 1)
     return batch

@@ -120,7 +120,11 @@ class Plan:
         started = time.perf_counter()
         if asked:
             assert self.pruner.policy is not None
-            answers = select(self.pruner.policy, [job.tokens for job in asked], [job.n_keep for job in asked])
+            answers = select(
+                self.pruner.policy,
+                [job.tokens for job in asked if job.tokens is not None],
+                [job.n_keep for job in asked],
+            )
             for job, chosen in zip(asked, answers, strict=True):
                 job.indices = self._keep(job, chosen)
         elapsed = (time.perf_counter() - started) * 1e3  # .tolist() in _keep has waited for the device

@@ -14,7 +14,7 @@ from torch import Tensor
 
 _GRAM_LIMIT = 4096  # tokens; above, N x N float32 would take more than 64 MB
 _GRAM_GAIN = 12  # a product of matrices does this many times the work of matrix by vector in its time
-_GRAM_BLOCKS = 4
+_GRAM_BLOCKS = 6
 _TILE = 1 << 22  # elements of a tile of attention scores: 16 MB in float32, whatever N is
 
 
@@ -72,7 +72,7 @@ def _greedy(features: Tensor, k: int, first: int | None, update: np.ufunc) -> np
     for i in range(1, k):
         update(score, row_of(last), out=score)
         score[last] = np.inf  # never twice, whatever the rows say
-        picks[i] = last = score.argmin()
+        picks[i] = last = int(score.argmin())
     return picks
 
 
@@ -84,7 +84,7 @@ def _gram(unit: Tensor) -> Tensor:
     """
     n = len(unit)
     gram = unit.new_empty(n, n)
-    for start in range(0, n, step := 64 * max(4, -(-n // (64 * _GRAM_BLOCKS)))):
+    for start in range(0, n, step := max(96, -(-n // (32 * _GRAM_BLOCKS)) * 32)):
         stop = start + step
         torch.mm(unit[start:stop], unit[start:].T, out=gram[start:stop, start:])
         gram[stop:, start:stop] = gram[start:stop, stop:].T

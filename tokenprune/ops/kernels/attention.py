@@ -6,6 +6,8 @@ the queries, head by head. Scores exist as tiles only.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +23,7 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
     weighted = rows is not None and rows.dtype == torch.bool
     listed = rows is not None and not weighted
     asked = rows.numel() if rows is not None and listed else length
-    like = dict(dtype=torch.float32, device=query.device)
+    like: dict[str, Any] = dict(dtype=torch.float32, device=query.device)
     received = torch.zeros(batch, heads, n, **like)
     if asked == 0:
         return received[:, 0]
@@ -32,7 +34,7 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
     image_stride = 0 if mask is None else mask[0].numel()
     query_stride = n if mask is not None and mask.ndim == 3 else 0
     tile = 32 if query.dtype == torch.float32 else 64
-    shared = dict(
+    shared: dict[str, Any] = dict(
         GROUP=heads // key.shape[1],
         MASKED=mask is not None,
         LISTED=listed,

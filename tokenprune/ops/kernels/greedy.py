@@ -7,6 +7,8 @@ stay in registers, a step is one row of similarities out of the L2 cache and one
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -52,7 +54,7 @@ def _launch(
     features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, picks: Tensor, stride: int, summed: bool
 ) -> None:
     batch, n, d = features.shape
-    like = dict(dtype=torch.float32, device=features.device)
+    like: dict[str, Any] = dict(dtype=torch.float32, device=features.device)
     inverse, likeness = torch.empty(batch, n, **like), torch.empty(batch, n, **like)
     similarity = torch.empty(batch, n, stride, **like)
     # A pointer that is not read still has to be one.

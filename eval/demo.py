@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from . import minivlm
 from .machine import describe
 from .minivlm.model import prompt
 from .minivlm.questions import QUESTION_TYPES, Question, ask
-from .minivlm.scenes import GRID, PATCH, SEEDS, Scene, draw_scene
+from .minivlm.scenes import GRID, SEEDS, Scene, draw_scene
+from .pictures import dim, kept_indices, kept_masks
 from .prefill import WARM_UP, Prefill, measure_prefill
 
 BATCH = 16
@@ -50,13 +50,10 @@ class Setting:
     def name(self) -> str:
         return self.policy.name if self.policy is not None else "full"
 
-    def context(self, model: Any, batch: int = 0) -> contextlib.AbstractContextManager:
+    def context(self, model: Any) -> contextlib.AbstractContextManager:
         if self.policy is None:
             return contextlib.nullcontext(model)
-        policy = self.policy
-        if hasattr(policy, "seed"):  # another draw for each batch
-            policy = dataclasses.replace(policy, seed=policy.seed + batch)  # type: ignore[call-arg]
-        return pruning(model, policy, self.keep, positions=self.positions)
+        return pruning(model, self.policy, self.keep, positions=self.positions)
 
 
 @dataclass
@@ -93,7 +90,7 @@ def answer(
     for i in range(0, len(samples), BATCH):
         part = samples[i : i + BATCH]
         inputs = encode(processor, part)
-        with setting.context(model, i // BATCH):
+        with setting.context(model):
             tokens = model.generate(**inputs)
             out.records += pruning_report(model) if setting.policy is not None else [None] * len(part)
         out.texts += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -167,20 +164,10 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
     Console(width=max(console.width, 84), file=console.file).print(table)
 
 
-def kept_indices(record: Record) -> list[int]:
-    """What is left in the end, after a decoder stage if there was one."""
-    return record.indices if record.deep_indices is None else record.deep_indices
-
-
 def dimmed(sample: Sample, record: Record | None, scale: int = 3) -> np.ndarray:
     """The picture, enlarged, with the patches that were dropped dimmed."""
     image = np.kron(sample.scene.image, np.ones((scale, scale, 1), np.uint8))
-    if record is None:
-        return image
-    kept = np.zeros(GRID * GRID, bool)
-    kept[kept_indices(record)] = True
-    light = np.kron(kept.reshape(GRID, GRID), np.ones((PATCH * scale, PATCH * scale)))[..., None]
-    return (image * (0.18 + 0.82 * light)).astype(np.uint8)
+    return image if record is None else dim(image, kept_masks(record)[0][0])
 
 
 def draw(path: Path, samples: list[Sample], results: list[tuple[Setting, Answers]]) -> None:

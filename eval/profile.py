@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -222,7 +224,7 @@ def _peak(run: Callable[[], Any], device: torch.device) -> int:
         run()
         return torch.cuda.max_memory_allocated(device) - before
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as trace:
+    with _no_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as trace:
         run()
     assert trace.profiler is not None
     events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -231,6 +233,20 @@ def _peak(run: Callable[[], Any], device: torch.device) -> int:
         level += event.nbytes()
         peak = max(peak, level)
     return peak
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """torch's profiler notes its starts and stops on the process's error stream, past Python's."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def verdict(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ def load(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
     if options.model is None:
         model = shapes.build(options.config, options.layers, dtype, device, options.attn)
         return model, shapes.inputs(options.config, model, request), options.config
-    model, processor = _checkpoint(options.model, dtype, device, options.attn)
+    model, processor = checkpoint(options.model, dtype, device, options.attn)
     return model, _processed(processor, request).to(device, dtype), options.model
 
 
-def _checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str | None) -> tuple[Any, Any]:
+def checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from .minivlm import WEIGHTS
@@ -105,12 +106,21 @@ CAPTION = (
 )
 
 
-def draw(path: Path, rows: list[dict[str, Any]], title: str, new_tokens: int) -> None:
+def draw(path: Path, rows: Sequence[dict[str, Any]], title: str, new_tokens: int) -> None:
     """Latency stacked by phase, and the realised saving against the theoretical one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 0.45 * len(rows) + 2.2), layout="constrained")
-    phases, savings = figure.subplots(1, 2, width_ratios=(3, 2))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    draw_phases(left, rows, new_tokens)
+    draw_savings(right, rows)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def draw_phases(axes: Any, rows: Sequence[dict[str, Any]], new_tokens: int, columns: int = 4) -> None:
+    """A bar per setting, stacked by phase; the legend above, in so many columns."""
     names = ["full" if r["policy"] == "full" else f"{r['policy']} {r['keep']:g}" for r in rows]
     left = [0.0] * len(rows)
     for label, colour, value in (
@@ -120,30 +130,28 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str, new_tokens: int) ->
         (f"decoding {new_tokens - 1} tokens", "#66c2a5", lambda r: r["decode_ms_per_token"] * (new_tokens - 1)),
     ):
         widths = [value(row) for row in rows]
-        phases.barh(names, widths, left=left, label=label, color=colour)
+        axes.barh(names, widths, left=left, label=label, color=colour)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    phases.invert_yaxis()
-    phases.set_xlabel("ms")
-    phases.legend(fontsize="small", loc="lower right")
-    savings.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+    axes.legend(fontsize="small", ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+
+
+def draw_savings(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Share of the full prefill saved: by the clock over by FLOPs; on the diagonal all that is promised is there."""
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     pruned = [row for row in rows if row["policy"] != "full"]
     for policy in dict.fromkeys(row["policy"] for row in pruned):
         some = [row for row in pruned if row["policy"] == policy]
-        savings.plot(
+        axes.plot(
             [row["prefill_saving_theoretical"] for row in some],
             [row["prefill_saving_realised"] for row in some],
             marker="o",
             label=policy,
         )
-    savings.set(xlabel="prefill saving by FLOPs", ylabel="by the clock", xlim=(0, 1), ylim=(min(0, *_reals(pruned)), 1))
-    savings.legend(fontsize="small")
-    figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-
-
-def _reals(rows: list[dict[str, Any]]) -> list[float]:
-    return [row["prefill_saving_realised"] for row in rows] or [0.0]
+    lowest = min([0.0, *(row["prefill_saving_realised"] for row in pruned)])
+    axes.set(xlabel="prefill saving by FLOPs", ylabel="by the clock", xlim=(0, 1), ylim=(lowest, 1))
+    axes.legend(fontsize="small")
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -152,7 +160,6 @@ def run(options: argparse.Namespace, console: Console) -> None:
     settings = [Setting(policy, keep) for policy in options.policy for keep in options.keep]
     with console.status("building the model"):
         model, inputs, name = load(options, device, dtype)
-    console.file.flush()
     rows = profile(
         model,
         inputs,
@@ -164,6 +171,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     layers = model.config.get_text_config().num_hidden_layers
     machine = describe(device)
     title = f"{name}, {layers} decoder layers, batch {options.batch}, {str(dtype).removeprefix('torch.')}"
+    console.width = max(console.width, 100)  # narrower, figures would be cut
     console.print(table(rows, f"{title}; {machine['device']}, {machine['threads']} threads"))
     for row in rows[1:]:
         console.print(f"[bold]{row['policy']} {row['keep']:g}[/] {verdict(row, rows[0])}", highlight=False)

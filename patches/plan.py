@@ -35,6 +35,7 @@ class Record:
         indices: the kept ones, ascending, within this input.
         grid: (T, H, W) of its raster; None if it is made of several, or unknown.
         grids: all its rasters in order, newline tokens left out; None if unknown.
+        separators: places, within this input, of its newline tokens.
         select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
             milliseconds.
         deep_layer: index of the first decoder layer that holds fewer of them, if a decoder stage cut.
@@ -52,6 +53,7 @@ class Record:
     select_ms: float
     deep_layer: int | None = None
     deep_indices: list[int] | None = None
+    separators: tuple[int, ...] = ()
 
 
 @dataclass
@@ -144,6 +146,7 @@ class Plan:
                     grid=grids[0] if grids is not None and len(grids) == 1 else None,
                     grids=grids,
                     select_ms=0.0 if job.tokens is None else elapsed * n / total,
+                    separators=job.visual.shape.separators,
                 )
             )
 

@@ -12,6 +12,7 @@ from tokenprune.eval.profile_report import _processed
 from tokenprune.patches.base import base_of
 
 from tokenprune import cli
+from tokenprune.commands.profile import CONFIGS
 
 # Parameters that the published checkpoints have, in thousands of millions.
 SIZES = {
@@ -33,7 +34,7 @@ def test_shapes_are_the_published_ones(name):
 
 
 def test_the_command_offers_the_shapes():
-    assert set(cli.CONFIGS) == set(shapes.SHAPES)
+    assert set(CONFIGS) == set(shapes.SHAPES)
 
 
 @pytest.fixture(scope="module")

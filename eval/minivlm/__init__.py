@@ -7,13 +7,15 @@ made the weights.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 #: Folder that `from_pretrained` takes, of the model and of the processor.
 WEIGHTS = Path(__file__).parent / "weights"
+#: It reads places off position ids: renumbering costs it most of "where" and "count" (docs/minivlm.md).
+POSITIONS: Literal["original"] = "original"
 
 
 def load() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:

@@ -1,0 +1,74 @@
+"""`tokenprune eval`: runs the grid, writes and shows its tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from . import grid, grid_report, minivlm, published
+from .grid import NoHarness
+from .machine import describe
+
+__all__ = ["NoHarness", "run"]
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    figures = published.load(options.compare) if options.compare else None
+    positions = options.positions or (minivlm.POSITIONS if options.model == "embedded" else None)
+    plan = grid.Plan(
+        model=options.model,
+        settings=grid.settings(options.policy, options.keep, positions, not options.no_full),
+        tasks=tuple(options.tasks),
+        backend=options.backend,
+        arguments=options.model_args,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        device=options.device,
+        generation=options.gen_kwargs,
+        include=options.include_path,
+    )
+    first = int(os.environ.get("RANK", 0)) == 0
+    note = (lambda text: console.print(text, highlight=False, markup=False)) if first else (lambda text: None)
+    cells = grid.run(plan, options.out, note)
+    if not first:
+        return
+    rows = grid_report.rows(cells, options.out)
+    grid_report.write(rows, options.out, describe(options.device or "cpu"))
+    console.print(tables(rows))
+    if figures is not None:
+        console.print(published.table(figures, rows))
+    console.print(f"written: {options.out}/results.csv, .json, .md", highlight=False)
+
+
+def tables(rows: list[dict]) -> Group:
+    """By task, the metric that stands for it, with the paired difference to the full model."""
+    chosen = grid_report.primary(rows)
+    made = []
+    for task in dict.fromkeys(row["task"] for row in chosen):
+        some = [row for row in chosen if row["task"] == task]
+        table = Table(title=f"{task}: {some[0]['metric']}, n={some[0]['n']}", box=box.SIMPLE_HEAD, title_justify="left")
+        for name in ("", "value", "of full", "difference to full, 95 %", "kept", "per s"):
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        for row in some:
+            table.add_row(*_line(row))
+        made.append(table)
+    return Group(*made)
+
+
+def _line(row: dict) -> list[str]:
+    speed = f"{row['samples_per_second']:.2f}" if row["samples_per_second"] else ""
+    if row["policy"] == "full":
+        return ["full", f"{row['value']:.4g}", "", "", "", speed]
+    relative, difference = row.get("relative"), row.get("difference")
+    return [
+        f"{row['policy']} {row['keep']}",
+        f"{row['value']:.4g}",
+        "" if relative is None else f"{relative:.1%}",
+        "" if difference is None else f"{difference:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+        f"{row['kept_tokens']:.0f}" if row["kept_tokens"] else "",
+        speed,
+    ]

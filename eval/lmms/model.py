@@ -1,0 +1,236 @@
+"""`tokenprune_hf`: any supported Hugging Face checkpoint in the harness, through its own chat template."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from ...api import pruning_report, remove_pruning
+from ...patches import UnsupportedModelError, supported_model_types
+from ..minivlm import WEIGHTS
+from .options import PruningOptions, reject_unknown
+from .statistics import Statistics
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def checkpoint(pretrained: str) -> str:
+    """Where a checkpoint is; `embedded` is the one that ships with us.
+
+    Raises:
+        UnsupportedModelError: if its family is not supported.
+        OSError: if there is no such checkpoint.
+    """
+    place = str(WEIGHTS) if pretrained == "embedded" else pretrained
+    if place.startswith((".", "/", "~")) and not Path(place).is_dir():
+        raise FileNotFoundError(f"pretrained={pretrained}: there is no such folder")
+    model_type = AutoConfig.from_pretrained(place).model_type
+    if model_type not in supported_model_types():
+        raise UnsupportedModelError(
+            f"pretrained={pretrained} has model type {model_type!r}; supported: {', '.join(supported_model_types())}"
+        )
+    return place
+
+
+@functools.lru_cache(maxsize=1)
+def _load(place: str, dtype: str, device: str, device_map: str | None, attn: str | None, pixels: tuple) -> tuple:
+    # Kept for the next run of the same process: a grid of budgets loads its model once.
+    model = AutoModelForImageTextToText.from_pretrained(
+        place, dtype=dtype, device_map=device_map, attn_implementation=attn
+    ).eval()
+    processor = AutoProcessor.from_pretrained(place, **dict(pixels))
+    return (model if device_map else model.to(device)), processor
+
+
+class PrunedModel(lmms):
+    """A pruned checkpoint for lmms-eval (`--model tokenprune_hf`), on a GPU or a CPU.
+
+    Args:
+        pretrained: path or id of a checkpoint; `embedded` is the model that ships with us.
+        policy: names joined by `+`; `none` runs the full model.
+        keep, positions: as of `apply_pruning`.
+        batch_size: samples in one call of `generate`, padded on the left.
+        device: `cuda`, `cuda:1`, `cpu`, ...; the process's own GPU under accelerate and torchrun.
+        device_map: as of transformers, instead of `device`.
+        dtype: `auto` (the default on a GPU), `float32` (on a CPU), `bfloat16` or `float16`.
+        attn_implementation: as of transformers.
+        min_pixels, max_pixels: limits of the processor, on families that have them.
+        max_frames: frames that are sampled from a video.
+        system_prompt: text, or a file with it, to put before every conversation.
+        use_cache: whether generation uses a KV cache.
+        arguments: `policy_OPTION=VALUE` goes to the policy; `tokenprune_version` must be ours.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str = "embedded",
+        batch_size: int | str = 1,
+        device: str | None = None,
+        device_map: str | None = None,
+        dtype: str | None = None,
+        attn_implementation: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_frames: int = 32,
+        system_prompt: str = "",
+        use_cache: bool = True,
+        max_batch_size: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        options = PruningOptions.take(arguments)
+        reject_unknown(arguments, PrunedModel.__init__)
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size={batch_size!r} is no whole number above 0")
+        place = checkpoint(pretrained)
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else it leaves CPU processes alone
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self._world_size > 1:
+            device, device_map = str(self.accelerator.device), None
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or ("float32" if device.startswith("cpu") else "auto")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype={dtype!r} is none of {', '.join(_DTYPES)}")
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        pixels = tuple((name, value) for name, value in limits.items() if value is not None)
+        self._model, self._processor = _load(place, dtype, device, device_map, attn_implementation, pixels)
+        options.apply(self._model)
+        self._pruned = options.policy != "none"
+        self.batch_size, self.use_cache, self.max_frames = int(batch_size), use_cache, max_frames
+        self.system_prompt = self._resolve_system_prompt(system_prompt)
+
+    @property
+    def model(self) -> Any:
+        return self._model
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def clean(self) -> None:
+        """The model goes back to the cache as the stock one."""
+        if self._pruned:
+            remove_pruning(self._model)
+        super().clean()
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("tokenprune_hf generates answers; tasks that score given ones are not supported")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("tokenprune_hf answers single rounds; multi-round tasks are not supported")
+
+    @torch.inference_mode()
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers in the order of the requests.
+
+        Whatever fails, fails the run: an empty answer would look like a low accuracy.
+        """
+        answers: list[GenerationResult | None] = [None] * len(requests)
+        statistics = Statistics()
+        bar = tqdm(total=len(requests), disable=self.rank != 0, desc="answering")
+        for places in self._batches(requests):
+            batch = [requests[i] for i in places]
+            for place, answer in zip(places, self._answer(batch, statistics), strict=True):
+                answers[place] = answer
+                self.cache_hook.add_partial("generate_until", requests[place].args, answer.text)
+            bar.update(len(places))
+        bar.close()
+        statistics.log(self.rank)
+        assert all(a is not None for a in answers)
+        return answers  # type: ignore[return-value]
+
+    def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
+        """Places of requests that are answered together: of the same generation arguments, in order."""
+        alike: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
+        for places in alike.values():
+            yield from (list(some) for some in _chunks(places, self.batch_size))
+
+    def _answer(self, requests: list[Instance], statistics: Statistics) -> Iterator[GenerationResult]:
+        conversations = [self._messages(request) for request in requests]
+        inputs = self._encode(conversations)
+        generation = dict(requests[0].args[2])
+        until = generation.pop("until", None) or []
+        with statistics.timed(self.device):
+            tokens = self._model.generate(**inputs, use_cache=self.use_cache, **_sampling(generation))
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = self._processor.batch_decode(new, skip_special_tokens=True)
+        records = pruning_report(self._model) if self._pruned else []
+        prompts, lengths = inputs["attention_mask"].sum(1).tolist(), _lengths(new, self._model.generation_config)
+        dropped = [0] * len(requests)
+        for record in records:
+            dropped[record.sample] += record.n_before - record.n_after
+        counts = [not (request.metadata or {}).get("__padding_only__") for request in requests]
+        statistics.add(records, counts, self._model.config.get_text_config().num_hidden_layers, lengths)
+        for i, text in enumerate(texts):
+            for stop in [until] if isinstance(until, str) else until:
+                text = text.split(stop)[0] if stop else text
+            prompt = prompts[i] - dropped[i]
+            yield GenerationResult(text, TokenCounts(input_tokens=prompt, output_tokens=lengths[i]))
+
+    def _messages(self, request: Instance) -> list[dict[str, Any]]:
+        _, to_messages, _, doc_id, task, split = request.args
+        messages = ChatMessages(messages=to_messages(self.task_dict[task][split][doc_id])).to_hf_messages()
+        for part in itertools.chain.from_iterable(message["content"] for message in messages):
+            if part["type"] == "audio":
+                raise ValueError(f"task {task!r} asks about sound, which tokenprune_hf does not take")
+            if part["type"] == "image" and hasattr(part["image"], "convert"):
+                part["image"] = part["image"].convert("RGB")
+        return self._apply_system_prompt(messages, self.system_prompt)
+
+    def _encode(self, conversations: list[list[dict[str, Any]]]) -> Any:
+        kinds = {part["type"] for messages in conversations for message in messages for part in message["content"]}
+        video = {"num_frames": self.max_frames} if "video" in kinds else {}
+        apply = self._processor.apply_chat_template
+        padding: dict[str, Any] = {"padding": True, "padding_side": "left"}
+        if "processor_kwargs" in inspect.signature(apply).parameters:  # transformers 5
+            padding = {"processor_kwargs": padding}
+        inputs = apply(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **padding,
+            **video,
+        )
+        return inputs.to(self.device, self._model.dtype)
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
+    """The harness's generation arguments as `generate` takes them: temperature 0 is greedy."""
+    out = {"max_new_tokens": 128, **generation}
+    if not out.get("do_sample", (out.get("temperature") or 0) > 0):
+        out |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    else:
+        out["do_sample"] = True
+    return out
+
+
+def _lengths(new: torch.Tensor, config: Any) -> list[int]:
+    """Tokens generated per row, up to and with the first end of sequence; what follows is padding."""
+    ends = config.eos_token_id
+    ends = torch.tensor([] if ends is None else [ends] if isinstance(ends, int) else ends, device=new.device)
+    ended = torch.isin(new, ends)
+    first = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
+    return first.tolist()

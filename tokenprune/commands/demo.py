@@ -1,0 +1,54 @@
+"""`tokenprune demo`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..policies import registry
+from . import arguments
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="the embedded model answers questions about pictures, full and pruned",
+        description="Ask the embedded miniature LLaVA held-out questions, with all its visual tokens and with "
+        "some, and print accuracy, tokens, KV-cache size and prefill time side by side.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument(
+        "--policy",
+        type=arguments.policies,
+        default="divprune,random",
+        metavar="A,B",
+        help=f"policies, of: {', '.join(registry())}",
+    )
+    demo.add_argument(
+        "--keep",
+        type=arguments.keeps,
+        default="0.5,0.25,0.1",
+        metavar="K,K",
+        help="ratios in (0, 1], or whole numbers of tokens",
+    )
+    demo.add_argument(
+        "--positions",
+        choices=("original", "compact"),
+        default="original",
+        help="position ids of surviving tokens: kept, or renumbered; this model reads places off them",
+    )
+    demo.add_argument("--samples", type=arguments.count, default=600, metavar="N", help="held-out questions to ask")
+    demo.add_argument(
+        "--out", type=Path, default=Path("out/demo.png"), metavar="PNG", help="picture of what was kept, to write"
+    )
+    demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    demo.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    arguments.quiet_transformers()
+    from ..eval import demo
+
+    demo.run(args.policy, args.keep, args.positions, args.samples, args.out, args.json, Console())

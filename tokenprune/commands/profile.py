@@ -1,0 +1,57 @@
+"""`tokenprune profile`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import arguments
+
+#: By name; the shapes live in `eval.shapes`, which imports torch and transformers.
+CONFIGS = ("llava-1.5-7b", "llava-next-7b", "llava-onevision-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    profile = commands.add_parser(
+        "profile",
+        help="what pruning buys on a model and this machine: latency by phase, memory, FLOPs",
+        description="Measure vision encoder, selection, prefill, decoding, KV cache, peak memory and FLOPs, full "
+        "and pruned in turns within one run, and say whether pruning pays. Weights need not be there: --config "
+        "builds a published model's shape with random ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    count = arguments.count
+    what = profile.add_mutually_exclusive_group()
+    what.add_argument("--model", metavar="PATH_OR_ID", help="a checkpoint; `embedded` is the one that ships with us")
+    what.add_argument("--config", choices=CONFIGS, default="llava-1.5-7b", help="a published model's shape")
+    profile.add_argument("--layers", type=count, metavar="N", help="decoder layers of --config, to fit; default all")
+    profile.add_argument(
+        "--policy", type=arguments.stages, default="divprune", metavar="A,B", help="policies; A+B composes"
+    )
+    profile.add_argument(
+        "--keep", type=arguments.keeps, default="0.5,0.25,0.1", metavar="K,K", help="ratios or whole numbers"
+    )
+    profile.add_argument("--batch", type=count, default=1, metavar="N", help="rows")
+    profile.add_argument("--image-size", type=count, metavar="PIXELS", help="height and width; default the model's")
+    profile.add_argument("--images", type=count, default=1, metavar="N", help="pictures in each row")
+    profile.add_argument("--frames", type=count, default=0, metavar="N", help="a video of N frames instead")
+    profile.add_argument("--new-tokens", type=count, default=8, metavar="N", help="tokens to generate, 2 at least")
+    profile.add_argument("--rounds", type=count, default=5, metavar="N", help="repeats to take medians of")
+    profile.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
+    profile.add_argument("--attn", choices=("sdpa", "eager", "flash_attention_2"), help="attention implementation")
+    profile.add_argument("--device", help="default cuda if there is one")
+    profile.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    profile.add_argument("--plot", type=Path, metavar="PNG", help="also draw latency by phase and the savings")
+    profile.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    arguments.quiet_transformers()
+    from ..eval import profile_report
+
+    try:
+        profile_report.run(args, Console())
+    except (OSError, ValueError) as error:  # no such checkpoint, an input the model does not take
+        raise SystemExit(f"tokenprune profile: {error}") from None

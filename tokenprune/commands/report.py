@@ -1,0 +1,53 @@
+"""`tokenprune report`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import arguments
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser(
+        "report",
+        help="one HTML file with curves, latency and pictures of kept tokens",
+        description="Put evaluations, profiles and a gallery of kept tokens into one HTML file that needs no network.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    report.add_argument(
+        "--eval", type=Path, nargs="+", default=[], metavar="DIR", help="folders that `tokenprune eval` wrote"
+    )
+    report.add_argument(
+        "--profile", type=Path, nargs="+", default=[], metavar="JSON", help="files of `tokenprune profile --json`"
+    )
+    report.add_argument("--no-gallery", action="store_true", help="leave the pictures out")
+    report.add_argument(
+        "--model", default="embedded", metavar="PATH_OR_ID", help="checkpoint that looks at the gallery's pictures"
+    )
+    report.add_argument(
+        "--image", type=Path, nargs="+", metavar="FILE", help="the gallery's pictures; default drawn ones"
+    )
+    report.add_argument("--question", metavar="TEXT", help="what to ask about them; default: to describe the picture")
+    report.add_argument(
+        "--policy", type=arguments.stages, metavar="A,B", help="in the gallery; default those evaluated"
+    )
+    report.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K", help="in the gallery")
+    report.add_argument("--positions", choices=("original", "compact"), help="default the family's; embedded: original")
+    report.add_argument("--new-tokens", type=arguments.count, default=24, metavar="N", help="length of its answers")
+    report.add_argument("--device", help="default cuda if there is one")
+    report.add_argument("--title", default="Visual token pruning", help="of the page")
+    report.add_argument("--out", type=Path, default=Path("out/report.html"), metavar="HTML", help="file to write")
+    report.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    arguments.quiet_transformers()
+    from ..eval import report
+
+    try:
+        report.run(args, Console())
+    except (OSError, ValueError) as error:  # no such file, or not what it should be
+        raise SystemExit(f"tokenprune report: {error}") from None

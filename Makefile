@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint bench bench-gpu format clean
+.PHONY: setup demo test test-eval lint bench bench-gpu format clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,19 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# lmms-eval has an environment of its own: it needs torchvision, whose build here goes with a GPU build of
+# torch; tests/shim makes do beside a CPU build, and nothing but these tests should.
+EVAL := .venv-eval
+$(EVAL)/.installed: pyproject.toml constraints.txt
+	test -x $(EVAL)/bin/python || $(PYTHON) -m venv $(EVAL)
+	$(EVAL)/bin/python -m pip install --quiet --upgrade pip
+	$(EVAL)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(EVAL)/bin/python -m pip install --quiet -c constraints.txt -e '.[eval]' pytest pytest-xdist
+	touch $@
+
+test-eval: $(EVAL)/.installed
+	PYTHONPATH=tests/shim $(EVAL)/bin/python -m pytest -q -n auto --dist worksteal tests/harness
 
 # mypy wants the packages where their import names say they are; they are mapped there at install.
 lint: setup

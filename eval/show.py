@@ -75,7 +75,7 @@ def _dimmed(picture: np.ndarray, record: Record) -> np.ndarray:
     masks = kept_masks(record)
     if not masks:
         raise ValueError("how this image's tokens lie in the picture is unknown, so nothing can be drawn")
-    return np.concatenate([dim(picture, mask.any(0)) for mask in masks], axis=1)
+    return np.concatenate([dim(picture, np.any(mask, axis=0)) for mask in masks], axis=1)
 
 
 def draw(path: Path, rows: Sequence[tuple[str, Sequence[Panel]]]) -> None:

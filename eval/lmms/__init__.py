@@ -2,7 +2,6 @@
 
 Models reach the harness through the entry-point group `lmms_eval.models`; tasks by
 `--include_path "$(python -m tokenprune.eval.lmms)"`, since the harness has no entry point for them.
-Importing this package imports neither the harness nor torch.
 """
 
 from __future__ import annotations

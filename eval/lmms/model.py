@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -17,6 +18,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.video_utils import load_video
 
 from ...api import pruning_report, remove_pruning
 from ...patches import UnsupportedModelError, supported_model_types
@@ -192,23 +194,34 @@ class PrunedModel(lmms):
                 raise ValueError(f"task {task!r} asks about sound, which tokenprune_hf does not take")
             if part["type"] == "image" and hasattr(part["image"], "convert"):
                 part["image"] = part["image"].convert("RGB")
+            if part["type"] == "video" and isinstance(part["video"], str):
+                # Decoded here: which decoders a processor knows depends on the version.
+                part["video"], part["metadata"] = load_video(
+                    part["video"], backend="pyav", sample_indices_fn=self._frames
+                )
         return self._apply_system_prompt(messages, self.system_prompt)
 
+    def _frames(self, metadata: Any, **kwargs: Any) -> np.ndarray:
+        """Indices of `max_frames` evenly spaced frames, or of all."""
+        total = metadata.total_num_frames
+        return np.linspace(0, total - 1, min(self.max_frames, total)).round().astype(int)
+
     def _encode(self, conversations: list[list[dict[str, Any]]]) -> Any:
-        kinds = {part["type"] for messages in conversations for message in messages for part in message["content"]}
-        video = {"num_frames": self.max_frames} if "video" in kinds else {}
+        parts = [part for messages in conversations for message in messages for part in message["content"]]
+        videos = [part.pop("metadata", None) for part in parts if part["type"] == "video"]
+        options: dict[str, Any] = {"padding": True, "padding_side": "left"}
+        if videos:
+            options |= {"do_sample_frames": False, "video_metadata": videos}
         apply = self._processor.apply_chat_template
-        padding: dict[str, Any] = {"padding": True, "padding_side": "left"}
         if "processor_kwargs" in inspect.signature(apply).parameters:  # transformers 5
-            padding = {"processor_kwargs": padding}
+            options = {"processor_kwargs": options}
         inputs = apply(
             conversations,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            **padding,
-            **video,
+            **options,
         )
         return inputs.to(self.device, self._model.dtype)
 

@@ -117,5 +117,5 @@ def _same_setting(figures: dict[str, Any], row: dict[str, Any], ours: dict[str, 
     if ours["policy"] == "full":
         return True
     kept, full = ours["kept_tokens"], figures["visual_tokens"]
-    wanted = row["tokens"] or (row["keep"] * full if row.get("keep") and full else None)
+    wanted = row["tokens"] or (row["keep"] * full if row.get("keep") and full else 0)
     return bool(kept and wanted) and abs(kept - wanted) <= 0.02 * wanted

@@ -59,8 +59,8 @@ def pareto(rows: Sequence[dict[str, Any]]) -> Figure | None:
     base = points["full", None][0]
     figure, axes = _figure()
     for policy in dict.fromkeys(name for name, _ in points):
-        some = np.array([(x / base, y) for (name, _), (x, y) in points.items() if name == policy])
-        axes.plot(*some.T, "o", label=policy, color="0.3" if policy == "full" else None)
+        places = np.array([(x / base, y) for (name, _), (x, y) in points.items() if name == policy])
+        axes.plot(*places.T, "o", label=policy, color="0.3" if policy == "full" else None)
     for (name, keep), (x, y) in points.items():
         if name != "full":
             axes.annotate(keep, (x / base, y), textcoords="offset points", xytext=(4, 3), fontsize=8)

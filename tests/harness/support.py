@@ -1,11 +1,7 @@
-"""Small Qwen-VL checkpoints on disk, processor and chat template included, random weights."""
+"""Small Qwen-VL checkpoints on disk, random weights, processor and chat template included; answers of a run."""
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import families
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -15,6 +11,8 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+
+from .. import families
 
 WORDS = ("Is", "there", "a", "What", "colour", "is", "the", "?", "Where", "How", "many", "shapes", "are", "user", "yes")
 SPECIAL = {
@@ -74,5 +72,6 @@ def save(name: str, folder: Path) -> Path:
     return folder
 
 
-if __name__ == "__main__":
-    save(sys.argv[1], Path(sys.argv[2]))
+def answers(results):
+    """Text by task and question."""
+    return {(task, s["doc_id"]): s["filtered_resps"][0] for task, ss in results["samples"].items() for s in ss}

@@ -1,0 +1,200 @@
+"""`tokenprune eval`: a grid that resumes, pairs by question, and fails early."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tokenprune.eval import grid, grid_report, published
+from tokenprune.eval.lmms import model as model_module
+from tokenprune.eval.lmms.options import PruningOptions
+
+from tokenprune import cli
+
+TASK = "tokenprune_embedded_shape"
+
+
+def _plan(**changes):
+    settings = grid.settings(["divprune", "random"], [0.25], "original", True)
+    return grid.Plan(
+        **{"model": "embedded", "settings": settings, "tasks": (TASK,), "limit": 4, "batch_size": 4} | changes
+    )
+
+
+def test_an_interrupted_grid_goes_on(tmp_path, monkeypatch):
+    run, ran = grid.evaluate, []
+
+    def interrupted(cell, manager):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(cell.name)
+        return run(cell, manager)
+
+    monkeypatch.setattr(grid, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(_plan(), tmp_path)
+    assert ran == ["full", "divprune 0.25"]
+    monkeypatch.setattr(grid, "evaluate", lambda cell, manager: ran.append(cell.name) or run(cell, manager))
+    notes = []
+    cells = grid.run(_plan(), tmp_path, notes.append)
+    assert ran == ["full", "divprune 0.25", "random 0.25"]
+    assert notes == ["2 of 3 cells are there already", f"[1/1] random 0.25: {TASK}"]
+    assert [cell.finished(tmp_path) for cell in cells] == [True] * 3
+    grid.run(_plan(), tmp_path)
+    assert len(ran) == 3
+    # another limit, or more arguments, are another run
+    grid.run(_plan(limit=5), tmp_path)
+    assert len(ran) == 6
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_command_writes_tables(tmp_path, capsys):
+    arguments = ["eval", "--policy", "divprune", "--keep", "0.25,9", "--tasks", f"{TASK},tokenprune_embedded_count"]
+    cli.main(
+        [*arguments, "--limit", "6", "--batch-size", "4", "--out", str(tmp_path), "--compare", "todre/llava-next-7b"]
+    )
+    printed = capsys.readouterr().out
+    for word in ("full", "divprune 0.25", "divprune 9", "difference to full", "n=6", "published", "not measured"):
+        assert word in printed
+    read = json.loads((tmp_path / "results.json").read_text())
+    rows = read["rows"]
+    assert {"device", "torch", "transformers"} <= set(read["machine"])
+    assert [(r["policy"], r["keep"], r["task"]) for r in rows] == [
+        (policy, keep, task)
+        for policy, keep in (("full", None), ("divprune", "0.25"), ("divprune", "9"))
+        for task in (TASK, "tokenprune_embedded_count")
+    ]
+    assert [r["kept_tokens"] for r in rows] == [0, 0, 36, 36, 9, 9]
+    assert all(r["n"] == r["n_paired"] == 6 for r in rows)
+    for row in rows:
+        full = next(r for r in rows if r["policy"] == "full" and r["task"] == row["task"])
+        assert row["difference"] == pytest.approx(row["value"] - full["value"])
+        assert row["low"] <= row["difference"] <= row["high"]
+    with (tmp_path / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    table = (tmp_path / "results.md").read_text().splitlines()
+    assert len(table) == 2 + 3
+    assert table[3].startswith("| `divprune` 0.25 | 36 |")
+    # the standard results of the harness, with every sample
+    cell = json.loads((tmp_path / "cells" / "full" / f"{TASK}.json").read_text())
+    assert {"results", "configs", "samples", "n-samples", "lmms_eval_version"} <= set(cell)
+    assert f"tokenprune_version={__import__('tokenprune').__version__}" in cell["config"]["model_args"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "tokenprune_embeded"], "no task 'tokenprune_embeded'; did you mean tokenprune_embedded"),
+        (["--model", "/nowhere"], "there is no such folder"),
+        (["--backend", "llava_hf"], "backend 'llava_hf' is none of tokenprune_hf"),
+        (["--compare", "divprune/llava"], "Did you mean divprune/llava-"),
+    ],
+)
+def test_what_cannot_run_fails_before_the_model_loads(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(model_module, "_load", lambda *a: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as error:
+        cli.main(["eval", *arguments, "--out", str(tmp_path)])
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_policy_is_told_by_the_parser(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "--policy", "divprun"])
+    assert "Did you mean 'divprune'" in capsys.readouterr().err
+
+
+def test_pairs_are_joined_by_question():
+    full = {("t", i): float(i % 2) for i in range(40)}
+    same = dict(reversed(full.items()))
+    assert grid_report.paired(full, same) == {"n_paired": 40, "difference": 0.0, "low": 0.0, "high": 0.0}
+    # a few questions of a limited run, in whatever order
+    some = {("t", i): 0.0 for i in (7, 3, 2, 0)}
+    paired = grid_report.paired(full, some)
+    assert paired["n_paired"] == 4
+    assert paired["difference"] == -0.5
+    assert -1 <= paired["low"] < paired["difference"] < paired["high"] <= 0
+    assert grid_report.paired(full, {("other", 1): 1.0})["n_paired"] == 0
+
+
+def test_published_tasks_are_the_harness_s(manager):
+    tasks = {
+        task
+        for name in published.available()
+        for source in published.load(name)["sources"]
+        for row in source["rows"]
+        for task in row.get("scores", {})
+    }
+    assert len(tasks) > 10
+    assert [task for task in tasks if task not in manager.task_index] == []
+    assert [task for task in grid_report.PRIMARY if task not in manager.task_index] == []
+
+
+def _launch(tmp_path, processes, model, out, *more):
+    arguments = [
+        "eval",
+        "--model",
+        model,
+        "--policy",
+        "divprune",
+        "--keep",
+        "0.25",
+        "--limit",
+        "7",
+        "--batch-size",
+        "2",
+    ]
+    arguments += ["--tasks", f"{TASK},tokenprune_embedded_where", "--out", str(tmp_path / out), *more]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tokenprune", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {
+        path.relative_to(tmp_path / out): json.loads(path.read_text()) for path in (tmp_path / out).rglob("cells/*/*")
+    }
+
+
+@pytest.mark.parametrize("name", ["embedded", "qwen2_5_vl"])
+def test_two_processes_answer_as_one(tmp_path, qwen, name):
+    model = "embedded" if name == "embedded" else str(qwen[name])
+    one, two = (_launch(tmp_path, n, model, str(n)) for n in (1, 2))
+    assert one.keys() == two.keys()
+    assert len(one) == 4
+    for place in one:
+        assert one[place]["throughput"]["avg_processes"] == 1
+        assert two[place]["throughput"]["avg_processes"] == 2
+        assert one[place]["throughput"]["avg_samples"] == two[place]["throughput"]["avg_samples"] == 7  # no padding
+        for kept in ("avg_kept_tokens", "avg_visual_tokens"):
+            assert one[place]["throughput"][kept] == two[place]["throughput"][kept]
+        samples = [
+            {s["doc_id"]: (s["filtered_resps"], s["exact_match"]) for ss in run[place]["samples"].values() for s in ss}
+            for run in (one, two)
+        ]
+        assert samples[0] == samples[1]
+        assert len(samples[0]) == 7
+        values = [{t: m["exact_match,none"] for t, m in run[place]["results"].items()} for run in (one, two)]
+        assert values[0] == pytest.approx(values[1])
+    rows = [json.loads((tmp_path / str(n) / "results.json").read_text())["rows"] for n in (1, 2)]
+    for a, b in zip(*rows, strict=True):
+        assert (a["value"], a["difference"], a["low"]) == (b["value"], b["difference"], b["low"])
+
+
+def test_builtin_wrappers_refuse_several_cpu_processes(monkeypatch):
+    from tokenprune.eval.lmms import builtin
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="use tokenprune_hf"):
+        builtin.tokenprune_llava_hf(policy="divprune")
+
+
+def test_settings():
+    options = grid.settings(["divprune", "divprune+fastv"], [0.5, 64], None, True)
+    assert options[0] == PruningOptions()
+    assert [grid.Cell(_plan(), o, TASK).name for o in options] == [
+        "full", "divprune 0.5", "divprune 64", "divprune+fastv 0.5", "divprune+fastv 64",
+    ]  # fmt: skip
+    paths = {grid.Cell(_plan(), o, TASK).path(grid.Path("x")) for o in options}
+    assert len(paths) == 5

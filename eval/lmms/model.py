@@ -196,9 +196,8 @@ class PrunedModel(lmms):
                 part["image"] = part["image"].convert("RGB")
             if part["type"] == "video" and isinstance(part["video"], str):
                 # Decoded here: which decoders a processor knows depends on the version.
-                part["video"], part["metadata"] = load_video(
-                    part["video"], backend="pyav", sample_indices_fn=self._frames
-                )
+                path: Any = part["video"]
+                part["video"], part["metadata"] = load_video(path, backend="pyav", sample_indices_fn=self._frames)
         return self._apply_system_prompt(messages, self.system_prompt)
 
     def _frames(self, metadata: Any, **kwargs: Any) -> np.ndarray:

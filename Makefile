@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-eval lint bench bench-gpu format clean
+.PHONY: setup demo test test-eval fuzz lint bench bench-gpu format clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# Random batches against the oracles; SEED=... for other ones.
+fuzz: setup
+	CASES=$${CASES:-10000} SEED=$${SEED:-1} $(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_fuzz.py
 
 # lmms-eval has an environment of its own: it needs torchvision, whose build here goes with a GPU build of
 # torch; tests/shim makes do beside a CPU build, and nothing but these tests should.

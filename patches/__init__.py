@@ -1,6 +1,20 @@
 """How pruning reaches into each model family: hooks on instances, one file of facts per family."""
 
-from . import llava, llava_next, llava_onevision, qwen2_5_vl, qwen2_vl, qwen3_vl
+from . import (
+    aya_vision,
+    deepseek_vl,
+    idefics3,
+    internvl,
+    llava,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    mistral3,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    vipllava,
+)
 from .base import Family, UnsupportedModelError, family_of, register_family, supported_model_types
 from .hooks import Pruner, Record
 
@@ -9,13 +23,20 @@ __all__ = [
     "Pruner",
     "Record",
     "UnsupportedModelError",
+    "aya_vision",
+    "deepseek_vl",
     "family_of",
+    "idefics3",
+    "internvl",
     "llava",
     "llava_next",
+    "llava_next_video",
     "llava_onevision",
+    "mistral3",
     "qwen2_5_vl",
     "qwen2_vl",
     "qwen3_vl",
     "register_family",
     "supported_model_types",
+    "vipllava",
 ]

@@ -35,6 +35,10 @@ def unknown_shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any
     return VisualShape()
 
 
+def as_returned(config: Any, lengths: list[int]) -> list[int]:
+    return lengths
+
+
 def no_extras(kwargs: dict[str, Any], keep: Tensor, packing: Packing) -> dict[str, Any]:
     return {}
 
@@ -52,6 +56,8 @@ class Family:
         shape: layout of one visual input, `shape(config, kind, length, inputs, i)`: `length` is
             its number of placeholders, `inputs` the arguments its features were computed from, `i` its
             place among them.
+        lengths: placeholders of each visual input, of the lengths of what the feature function returns,
+            `lengths(config, returned)`: some return several inputs as one.
         extras: new values of further arguments of the text model that are aligned with the sequence,
             `extras(kwargs, keep, packing)`.
         encoder: facts about the vision encoder, for policies that listen to it.
@@ -64,6 +70,7 @@ class Family:
     text_model: str = "language_model"
     kinds: tuple[Kind, ...] = ("image",)
     shape: Callable[[Any, Kind, int, Mapping[str, Any], int], VisualShape] = unknown_shape
+    lengths: Callable[[Any, list[int]], list[int]] = as_returned
     extras: Callable[[dict[str, Any], Tensor, Packing], dict[str, Any]] = no_extras
     encoder: Encoder | None = None
     first_deep_layer: Callable[[Any], int] = lambda config: 1
@@ -86,6 +93,11 @@ def register_family(family: Family) -> Family:
 
 def supported_model_types() -> list[str]:
     return sorted(_FAMILIES)
+
+
+def family_by_type(model_type: str) -> Family:
+    """The family of a supported model type."""
+    return _FAMILIES[model_type]
 
 
 def base_of(model: Any) -> Any:

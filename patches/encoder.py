@@ -33,12 +33,15 @@ class Encoder:
         regroup: see `Regroup`.
         projector: attribute of the pointwise projector, where tokens before and after it are
             one-to-one; None otherwise.
+        packed: where the encoder takes all inputs as one sequence, the length of each in it,
+            `packed(base, inputs)`.
     """
 
     attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
     has_cls: Callable[[Any], bool]
     regroup: Regroup
     projector: str | None = None
+    packed: Callable[[Any, Mapping[str, Any]], list[int]] | None = None
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Heard:
 
 @dataclass
 class _Notes:
+    packed: list[int] | None = None
     attention: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
@@ -83,9 +87,9 @@ class EncoderListener:
             handle.remove()
         self._handles.clear()
 
-    def listen(self, call: Callable[[], Any]) -> tuple[Any, _Notes]:
+    def listen(self, call: Callable[[], Any], inputs: Mapping[str, Any]) -> tuple[Any, _Notes]:
         """Run the feature function and note what passes the taps, in this thread alone."""
-        notes = _Notes()
+        notes = _Notes(None if self.encoder.packed is None else self.encoder.packed(self.base, inputs))
         token = _NOTES.set(notes)
         try:
             return call(), notes
@@ -114,6 +118,7 @@ class EncoderListener:
             return
         borders = kwargs.get("cu_seq_lens_q")  # FlashAttention takes all chunks of a Qwen tower at once
         lengths = [query.shape[2]] if borders is None else (borders[1:] - borders[:-1]).tolist()
+        lengths = notes.packed or lengths
         with torch.no_grad():
             for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
                 self._note(notes, q, k, kwargs.get("scaling"))

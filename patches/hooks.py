@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable
@@ -119,7 +120,8 @@ class Pruner:
             name = f"get_{kind}_features"
             if name in vars(self.base):  # somebody else's wrapper: ours goes around it, and leaves it there
                 self._wrapped.add(name)
-            self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features, self._encoder)
+            lengths = functools.partial(self.family.lengths, self.base.config)
+            self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features, lengths, self._encoder)
             setattr(self.base, name, self._taps[name])
         setattr(self.base, STATE_ATTRIBUTE, self)
 
@@ -335,6 +337,8 @@ class Pruner:
             along = positions[-3] if positions.ndim == 3 else positions  # the temporal axis
             start = along.expand_as(rank).gather(1, first) - shift[:, None]
             closed = (start + rank).expand(*positions.shape[:-2], *rank.shape)
+            # A row that loses nothing is the stock model's, whatever its neighbours lose.
+            closed = torch.where(stays.all(1, keepdim=True), positions - shift[:, None], closed)
         moved = (positions - closed)[..., -1]
         return closed.clamp(min=0), moved.reshape(-1, len(keep))[-1]
 

@@ -37,7 +37,8 @@ def anyres_shape(config: Any, length: int, mosaic: tuple[int, int] | None) -> Vi
         return VisualShape()
     height, width = mosaic
     newlines = tuple(tile + y * (width + 1) + width for y in range(height))
-    return VisualShape((thumbnail, (1, height, width)), newlines)
+    # Of a very narrow picture, unpadding leaves nothing but newlines.
+    return VisualShape((thumbnail, (1, height, width)) if height * width else (thumbnail,), newlines)
 
 
 def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:

@@ -31,7 +31,7 @@ def deepstack(kwargs: dict[str, Any], keep: Tensor, packing: Packing) -> dict[st
 FAMILY = register_family(
     replace(
         qwen2_vl.FAMILY,
-        model_types=("qwen3_vl",),
+        model_types=("qwen3_vl", "qwen3_vl_moe"),
         extras=deepstack,
         # the first layers add a plane to every visual column
         first_deep_layer=lambda config: max(1, len(config.vision_config.deepstack_visual_indexes)),

@@ -79,7 +79,7 @@ class Request:
 
     def saw(self, kind: Kind, output: Any, source: Source | None) -> None:
         """Note the encoder output that fills the placeholders of a kind, and where it came from."""
-        self.lengths[kind] = feature_lengths(output)
+        self.lengths[kind] = self.family.lengths(self.base.config, feature_lengths(output))
         if source is not None:
             self.sources[kind] = source
 
@@ -115,14 +115,19 @@ def _placeholders(base: Any, kind: Kind, call: Mapping[str, Any]) -> Tensor:
 
 
 def feature_lengths(output: Any) -> list[int]:
-    """Number of features of each visual input; empty where the container does not tell."""
+    """Number of features of each visual input; empty where the container does not tell.
+
+    Of each tile, picture or row of the batch, as the model returns them.
+    """
     features = getattr(output, "pooler_output", output)
     if isinstance(features, (list, tuple)) and features and isinstance(features[0], (list, tuple)):
         features = features[0]  # (features per input, deepstack planes), transformers 4
     if isinstance(features, Tensor):
-        return [features.shape[1]] * len(features) if features.ndim == 3 else []
+        return [features.shape[1:-1].numel()] * len(features) if features.ndim in (3, 4) else []
     if all(isinstance(f, Tensor) and f.ndim == 2 for f in features):
         return [len(f) for f in features]
+    if all(isinstance(f, Tensor) and f.ndim == 3 for f in features):  # by row of the batch
+        return [f.shape[1] for f in features for _ in range(len(f))]
     return []
 
 
@@ -179,10 +184,11 @@ class FeatureTap:
         kind: Kind,
         original: Callable[..., Any],
         listener: Callable[[Kind, Any, Source], None],
+        lengths: Callable[[list[int]], list[int]],
         encoder: EncoderListener | None = None,
     ):
         functools.update_wrapper(self, original)  # generate() reads the signature
-        self.kind, self.original, self.listener, self.encoder = kind, original, listener, encoder
+        self.kind, self.original, self.listener, self.lengths, self.encoder = kind, original, listener, lengths, encoder
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _TAPPED.get():  # Qwen3-VL encodes videos through its image function: the outer call counts
@@ -201,10 +207,10 @@ class FeatureTap:
         heard = None
         if self.encoder is None:
             output = self.original(*args, **kwargs)
-            lengths = feature_lengths(output)
+            lengths = self.lengths(feature_lengths(output))
         else:
-            output, notes = self.encoder.listen(lambda: self.original(*args, **kwargs))
-            lengths = feature_lengths(output)
+            output, notes = self.encoder.listen(lambda: self.original(*args, **kwargs), arguments)
+            lengths = self.lengths(feature_lengths(output))
             heard = self.encoder.heard(notes, self.kind, lengths, arguments)
         source = Source(len(lengths), arguments, heard)
         if not isinstance(output, (Tensor, list, tuple)):

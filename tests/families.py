@@ -11,14 +11,32 @@ from dataclasses import dataclass
 import torch
 import transformers
 from transformers import (
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
     CLIPVisionConfig,
+    Cohere2Config,
+    Cohere2VisionConfig,
+    Cohere2VisionForConditionalGeneration,
+    DeepseekVLConfig,
+    DeepseekVLForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -26,7 +44,13 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
@@ -59,6 +83,8 @@ def spread_weights(model, seed: int = 0):
             if p.ndim > 1 or "newline" in name or "class_embedding" in name:
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
     model.generation_config.eos_token_id = None  # always generate to the end
+    if getattr(model.config.get_text_config(), "num_experts", None) and not TRANSFORMERS_4:
+        model.set_experts_implementation("eager")  # grouped products know no float64
     return model.double().eval()
 
 
@@ -146,6 +172,119 @@ def qwen3_vl():
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **_QWEN_IDS))
 
 
+def qwen3_vl_moe():
+    vision = dict(
+        depth=3, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=PATCH, spatial_merge_size=2,
+        out_hidden_size=32, deepstack_visual_indexes=[0, 1], num_position_embeddings=64,
+    )  # fmt: skip
+    text = _qwen_text([2, 1, 1]) | dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(vision_config=vision, text_config=text, **_QWEN_IDS))
+
+
+def vipllava():
+    layers = "vision_feature_layers" if hasattr(VipLlavaConfig(), "vision_feature_layers") else "vision_feature_layer"
+    return VipLlavaForConditionalGeneration(
+        VipLlavaConfig(
+            vision_config=CLIPVisionConfig(image_size=LLAVA_SIDE, patch_size=PATCH, **CLIP),
+            text_config=LlamaConfig(**TEXT),
+            image_token_index=IMAGE,
+            tie_word_embeddings=False,
+            **{layers: [-2, -3, 1]},
+        )
+    )
+
+
+def llava_next_video():
+    return LlavaNextVideoForConditionalGeneration(
+        LlavaNextVideoConfig(
+            vision_config=CLIPVisionConfig(image_size=LLAVA_SIDE, patch_size=PATCH, **CLIP),
+            text_config=LlamaConfig(**TEXT),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=PINPOINTS,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+_SIGLIP = {k: v for k, v in CLIP.items() if k != "projection_dim"} | dict(image_size=LLAVA_SIDE, patch_size=PATCH)
+
+
+def deepseek_vl():
+    return DeepseekVLForConditionalGeneration(
+        DeepseekVLConfig(
+            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP),
+            text_config=LlamaConfig(**TEXT),
+            image_token_id=IMAGE,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def internvl():
+    vision = InternVLVisionConfig(**_SIGLIP | dict(image_size=(LLAVA_SIDE, LLAVA_SIDE), patch_size=(PATCH, PATCH)))
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE, tie_word_embeddings=False
+        )
+    )
+
+
+def aya_vision():
+    return AyaVisionForConditionalGeneration(
+        AyaVisionConfig(
+            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP),
+            text_config=Cohere2Config(**TEXT),
+            image_token_index=IMAGE,
+            adapter_layer_norm_eps=1e-6,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def cohere2_vision():
+    return Cohere2VisionForConditionalGeneration(
+        Cohere2VisionConfig(
+            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP),
+            text_config=Cohere2Config(**TEXT),
+            image_token_id=IMAGE,
+            alignment_intermediate_size=48,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def idefics3():
+    return Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            vision_config=_SIGLIP, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
+            pad_token_id=0, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def smolvlm():
+    return SmolVLMForConditionalGeneration(
+        SmolVLMConfig(
+            vision_config=_SIGLIP, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
+            pad_token_id=0, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def mistral3():
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=64,
+        patch_size=PATCH, head_dim=8,
+    )  # fmt: skip
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            vision_config=vision, text_config=MistralConfig(**TEXT), image_token_index=IMAGE, spatial_merge_size=2,
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image or a video: (height, width) in pixels, or in patches for Qwen; frames for a video."""
@@ -168,7 +307,19 @@ FAMILIES = {
     "qwen2_vl": FamilyCase(qwen2_vl, ((4, 6), (8, 4), (6, 6)), video=True),
     "qwen2_5_vl": FamilyCase(qwen2_5_vl, ((4, 6), (8, 4), (6, 6)), video=True),
     "qwen3_vl": FamilyCase(qwen3_vl, ((4, 6), (8, 4), (6, 6)), video=True),
+    "qwen3_vl_moe": FamilyCase(qwen3_vl_moe, ((4, 6), (8, 4), (6, 6)), video=True),
+    "vipllava": FamilyCase(vipllava, ((24, 24),)),
+    "llava_next_video": FamilyCase(llava_next_video, ((40, 24), (20, 48), (48, 44)), video=True),
+    "deepseek_vl": FamilyCase(deepseek_vl, ((24, 24),)),
+    "internvl": FamilyCase(internvl, ((24, 24),)),
+    "aya_vision": FamilyCase(aya_vision, ((24, 24),)),
+    "cohere2_vision": FamilyCase(cohere2_vision, ((24, 24),)),
+    "idefics3": FamilyCase(idefics3, ((24, 24),)),
+    "smolvlm": FamilyCase(smolvlm, ((24, 24),)),
+    "mistral3": FamilyCase(mistral3, ((24, 32), (40, 24), (32, 32))),
 }
+ANYRES = ("llava_next", "llava_next_video", "llava_onevision")  # a picture is a thumbnail and crops
+BY_ROW = ("idefics3", "smolvlm")  # pixels come row by row of the batch, padded with black pictures
 VIDEO_FAMILIES = [name for name, case in FAMILIES.items() if case.video]
 _MODELS: dict[str, torch.nn.Module] = {}
 
@@ -181,14 +332,20 @@ def get_model(name: str):
     return _MODELS[name]
 
 
-def _pixels(name: str, pictures: list[Picture], generator) -> dict[str, torch.Tensor]:
-    """Vision inputs of a list of pictures, as the family's processor would shape them."""
+def text_of(model):
+    """The text model."""
+    base = model.model
+    return base.text_model if hasattr(base, "text_model") else base.language_model
+
+
+def _pixels(name: str, rows: list[list[Picture]], generator) -> dict[str, torch.Tensor]:
+    """Vision inputs of the pictures of each row, as the family's processor would shape them."""
 
     def noise(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    images = [p for p in pictures if not p.frames]
-    videos = [p for p in pictures if p.frames]
+    images = [p for row in rows for p in row if not p.frames]
+    videos = [p for row in rows for p in row if p.frames]
     out = {}
     if name.startswith("qwen"):
         per_patch = 3 * 2 * PATCH * PATCH
@@ -198,11 +355,20 @@ def _pixels(name: str, pictures: list[Picture], generator) -> dict[str, torch.Te
                 out["pixel_values" + ("_videos" if kind == "video" else "")] = noise(int(grid.prod(1).sum()), per_patch)
                 out[f"{kind}_grid_thw"] = grid
         return out
-    if images and name == "llava":
-        out["pixel_values"] = noise(len(images), 3, LLAVA_SIDE, LLAVA_SIDE)
-    elif images:
+    if images and name in BY_ROW:
+        out["pixel_values"] = torch.zeros(len(rows), max(map(len, rows)), 3, LLAVA_SIDE, LLAVA_SIDE).double()
+        for i, row in enumerate(rows):
+            for j in range(len(row)):
+                out["pixel_values"][i, j] = noise(3, LLAVA_SIDE, LLAVA_SIDE)
+    elif images and name == "mistral3":
+        height, width = (max(p.size[i] for p in images) for i in (0, 1))
+        out["pixel_values"] = noise(len(images), 3, height, width)
+        out["image_sizes"] = torch.tensor([p.size for p in images])
+    elif images and name in ANYRES:
         out["pixel_values"] = noise(len(images), 5, 3, LLAVA_SIDE, LLAVA_SIDE)
         out["image_sizes"] = torch.tensor([p.size for p in images])
+    elif images:
+        out["pixel_values"] = noise(len(images), 3, LLAVA_SIDE, LLAVA_SIDE)
     if videos:
         out["pixel_values_videos"] = noise(len(videos), videos[0].frames, 3, LLAVA_SIDE, LLAVA_SIDE)
     return out
@@ -218,16 +384,18 @@ def _counts(name: str, model, pixels: dict) -> dict[str, list[list[int]]]:
             if name.startswith("qwen"):
                 grid = pixels[f"{kind}_grid_thw"]
                 runs = [[int(t * h * w) // 4] for t, h, w in grid]
-                if name == "qwen3_vl" and kind == "video":
+                if name.startswith("qwen3_vl") and kind == "video":
                     runs = [[int(h * w) // 4] * int(t) for t, h, w in grid]
-            elif name == "llava":
-                runs = [[(LLAVA_SIDE // PATCH) ** 2]] * len(pixels[key])
-            elif kind == "video":
-                runs = [[pixels[key].shape[1] * 9 + 1]] * len(pixels[key])
+            elif kind == "video":  # pooled frames, and a newline on OneVision
+                runs = [[pixels[key].shape[1] * 9 + (name == "llava_onevision")]] * len(pixels[key])
+            elif name in BY_ROW:
+                runs = [[9]] * int((pixels[key] != 0).flatten(2).any(2).sum())
+            elif name == "mistral3":  # a break after every row
+                runs = [[int(w) // PATCH // 2] * (int(h) // PATCH // 2) for h, w in pixels["image_sizes"]]
             else:
-                features = base.get_image_features(pixels[key], pixels["image_sizes"])
+                features = base.get_image_features(**{k: v for k, v in pixels.items() if not k.endswith("videos")})
                 features = getattr(features, "pooler_output", features)
-                runs = [[len(f)] for f in features]
+                runs = [[f.shape[:-1].numel()] for f in features]
             out[kind] = runs
     return out
 
@@ -246,8 +414,7 @@ class Batch:
 def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
     """A left-padded batch. A row is a list of ints (that many text tokens) and `Picture`s."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = [part for row in rows for part in row if isinstance(part, Picture)]
-    pixels = _pixels(name, pictures, generator)
+    pixels = _pixels(name, [[part for part in row if isinstance(part, Picture)] for row in rows], generator)
     counts = {kind: iter(runs) for kind, runs in _counts(name, get_model(name), pixels).items()}
 
     def text(n):
@@ -264,7 +431,7 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
             columns = []
             for j, run in enumerate(next(counts[kind])):
                 if j:
-                    sequence += text(2)  # a timestamp
+                    sequence += text(2)  # a timestamp, a break
                 sequence += [VISION_START] if name.startswith("qwen") else []
                 columns += range(len(sequence), len(sequence) + run)
                 sequence += [token] * run
@@ -286,7 +453,7 @@ def ragged_batch(name: str, video: bool = False, seed: int = 0) -> Batch:
     sizes = FAMILIES[name].sizes
     if video:
         clip, other = Picture((4, 4), 2), Picture((4, 6), 2)
-        if name == "llava_onevision":
+        if name in ANYRES:
             other = clip  # its processor gives all videos of a batch one shape
         return make_batch(name, [[3, clip, 4], [2, Picture(sizes[0]), 2, other, 3], [19, clip, 5], [9]], seed)
     a, b, c = (sizes * 3)[:3]

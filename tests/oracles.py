@@ -17,6 +17,8 @@ import torch
 
 from tokenprune import pruning, pruning_report
 
+from .families import text_of
+
 STEPS = 9  # prefill, then eight decode steps
 
 
@@ -42,7 +44,7 @@ def text_inputs(model, inputs: dict[str, Any]) -> dict[str, Any]:
     def look(module, args, kwargs):
         seen.update(kwargs)
 
-    handle = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
+    handle = text_of(model).register_forward_pre_hook(look, with_kwargs=True)
     try:
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
     finally:
@@ -71,14 +73,14 @@ def keep_mask(batch, records) -> torch.Tensor:
 
 
 def renumber(text: dict[str, Any], keep: torch.Tensor) -> None:
-    """Number what is left of each row 0, 1, 2 ..., on every axis alike."""
+    """Number what is left of each row 0, 1, 2 ..., on every axis alike; rows that lose nothing stay as they are."""
     rank = ((keep & text["mask"]).cumsum(1) - 1).clamp(min=0)
-    text["positions"] = rank.expand_as(text["positions"]).clone()
+    text["positions"] = torch.where(keep.all(1, keepdim=True), text["positions"], rank)
 
 
 def _decode(model, text: dict[str, Any], steps: int) -> Run:
     """Greedy decoding by the stock text model from prepared prefill inputs."""
-    lm, cache, logits, tokens = model.model.language_model, None, [], []
+    lm, cache, logits, tokens = text_of(model), None, [], []
     embeds, positions, mask = text["embeds"], text["positions"], text["mask"]
     planes = text["planes"]
     for _ in range(steps):
@@ -169,7 +171,7 @@ def deep_masked(model, batch, keep, upper, positions: str = "original", steps: i
         mask = mask.masked_fill(~(seen[:, None, None] & causal), torch.finfo(torch.float32).min)
         return args, {**kwargs, "attention_mask": mask}
 
-    layers = model.model.language_model.layers
+    layers = text_of(model).layers
     handles = [m.register_forward_pre_hook(hide, with_kwargs=True) for m in layers[min(upper) :]]
     try:
         return _decode(model, text, steps)
@@ -223,7 +225,7 @@ def check_against_oracles(
     """
     fed: list[torch.Tensor] = []
     with pruning(model, policy, keep, positions=positions, **options):
-        handle = model.model.language_model.register_forward_pre_hook(
+        handle = text_of(model).register_forward_pre_hook(
             lambda m, a, k: fed.append(k["inputs_embeds"]), with_kwargs=True
         )
         run = generate(model, batch.inputs)

@@ -3,9 +3,11 @@
 import copy
 import functools
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from tokenprune import (
     UnknownPolicyError,
     UnsupportedModelError,
     apply_pruning,
+    cli,
     list_policies,
+    list_supported_models,
     pruning,
     pruning_report,
     register,
@@ -28,7 +32,7 @@ from tokenprune import (
 from tokenprune.budget import Budget
 from tokenprune.policies import DivPrune, Random, registry
 
-from .families import FAMILIES, get_model, ragged_batch
+from .families import FAMILIES, get_model, ragged_batch, text_of
 from .oracles import generate
 
 
@@ -256,7 +260,7 @@ def test_features_that_replace_the_kept_ones():
 
     model, batch, seen = get_model("llava"), ragged_batch("llava"), []
     with pruning(model, Mean(), 2):
-        handle = model.model.language_model.register_forward_pre_hook(
+        handle = text_of(model).register_forward_pre_hook(
             lambda m, a, k: seen.append(k["inputs_embeds"]), with_kwargs=True
         )
         generate(model, batch.inputs, steps=1)
@@ -340,3 +344,16 @@ def test_a_wrapper_of_somebody_elses_stays():
     assert calls
     remove_pruning(model)
     assert model.model.get_image_features is theirs
+
+
+def test_supported_models_are_the_ones_we_test_and_name():
+    assert set(list_supported_models()) == set(FAMILIES)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    table = readme[readme.index("| model type |") :].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) == set(FAMILIES)
+
+
+def test_models_command(capsys):
+    cli.main(["models"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in FAMILIES)

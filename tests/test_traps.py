@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tokenprune import PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.cache import layout_of, physical_length
 
-from .families import ENCODES_FIRST, FAMILIES, IMAGE, Batch, Picture, get_model, make_batch, ragged_batch
+from .families import ENCODES_FIRST, FAMILIES, IMAGE, Batch, Picture, get_model, make_batch, ragged_batch, text_of
 from .oracles import assert_same, generate, keep_mask, masked, native_short, text_inputs
 
 SIX = list(FAMILIES)
@@ -49,7 +49,7 @@ def test_flash_attention_sees_no_position_gaps(family):
 
     ALL_ATTENTION_FUNCTIONS.register("flash_probe", probe)
     try:
-        for module in model.model.language_model.modules():
+        for module in text_of(model).modules():
             if hasattr(module, "config"):
                 module.config._attn_implementation_internal = "flash_probe"
         with pruning(model, "random", 0.3, positions="original"):
@@ -144,7 +144,7 @@ def test_prefill_is_not_judged_by_length_or_ids():
         text = text_inputs(model, batch.inputs)
         embeds = torch.cat([text["embeds"], model.get_input_embeddings()(tail)], 1)
         mask = torch.nn.functional.pad(kept, (0, 4), value=True)
-        hidden = model.model.language_model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        hidden = text_of(model)(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(logits, model.lm_head(hidden[:, -4:]), rtol=0, atol=1e-5)
 
 
@@ -162,7 +162,7 @@ def test_loss_of_ragged_rows(family):
     for row in range(4):
         columns = (kept[row] & text["mask"][row]).nonzero()[:, 0]
         with torch.no_grad():
-            hidden = model.model.language_model(
+            hidden = text_of(model)(
                 inputs_embeds=text["embeds"][row : row + 1, columns],
                 position_ids=text["positions"][..., row : row + 1, columns],
                 attention_mask=torch.ones(1, len(columns), dtype=torch.bool),

@@ -1,6 +1,6 @@
 """tokenprune: drop visual tokens from Hugging Face vision-language models, without training."""
 
-from .api import apply_pruning, list_policies, pruning, pruning_report, remove_pruning
+from .api import apply_pruning, list_policies, list_supported_models, pruning, pruning_report, remove_pruning
 from .cache import PrunedCacheError
 from .patches import Record, UnsupportedModelError
 from .policies import Policy, UnknownPolicyError, register
@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "apply_pruning",
     "list_policies",
+    "list_supported_models",
     "pruning",
     "pruning_report",
     "register",

@@ -10,7 +10,7 @@ from torch import nn
 
 from .budget import AdaptiveBudget, Budget, HalfwayBudget
 from .cache import STATE_ATTRIBUTE
-from .patches import Pruner, Record, family_of
+from .patches import Pruner, Record, family_of, supported_model_types
 from .patches.base import base_of
 from .policies import Policy, make_policy, registry
 
@@ -152,3 +152,8 @@ def pruning_report(model: nn.Module) -> list[Record]:
 def list_policies() -> list[str]:
     """Names that `apply_pruning` accepts."""
     return list(registry())
+
+
+def list_supported_models() -> list[str]:
+    """Values of `config.model_type` that `apply_pruning` accepts."""
+    return supported_model_types()

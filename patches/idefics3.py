@@ -1,0 +1,33 @@
+"""Idefics3 and SmolVLM: square tiles with a thumbnail, patches merged s x s, text between the tiles."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from .base import Family, register_family
+from .encoder import Encoder
+from .squares import regroup, square
+
+
+def tiles(config: Any, returned: list[int]) -> list[int]:
+    """From transformers 5 on, a row's tiles are returned as one; rows may have none."""
+    side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+    return [side * side for length in returned for _ in range(length // side**2)]
+
+
+def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
+    return base.vision_model.encoder.layers[-1].self_attn
+
+
+FAMILY = register_family(
+    Family(
+        model_types=("idefics3", "smolvlm"),
+        default_keep=0.5,
+        text_model="text_model",
+        shape=square,
+        lengths=tiles,
+        encoder=Encoder(vision_attention, lambda base: False, regroup),
+    )
+)

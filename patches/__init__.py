@@ -12,6 +12,7 @@ from . import (
     mistral3,
     qwen2_5_vl,
     qwen2_vl,
+    qwen3_5,
     qwen3_vl,
     vipllava,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "mistral3",
     "qwen2_5_vl",
     "qwen2_vl",
+    "qwen3_5",
     "qwen3_vl",
     "register_family",
     "supported_model_types",

@@ -61,6 +61,8 @@ class Family:
         extras: new values of further arguments of the text model that are aligned with the sequence,
             `extras(kwargs, keep, packing)`.
         encoder: facts about the vision encoder, for policies that listen to it.
+        decoder_stage: whether tokens can leave between decoder layers; linear-attention layers carry a state
+            that was made of all of them.
         first_deep_layer: lowest decoder layer before which tokens can leave, of the base's config.
     """
 
@@ -73,6 +75,7 @@ class Family:
     lengths: Callable[[Any, list[int]], list[int]] = as_returned
     extras: Callable[[dict[str, Any], Tensor, Packing], dict[str, Any]] = no_extras
     encoder: Encoder | None = None
+    decoder_stage: bool = True
     first_deep_layer: Callable[[Any], int] = lambda config: 1
 
     @property

@@ -94,6 +94,12 @@ class Pruner:
         return [] if self._deep is None else self._deep.layers
 
     def _deep_stage(self, policy: Policy) -> DeepStage:
+        if not self.family.decoder_stage:
+            raise ValueError(
+                f"policy {policy!r} drops tokens between decoder layers, which model type "
+                f"{self.base.config.model_type!r} does not allow: its linear-attention layers would not forget them; "
+                "use a policy that acts before the language model (todre: removal=False)"
+            )
         n, lowest = len(self.text.layers), self.family.first_deep_layer(self.base.config)
         layers = policy.deep_layers(n)
         for layer in layers:

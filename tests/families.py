@@ -181,6 +181,32 @@ def qwen3_vl_moe():
     return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(vision_config=vision, text_config=text, **_QWEN_IDS))
 
 
+def _qwen3_5_parts():
+    vision = dict(
+        depth=3, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=PATCH, spatial_merge_size=2,
+        out_hidden_size=32, num_position_embeddings=64,
+    )  # fmt: skip
+    text = _qwen_text([2, 1, 1]) | dict(
+        head_dim=8, num_hidden_layers=4, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
+        linear_num_value_heads=4,
+    )  # fmt: skip
+    text["rope_parameters"]["partial_rotary_factor"] = 1.0
+    return vision, text
+
+
+def qwen3_5():
+    vision, text = _qwen3_5_parts()
+    config = transformers.Qwen3_5Config(vision_config=vision, text_config=text, **_QWEN_IDS)
+    return transformers.Qwen3_5ForConditionalGeneration(config)
+
+
+def qwen3_5_moe():
+    vision, text = _qwen3_5_parts()
+    text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=24)
+    config = transformers.Qwen3_5MoeConfig(vision_config=vision, text_config=text, **_QWEN_IDS)
+    return transformers.Qwen3_5MoeForConditionalGeneration(config)
+
+
 def vipllava():
     layers = "vision_feature_layers" if hasattr(VipLlavaConfig(), "vision_feature_layers") else "vision_feature_layer"
     return VipLlavaForConditionalGeneration(
@@ -295,9 +321,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class FamilyCase:
+    """Attributes:
+    build: makes the model.
+    sizes: of pictures, in patches for Qwen and in pixels elsewhere.
+    video: whether it takes videos.
+    hybrid: whether it has linear-attention layers: a token that is masked in attention still passes
+        those, so the masked oracle says nothing; and they compute in float32.
+    """
+
     build: Callable
     sizes: tuple[tuple[int, int], ...]
     video: bool = False
+    hybrid: bool = False
 
 
 FAMILIES = {
@@ -320,6 +355,12 @@ FAMILIES = {
 }
 ANYRES = ("llava_next", "llava_next_video", "llava_onevision")  # a picture is a thumbnail and crops
 BY_ROW = ("idefics3", "smolvlm")  # pixels come row by row of the batch, padded with black pictures
+NEWER = {  # than some of the supported versions of transformers
+    "qwen3_5": ("Qwen3_5Config", FamilyCase(qwen3_5, ((4, 6), (8, 4), (6, 6)), video=True, hybrid=True)),
+    "qwen3_5_moe": ("Qwen3_5MoeConfig", FamilyCase(qwen3_5_moe, ((4, 6), (8, 4), (6, 6)), video=True, hybrid=True)),
+}
+FAMILIES |= {name: case for name, (config, case) in NEWER.items() if hasattr(transformers, config)}
+PLAIN_FAMILIES = [name for name, case in FAMILIES.items() if not case.hybrid]
 VIDEO_FAMILIES = [name for name, case in FAMILIES.items() if case.video]
 _MODELS: dict[str, torch.nn.Module] = {}
 
@@ -384,7 +425,7 @@ def _counts(name: str, model, pixels: dict) -> dict[str, list[list[int]]]:
             if name.startswith("qwen"):
                 grid = pixels[f"{kind}_grid_thw"]
                 runs = [[int(t * h * w) // 4] for t, h, w in grid]
-                if name.startswith("qwen3_vl") and kind == "video":
+                if name.startswith("qwen3") and kind == "video":
                     runs = [[int(h * w) // 4] * int(t) for t, h, w in grid]
             elif kind == "video":  # pooled frames, and a newline on OneVision
                 runs = [[pixels[key].shape[1] * 9 + (name == "llava_onevision")]] * len(pixels[key])

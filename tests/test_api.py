@@ -32,7 +32,7 @@ from tokenprune import (
 from tokenprune.budget import Budget
 from tokenprune.policies import DivPrune, Random, registry
 
-from .families import FAMILIES, get_model, ragged_batch, text_of
+from .families import FAMILIES, NEWER, get_model, ragged_batch, text_of
 from .oracles import generate
 
 
@@ -58,7 +58,8 @@ def test_removal_leaves_nothing(family):
     assert apply_pruning(model, "divprune") is model
     assert snapshot(model) != before
     generate(model, batch.inputs, steps=2)
-    for policy in ("random", "fopru", "todre", ["divprune", "fastv"], "recoverable"):
+    deep = [] if FAMILIES[family].hybrid else ["todre", ["divprune", "fastv"]]
+    for policy in ("random", "fopru", *deep, "recoverable"):
         apply_pruning(model, policy)  # replaces
         generate(model, batch.inputs, steps=2)
     assert remove_pruning(model) is model
@@ -347,13 +348,21 @@ def test_a_wrapper_of_somebody_elses_stays():
 
 
 def test_supported_models_are_the_ones_we_test_and_name():
-    assert set(list_supported_models()) == set(FAMILIES)
+    known = set(FAMILIES) | set(NEWER)
+    assert set(list_supported_models()) == known
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     table = readme[readme.index("| model type |") :].partition("\n\n")[0]
-    assert set(re.findall(r"`(\w+)`", table)) == set(FAMILIES)
+    assert set(re.findall(r"`(\w+)`", table)) == known
 
 
 def test_models_command(capsys):
     cli.main(["models"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in FAMILIES)
+
+
+@pytest.mark.skipif("qwen3_5" not in FAMILIES, reason="newer than this transformers")
+def test_no_decoder_stage_over_linear_attention():
+    for policy in ("fastv", "todre", ["divprune", "fastv"]):
+        with pytest.raises(ValueError, match=r"'qwen3_5' does not allow.*removal=False"):
+            apply_pruning(get_model("qwen3_5"), policy)

@@ -13,7 +13,7 @@ from tokenprune import Policy, PrunedCacheError, apply_pruning, pruning, pruning
 from tokenprune.cache import layout_of
 from tokenprune.policies import FastV
 
-from .families import FAMILIES, IMAGE, Batch, Picture, get_model, make_batch, ragged_batch, text_of
+from .families import FAMILIES, IMAGE, PLAIN_FAMILIES, Batch, Picture, get_model, make_batch, ragged_batch, text_of
 from .oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_masks, without
 from .policies_table import DEEP
 
@@ -57,7 +57,7 @@ def check(family, policy, keep=0.3, video=False, positions="original", batch=Non
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("label", DEEP)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 def test_oracle(family, label, positions):
     policy, options = DEEP[label]
     records = check(family, policy, positions=positions, **options)
@@ -67,17 +67,17 @@ def test_oracle(family, label, positions):
         assert len(r.deep_indices) == (0 if label == "todre" else max(1, round(0.3 * r.n_before)))
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].video])
+@pytest.mark.parametrize("family", [f for f in PLAIN_FAMILIES if FAMILIES[f].video])
 def test_oracle_on_videos(family):
     check(family, "fastv", video=True)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.startswith("qwen3_vl")])
+@pytest.mark.parametrize("family", [f for f in PLAIN_FAMILIES if not f.startswith("qwen3_vl")])
 def test_oracle_at_the_first_layer(family):
     check(family, "fastv", layer=1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 @pytest.mark.parametrize("rows", [(1,), (0, 2), (0, 1, 2)])
 def test_rows_decide_for_themselves(family, rows):
     """A row that drops all and a neighbour that drops nothing."""
@@ -110,7 +110,7 @@ class Stagewise(Policy):
         return [torch.zeros(len(places), dtype=torch.bool) for places in view.visual] if drop else None
 
 
-MULTI = [f for f in FAMILIES if not f.startswith("qwen3_vl")]
+MULTI = [f for f in PLAIN_FAMILIES if not f.startswith("qwen3_vl")]
 
 
 @pytest.mark.parametrize("family", MULTI)
@@ -173,7 +173,7 @@ def test_attention_implementations(implementation):
         text_of(model).set_attn_implementation(before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 def test_layers_hold_what_they_should(family):
     model, batch = get_model(family), ragged_batch(family)
     with torch.no_grad(), pruning(model, ["grid", "fastv"], 0.3):
@@ -186,7 +186,7 @@ def test_layers_hold_what_they_should(family):
     assert upper < lower < padding.shape[1] == cache.get_seq_length() == cache.get_seq_length(2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN_FAMILIES)
 def test_keeping_all_changes_no_bit(family):
     model, batch = get_model(family), ragged_batch(family)
     before = generate(model, batch.inputs)

@@ -14,6 +14,7 @@ from .oracles import check_against_oracles
 from .policies_table import CHANGES_FEATURES, DEEP, POLICIES
 from .test_decoder import check as check_deep
 
+DEEP_LABELS = [f"deep {label}" for label in DEEP]
 CASES, SHARDS = int(os.environ.get("CASES", 500)), 20
 SEED = int(os.environ.get("SEED", 0))
 
@@ -52,7 +53,7 @@ def cases(draw):
     return {
         "family": family,
         "rows": draw(batches(family)),
-        "policy": draw(st.sampled_from([*POLICIES, *(f"deep {label}" for label in DEEP)])),
+        "policy": draw(st.sampled_from([*POLICIES, *([] if FAMILIES[family].hybrid else DEEP_LABELS)])),
         "keep": draw(st.one_of(st.floats(0.01, 1), st.integers(1, 40))),
         "positions": draw(st.sampled_from(["original", "compact"])),
     }

@@ -12,10 +12,21 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tokenprune import PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.cache import layout_of, physical_length
 
-from .families import ENCODES_FIRST, FAMILIES, IMAGE, Batch, Picture, get_model, make_batch, ragged_batch, text_of
+from .families import (
+    ENCODES_FIRST,
+    FAMILIES,
+    IMAGE,
+    PLAIN_FAMILIES,
+    Batch,
+    Picture,
+    get_model,
+    make_batch,
+    ragged_batch,
+    text_of,
+)
 from .oracles import assert_same, generate, keep_mask, masked, native_short, text_inputs
 
-SIX = list(FAMILIES)
+ALL = PLAIN_FAMILIES
 
 
 def one_row(family):
@@ -27,7 +38,7 @@ def without_mask(batch: Batch) -> dict:
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
-@pytest.mark.parametrize("family", SIX)
+@pytest.mark.parametrize("family", ALL)
 def test_position_gaps_are_not_packed_sequences(family, use_cache):
     """Plain forward, no mask: transformers would read the gap after an image as a border."""
     model, batch = get_model(family), one_row(family)
@@ -62,7 +73,7 @@ def test_flash_attention_sees_no_position_gaps(family):
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop("flash_probe")
 
 
-@pytest.mark.parametrize("family", SIX)
+@pytest.mark.parametrize("family", ALL)
 def test_cache_is_physically_shorter(family):
     model, batch = get_model(family), ragged_batch(family)
     with torch.no_grad(), pruning(model, "divprune", 0.3):
@@ -328,7 +339,7 @@ def test_layout_follows_the_rows_of_its_cache(positions):
         assert cache.get_seq_length() == physical_length(cache)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].video])
+@pytest.mark.parametrize("family", [f for f in PLAIN_FAMILIES if FAMILIES[f].video])
 def test_plain_forward_of_images_and_videos(family):
     """Features are matched to their own placeholders when the model encodes inside forward()."""
     model, batch = get_model(family), ragged_batch(family, video=True)

@@ -244,10 +244,10 @@ class Pruner:
     def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         # FlashAttention takes gaps in position ids for borders between packed sequences. Rotary
         # embeddings are computed above the layers, so nothing else down here reads them.
+        if kwargs.get("position_ids") is None or "flash" not in (self.text.config._attn_implementation or ""):
+            return None  # first of all: a compiler can follow this, and no further
         state = self.call()
-        if state is None or not state.shrunk or kwargs.get("position_ids") is None:
-            return None
-        if "flash" not in (self.text.config._attn_implementation or ""):
+        if state is None or not state.shrunk:
             return None
         return args, {**kwargs, "position_ids": None}
 

@@ -124,10 +124,8 @@ def feature_lengths(output: Any) -> list[int]:
         features = features[0]  # (features per input, deepstack planes), transformers 4
     if isinstance(features, Tensor):
         return [features.shape[1:-1].numel()] * len(features) if features.ndim in (3, 4) else []
-    if all(isinstance(f, Tensor) and f.ndim == 2 for f in features):
-        return [len(f) for f in features]
-    if all(isinstance(f, Tensor) and f.ndim == 3 for f in features):  # by row of the batch
-        return [f.shape[1] for f in features for _ in range(len(f))]
+    if all(isinstance(f, Tensor) for f in features):  # (N, D), or (frames, N, D) of a video
+        return [f.shape[:-1].numel() for f in features]
     return []
 
 
@@ -140,6 +138,8 @@ def _split(mask: Tensor, lengths: list[int] | None) -> list[tuple[int, Tensor]]:
     if len(rows) == 0:
         return []
     host_rows = rows.tolist()
+    if lengths and sum(lengths) + len(lengths) == len(rows):
+        lengths = [length + 1 for length in lengths]  # OneVision adds a video's newline later, until transformers 5.x
     if lengths and sum(lengths) == len(rows):
         pieces = list(zip(torch.tensor(host_rows).split(lengths), columns.split(lengths), strict=True))
         if all(bool((r == r[0]).all()) for r, _ in pieces):

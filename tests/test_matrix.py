@@ -1,0 +1,536 @@
+"""The compatibility matrix: one table of features; each is a test on every family named, and a line of the docs.
+
+`python -m tests.test_matrix` writes docs/compatibility.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch._dynamo.testing import CompileCounter
+
+from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
+
+from .families import FAMILIES, IMAGE, TEXT, Picture, get_model, make_batch, ragged_batch, text_of
+from .oracles import assert_same, generate, keep_mask, masked
+
+DOCS = Path(__file__).parents[1] / "docs" / "compatibility.md"
+BOTH = ("llava", "qwen2_5_vl")  # 1-D positions, and coordinates
+
+
+@dataclass(frozen=True)
+class Cell:
+    area: str
+    feature: str
+    says: str
+    families: tuple[str, ...]
+    check: Callable
+
+
+CELLS: list[Cell] = []
+
+
+def cell(area: str, feature: str, says: str = "as the masked original", families: tuple[str, ...] = BOTH) -> Callable:
+    """A line of the matrix: what is tried, and what holds."""
+
+    def add(check: Callable) -> Callable:
+        CELLS.append(Cell(area, feature, says, families, check))
+        return check
+
+    return add
+
+
+@contextlib.contextmanager
+def hidden(model, keep):
+    """The stock model, with dropped columns masked in attention whatever `generate` does meanwhile."""
+
+    def hide(module, args, kwargs):
+        tokens = kwargs.get("inputs_embeds")
+        tokens = kwargs["input_ids"] if tokens is None else tokens
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        total = past + tokens.shape[1]
+        kept = keep.repeat_interleave(len(tokens) // len(keep), 0)
+        kept = torch.nn.functional.pad(kept, (0, max(0, total - kept.shape[1])), value=True)[:, :total]
+        mask = kwargs.get("attention_mask")
+        return args, {**kwargs, "attention_mask": kept if mask is None else kept & mask[:, :total].bool()}
+
+    handle = text_of(model).register_forward_pre_hook(hide, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def alike(family, batch=None, keep=0.3, seed=0, build=lambda: {}, **options):
+    """`generate` gives the same with pruning as with masking. `build` makes arguments that hold state."""
+    model, batch = get_model(family), batch or ragged_batch(family)
+    common = dict(max_new_tokens=6, return_dict_in_generate=True, output_logits=True)
+    torch.manual_seed(seed)
+    with pruning(model, "divprune", keep, positions="original"):
+        run = model.generate(**batch.inputs, **common, **options, **build())
+        kept = keep_mask(batch, _first_of_each(pruning_report(model), batch))
+    torch.manual_seed(seed)
+    with hidden(model, kept):
+        oracle = model.generate(**batch.inputs, **common, **options, **build())
+    assert torch.equal(run.sequences, oracle.sequences)
+    assert not kept.all()
+    return run, oracle
+
+
+def _first_of_each(records, batch):
+    """One report per sample, of those of its beams or copies."""
+    copies = len(records) // len(batch.visuals)
+    rows = len(batch.inputs["input_ids"])
+    assert all(r.sample < rows * copies for r in records)
+    chosen = [r for r in records if r.sample % copies == 0]
+    return [dataclasses.replace(r, sample=r.sample // copies) for r in chosen]
+
+
+def one_row(family, text=5):
+    return make_batch(family, [[3, Picture(FAMILIES[family].sizes[0]), text]])
+
+
+# ---------------------------------------------------------------- decoding
+
+
+@cell("Decoding", "greedy")
+def greedy(family):
+    run, oracle = alike(family, do_sample=False)
+    for a, b in zip(run.logits, oracle.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@cell("Decoding", "sampling, temperature, `top_k`, `top_p`", "same seed, same text as the masked original")
+def sampling(family):
+    first, _ = alike(family, do_sample=True, temperature=1.5, top_k=30, top_p=0.95)
+    other, _ = alike(family, seed=1, do_sample=True, temperature=1.5, top_k=30, top_p=0.95)
+    assert not torch.equal(first.sequences, other.sequences)
+
+
+@cell("Decoding", "beam search, `num_return_sequences`")
+def beams(family):
+    alike(family, do_sample=False, num_beams=3, num_return_sequences=2)
+
+
+@cell("Decoding", "sampled `num_return_sequences`")
+def several(family):
+    alike(family, do_sample=True, num_return_sequences=3)
+
+
+@cell("Decoding", "repetition penalty, own `logits_processor`, own `stopping_criteria`")
+def processors(family):
+    forbid = lambda ids, scores: scores.index_fill(1, torch.tensor([7, 8]), -torch.inf)
+    stop = lambda ids, scores, **kwargs: torch.full((len(ids),), ids.shape[1] >= 40 and int(ids[0, -1]) % 2 == 0)
+    alike(family, do_sample=False, repetition_penalty=1.4, logits_processor=[forbid], stopping_criteria=[stop])
+
+
+@cell("Decoding", "streaming")
+def streaming(family):
+    class Streamer:
+        def __init__(self):
+            self.seen = []
+
+        def put(self, value):
+            self.seen += value.flatten().tolist()
+
+        def end(self):
+            self.seen.append("end")
+
+    streamer = Streamer()
+    batch = one_row(family)
+    run, _ = alike(family, batch, do_sample=False, build=lambda: {"streamer": Streamer()})
+    with pruning(get_model(family), "divprune", 0.3, positions="original"):
+        get_model(family).generate(**batch.inputs, max_new_tokens=6, do_sample=False, streamer=streamer)
+    assert streamer.seen == [*run.sequences[0].tolist(), "end"]
+
+
+@cell("Decoding", "prompt lookup")
+def prompt_lookup(family):
+    alike(family, one_row(family, 20), do_sample=False, prompt_lookup_num_tokens=3)
+
+
+@cell("Decoding", "assisted generation", families=("llava",))
+def assisted(family):
+    torch.manual_seed(5)
+    assistant = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT)).double().eval()
+    assistant.generation_config.eos_token_id = None
+    alike(family, one_row(family, 20), do_sample=False, build=lambda: {"assistant_model": assistant})
+
+
+@cell("Decoding", "no KV cache (`use_cache=False`)", "prunes at every step, with the same choice")
+def without_cache(family):
+    alike(family, do_sample=False, use_cache=False)
+
+
+@cell(
+    "Decoding",
+    "`output_hidden_states`, `output_attentions`, `output_scores`",
+    "given, as long as the pruned sequence",
+)
+def outputs(family):
+    model, batch = get_model(family), one_row(family)
+    before = text_of(model).config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with pruning(model, "divprune", 0.3):
+            out = model.generate(
+                **batch.inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True,
+                output_hidden_states=True, output_attentions=True, output_scores=True,
+            )  # fmt: skip
+            record = pruning_report(model)[0]
+    finally:
+        model.set_attn_implementation(before)
+    n = batch.inputs["input_ids"].shape[1] - record.n_before + record.n_after
+    assert {h.shape[1] for h in out.hidden_states[0]} == {n}
+    assert {a.shape[2:] for a in out.attentions[0]} == {(n, n)}
+    assert out.attentions[2][0].shape[-1] == n + 2
+    assert len(out.scores) == 3
+
+
+# ---------------------------------------------------------------- training
+
+
+@cell("Training", "`labels`, gradients", "loss and gradients of the masked original")
+def gradients(family):
+    model, batch = copy.deepcopy(get_model(family)), one_row(family)
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["input_ids"] == IMAGE, -100)
+    found = []
+    for pruned in (True, False):
+        model.zero_grad()
+        if pruned:
+            with pruning(model, "divprune", 0.3, positions="original"):
+                loss = model(**batch.inputs, labels=labels, use_cache=False).loss
+                kept = keep_mask(batch, pruning_report(model))
+        else:
+            # The last kept column before a gap predicts nothing in either.
+            hide = labels.masked_fill(~kept, -100)
+            with hidden(model, kept):
+                logits = model(**batch.inputs, use_cache=False).logits
+            short, targets = logits[:, kept[0]], hide[:, kept[0]].clone()
+            targets[:, 0] = -100
+            loss = torch.nn.functional.cross_entropy(short[0, :-1], targets[0, 1:])
+        loss.backward()
+        weight = text_of(model).layers[0].mlp.down_proj.weight
+        found.append((float(loss), weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-6)
+
+
+@cell("Training", "gradient checkpointing", "same loss and gradients as without")
+def checkpointing(family):
+    model, batch = copy.deepcopy(get_model(family)).train(), one_row(family)
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["input_ids"] == IMAGE, -100)
+    found = []
+    apply_pruning(model, "divprune", 0.3)
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        loss = model(**batch.inputs, labels=labels, use_cache=False).loss
+        loss.backward()
+        found.append((float(loss), text_of(model).layers[0].mlp.down_proj.weight.grad.clone()))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+# ---------------------------------------------------------------- caches
+
+
+@cell("Caches", "static")
+def static_cache(family):
+    model, batch = get_model(family), ragged_batch(family)
+    with pruning(model, "divprune", 0.3):
+        expected = generate(model, batch.inputs)
+        assert_same(generate(model, batch.inputs, cache_implementation="static"), expected)
+
+
+@cell("Caches", "crops, copies, reordered rows", "the layout goes along")
+def copied_cache(family):
+    model, batch = get_model(family), ragged_batch(family)
+    inputs = batch.inputs
+    with torch.no_grad(), pruning(model, "divprune", 0.3, positions="original"):
+        out = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        cache = copy.deepcopy(out.past_key_values)
+        ids = torch.cat([out.sequences, torch.full((4, 2), 9)], 1)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 5), value=1)
+        more = dict(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+        a, b = (model.generate(**more, past_key_values=c) for c in (out.past_key_values, cache))
+    assert torch.equal(a, b)
+
+
+# Qwen-VL keeps the offset of its positions on the model: an own loop over two talks mixes them up unpruned, too.
+@cell("Caches", "two conversations in turns on one model", "neither sees the other's", families=("llava",))
+def in_turns(family):
+    model = get_model(family)
+    talks = [one_row(family, 5), one_row(family, 8)]
+    with torch.no_grad(), pruning(model, "divprune", 0.3):
+        alone = [generate(model, talk.inputs) for talk in talks]
+        outs = [model(**talk.inputs, use_cache=True) for talk in talks]
+        tokens = [[], []]
+        for _ in range(9):
+            for i in (0, 1):
+                tokens[i].append(outs[i].logits[:, -1].argmax(-1))
+                done = talks[i].inputs["input_ids"].shape[1] + len(tokens[i])
+                outs[i] = model(
+                    input_ids=tokens[i][-1][:, None],
+                    attention_mask=torch.ones(1, done, dtype=torch.int64),
+                    past_key_values=outs[i].past_key_values,
+                )
+    for i in (0, 1):
+        assert torch.equal(torch.stack(tokens[i], 1), alone[i].tokens)
+
+
+# ---------------------------------------------------------------- inputs
+
+
+@cell("Inputs", "no image at all", "the stock model, to the bit")
+def no_image(family):
+    model, batch = get_model(family), make_batch(family, [[7], [4]])
+    before = generate(model, batch.inputs)
+    with pruning(model, "divprune", 0.3):
+        assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+
+
+@cell("Inputs", "32 images in a row")
+def many_images(family):
+    picture = Picture(FAMILIES[family].sizes[0])
+    alike(family, make_batch(family, [[1, picture] * 32 + [3]]), do_sample=False)
+
+
+@cell("Inputs", "a budget above the number of tokens", "everything stays")
+def big_budget(family):
+    model, batch = get_model(family), ragged_batch(family)
+    before = generate(model, batch.inputs)
+    with pruning(model, "divprune", 10_000):
+        assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+
+
+@cell("Inputs", "videos of 1 and of 64 frames", families=("llava_onevision", "qwen2_5_vl"))
+def videos(family):
+    for frames in (1, 64):
+        alike(family, make_batch(family, [[2, Picture((4, 4), frames), 5]]), do_sample=False)
+
+
+@cell("Inputs", "no attention mask", "as with one of ones")
+def no_mask(family):
+    model, batch = get_model(family), one_row(family)
+    with pruning(model, "divprune", 0.3):
+        expected = generate(model, batch.inputs)
+        assert_same(generate(model, {k: v for k, v in batch.inputs.items() if k != "attention_mask"}), expected)
+
+
+@cell("Inputs", "right padding (`forward`)", "logits of each row as alone")
+def right_padding(family):
+    model, batch = get_model(family), ragged_batch(family)
+    mask = batch.inputs["attention_mask"]
+    order = torch.argsort(mask, dim=1, descending=True, stable=True)  # padding goes to the right
+    flipped = {k: v.gather(1, order) for k, v in batch.inputs.items() if v.shape == mask.shape}
+    with torch.no_grad(), pruning(model, "divprune", 0.3, positions="original"):
+        right = model(**{**batch.inputs, **flipped}).logits
+        left = model(**batch.inputs).logits
+        records = pruning_report(model)
+    for row, n in enumerate(mask.sum(1).tolist()):
+        n -= sum(r.n_before - r.n_after for r in records if r.sample == row)
+        torch.testing.assert_close(right[row, -n:], left[row, -n:], rtol=0, atol=1e-5)
+
+
+@cell("Inputs", "NaN or infinite features", "an error that says so, or a choice within range; never a hang")
+def broken_features(family):
+    model, batch = get_model(family), one_row(family)
+    for value in (float("nan"), float("inf")):
+        pixels = {k: torch.full_like(v, value) for k, v in batch.inputs.items() if k.startswith("pixel")}
+        for policy in ("divprune", "fopru", "todre", "random", "grid"):
+            with torch.no_grad(), pruning(model, policy, 0.3), contextlib.suppress(ValueError):
+                model(**{**batch.inputs, **pixels})
+                record = pruning_report(model)[0]
+                assert record.indices == sorted(set(record.indices))
+                assert set(record.indices) <= set(range(record.n_before))
+    model(**batch.inputs)
+
+
+# ---------------------------------------------------------------- around the model
+
+
+@cell("Around the model", "bfloat16, float16", "runs; keeping all is the stock model to the bit")
+def half_precision(family):
+    for dtype in (torch.bfloat16, torch.float16):
+        model, batch = copy.deepcopy(get_model(family)).to(dtype), ragged_batch(family)
+        inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        before = generate(model, inputs)
+        with pruning(model, "divprune", 1.0):
+            assert torch.equal(generate(model, inputs).logits, before.logits)
+        with pruning(model, "divprune", 0.3):
+            assert generate(model, inputs).logits.isfinite().all()
+
+
+@cell("Around the model", "`model.to()` while pruned", "keeps pruning")
+def moved(family):
+    model, batch = copy.deepcopy(get_model(family)), ragged_batch(family)
+    with pruning(model, "divprune", 0.3):
+        expected = generate(model, batch.inputs)
+        model.float().double()
+        assert all(r.n_after < r.n_before for r in pruning_report(model))
+        assert torch.equal(generate(model, batch.inputs).tokens, expected.tokens)
+
+
+@cell("Around the model", "peft LoRA, before and after", "wraps a pruned model, and is pruned itself")
+def lora(family):
+    peft = pytest.importorskip("peft")
+    batch = ragged_batch(family)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(copy.deepcopy(get_model(family)), config).double().eval()
+    apply_pruning(wrapped, "divprune", 0.3, positions="original")
+    run = generate(wrapped, batch.inputs)
+    kept = keep_mask(batch, pruning_report(wrapped))
+    remove_pruning(wrapped)
+    assert_same(run, masked(wrapped.get_base_model(), batch, kept))
+    assert not torch.equal(run.logits, generate(get_model(family), batch.inputs).logits)
+    inner = copy.deepcopy(get_model(family))
+    apply_pruning(inner, "divprune", 0.3, positions="original")
+    torch.manual_seed(0)
+    outer = peft.get_peft_model(inner, config).double().eval()
+    assert_same(generate(outer, batch.inputs), run)
+
+
+@cell("Around the model", "8-bit weights (torchao)", "as its own masked original")
+def quantised(family):
+    torchao = pytest.importorskip("torchao.quantization")
+    model, batch = copy.deepcopy(get_model(family)).float(), ragged_batch(family)
+    torchao.quantize_(text_of(model), torchao.Int8WeightOnlyConfig())
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in batch.inputs.items()}
+    batch = type(batch)(inputs, batch.visuals)
+    with pruning(model, "divprune", 0.3, positions="original"):
+        run = generate(model, inputs)
+        kept = keep_mask(batch, pruning_report(model))
+    assert_same(run, masked(model, batch, kept), atol=1e-3)
+
+
+@cell("Around the model", "accelerate offloading to the CPU or disk", "as without")
+def offloaded(family):
+    accelerate = pytest.importorskip("accelerate")
+    batch = ragged_batch(family)
+    with pruning(get_model(family), "divprune", 0.3):
+        expected = generate(get_model(family), batch.inputs)
+    for pruned_first in (True, False):
+        model = copy.deepcopy(get_model(family))
+        if pruned_first:
+            apply_pruning(model, "divprune", 0.3)
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+        if not pruned_first:
+            apply_pruning(model, "divprune", 0.3)
+        assert_same(generate(model, batch.inputs), expected)
+        remove_pruning(model)
+
+
+@cell("Around the model", '`pipeline("image-text-to-text")`', "prunes", families=("embedded",))
+def pipeline(family):
+    from tokenprune.eval.demo import held_out
+    from tokenprune.eval.minivlm import load
+
+    model, processor = load()
+    samples = [held_out(12)[i] for i in (0, 7)]
+    ask = transformers.pipeline("image-text-to-text", model=model, processor=processor)
+    picture = lambda s: {"type": "image", "image": Image.fromarray(s.scene.image)}
+    words = lambda s: {"type": "text", "text": s.question.text}
+    chats = [[{"role": "user", "content": [picture(s), words(s)]}] for s in samples]
+    apply_pruning(model, "divprune", 0.5, positions="original")
+    answers = ask(text=chats, max_new_tokens=4, return_full_text=False, batch_size=1)
+    assert [a[0]["generated_text"].strip() for a in answers] == [s.question.answer for s in samples]
+    assert pruning_report(model)[0].n_after == 72
+
+
+@cell("Around the model", "`torch.compile` of the decoder layers", "one graph, no break, same logits")
+def compiled(family):
+    model, batch = copy.deepcopy(get_model(family)), one_row(family)
+    with torch.no_grad(), pruning(model, "divprune", 0.3):
+        expected = model(**batch.inputs, use_cache=False).logits
+        torch._dynamo.reset()
+        counter = CompileCounter()
+        for layer in text_of(model).layers:
+            layer.compile(backend=counter, fullgraph=True)
+        logits = model(**batch.inputs, use_cache=False).logits
+    torch.testing.assert_close(logits, expected)
+    assert counter.frame_count == 1  # the layers share their code
+
+
+@cell("Around the model", "1,000 calls", "memory stays where it was; nothing hangs on the model", families=("llava",))
+def flat_memory(family):
+    import gc
+
+    model, batch = get_model(family), one_row(family)
+
+    def tensors():
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    with torch.no_grad(), pruning(model, ["divprune", "fastv"], 0.3):
+        model.generate(**batch.inputs, max_new_tokens=2, do_sample=False)
+        before = tensors()
+        for _ in range(1000):
+            model(**batch.inputs, use_cache=True)
+        assert tensors() <= before + 5
+
+
+@cell("Around the model", "an error or Ctrl-C in the policy, the encoder or a layer", "the model stays usable")
+def faults(family):
+    model, batch = get_model(family), ragged_batch(family)
+    base = model.model
+    tower = base.visual if hasattr(base, "visual") else base.vision_tower
+    with pruning(model, "divprune", 0.3):
+        expected = generate(model, batch.inputs)
+        for error in (KeyboardInterrupt, RuntimeError, torch.OutOfMemoryError):
+            for module in (tower, text_of(model), text_of(model).layers[1], model.lm_head):
+
+                def fail(*args, error=error):
+                    raise error("on purpose")
+
+                handle = module.register_forward_pre_hook(fail)
+                with pytest.raises(error):
+                    generate(model, batch.inputs)
+                handle.remove()
+                assert_same(generate(model, batch.inputs), expected, atol=0)
+
+
+PAIRS = [(one, family) for one in CELLS for family in one.families]
+
+
+@pytest.mark.parametrize(("one", "family"), PAIRS, ids=[f"{c.check.__name__}-{f}" for c, f in PAIRS])
+def test_cell(one, family):
+    one.check(family)
+
+
+def page() -> str:
+    lines = [
+        "# What works with pruning",
+        "",
+        "Every line is a test, on the families named, through the stock `generate` or `forward`:",
+        "`tests/test_matrix.py` is both the tests and this page. The masked original is the stock model with the",
+        "dropped tokens masked in attention. Oracles over all families and policies are in `tests/test_oracle.py`,",
+        "random batches on random settings in `tests/test_fuzz.py`.",
+    ]
+    for area in dict.fromkeys(one.area for one in CELLS):
+        lines += ["", f"## {area}", "", "| | what holds | tested on |", "|---|---|---|"]
+        for one in CELLS:
+            if one.area == area:
+                families = ", ".join(f"`{f}`" for f in one.families)
+                lines.append(f"| {one.feature} | {one.says} | {families} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_is_of_this_table():
+    assert DOCS.read_text() == page(), "run: python -m tests.test_matrix"
+
+
+if __name__ == "__main__":
+    DOCS.write_text(page())

@@ -61,8 +61,9 @@ class Family:
         extras: new values of further arguments of the text model that are aligned with the sequence,
             `extras(kwargs, keep, packing)`.
         encoder: facts about the vision encoder, for policies that listen to it.
-        decoder_stage: whether tokens can leave between decoder layers; linear-attention layers carry a state
-            that was made of all of them.
+        masks: who builds 4-D attention masks: the `"text"` model, or the `"base"` model above it.
+        first_position: position id of a sequence's first token.
+        decoder_stage: why tokens cannot leave between decoder layers; None where they can.
         first_deep_layer: lowest decoder layer before which tokens can leave, of the base's config.
     """
 
@@ -75,7 +76,9 @@ class Family:
     lengths: Callable[[Any, list[int]], list[int]] = as_returned
     extras: Callable[[dict[str, Any], Tensor, Packing], dict[str, Any]] = no_extras
     encoder: Encoder | None = None
-    decoder_stage: bool = True
+    masks: Literal["text", "base"] = "text"
+    first_position: int = 0
+    decoder_stage: str | None = None
     first_deep_layer: Callable[[Any], int] = lambda config: 1
 
     @property

@@ -18,6 +18,7 @@ from ..cache import STATE_ATTRIBUTE, Layout, PrunedCacheError, adopt, layout_of
 from ..policies.base import Policy
 from ..sequence import Packing
 from .base import Family, Kind, base_of
+from .blocks import shortened
 from .deep import Deep, DeepStage
 from .encoder import EncoderListener
 from .masks import padding_mask
@@ -34,6 +35,7 @@ class _Call:
     labels: Tensor | None = None
     request: Request | None = None
     layout: Layout | None = None  # what the cache holds once the text model has run
+    mask: Any = None  # the caller's, where the base model replaces it by masks of its own
     shrunk: bool = False  # this call's sequence differs from what the caller passed
     deep: Deep | None = None  # the upper layers' side of it, where a decoder stage is at work
 
@@ -94,10 +96,10 @@ class Pruner:
         return [] if self._deep is None else self._deep.layers
 
     def _deep_stage(self, policy: Policy) -> DeepStage:
-        if not self.family.decoder_stage:
+        if self.family.decoder_stage is not None:
             raise ValueError(
                 f"policy {policy!r} drops tokens between decoder layers, which model type "
-                f"{self.base.config.model_type!r} does not allow: its linear-attention layers would not forget them; "
+                f"{self.base.config.model_type!r} does not allow: {self.family.decoder_stage}; "
                 "use a policy that acts before the language model (todre: removal=False)"
             )
         n, lowest = len(self.text.layers), self.family.first_deep_layer(self.base.config)
@@ -170,13 +172,41 @@ class Pruner:
 
     # ------------------------------------------------------------ the base model: what is visual
 
-    def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         call = kwargs
         if args:
             call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         state = self.call() or _Call(self)
         state.request = Request.of(self.base, self.family, call)
         _CALL.set(state)
+        if self.family.masks == "text":
+            return None
+        state.mask = call.get("attention_mask")
+        cache = call.get("past_key_values")
+        if isinstance(state.mask, dict) or (state.mask is not None and state.mask.ndim != 2):
+            raise ValueError(
+                f"pruning cannot follow ready-made attention masks on model type {self.base.config.model_type!r}; "
+                "use the default (dynamic) cache, with which the model builds its own"
+            )
+        return None if layout_of(cache) is None else ((), self._physical(dict(call), cache))
+
+    def _physical(self, call: dict[str, Any], cache: Any) -> dict[str, Any]:
+        """Arguments of a base model that builds masks, on a cache that was pruned before: it is to build them
+        for the columns that are there, and to leave positions as they would have been."""
+        tokens = call.get("input_ids")
+        tokens = call["inputs_embeds"] if tokens is None else tokens
+        batch, length = tokens.shape[:2]
+        past = Past.of(cache, batch, tokens.device)
+        layout = layout_of(cache)
+        assert layout is not None
+        if call.get("position_ids") is None:
+            call["position_ids"] = self._positions({}, past, length) + self.family.first_position
+        mask = padding_mask(call.get("attention_mask"), cache, batch, length)
+        if mask is not None or layout.padded:
+            call["attention_mask"] = layout.mask(mask, past.physical + length)
+        if "cache_position" in inspect.signature(self.base.forward).parameters:
+            call["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
+        return call
 
     def _leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         _CALL.set(None)
@@ -204,7 +234,8 @@ class Pruner:
             )
         embeds = kwargs.get("inputs_embeds")
         if state.request is not None and embeds is not None:
-            plan = Plan(self, state.request, embeds, kwargs)
+            asked = kwargs if self.family.masks == "text" else {**kwargs, "attention_mask": state.mask}
+            plan = Plan(self, state.request, embeds, asked)
             self.records = plan.records
             if not bool(plan.keep.all()):
                 return args, self._shrink(state, plan, kwargs)
@@ -267,6 +298,9 @@ class Pruner:
         # Always an explicit mask: without one, gaps in positions are read as packed sequences.
         valid = torch.cat([past.mask(mask), packing.valid], 1)
         new["attention_mask"] = valid
+        if self.family.masks == "base":
+            window = getattr(self.text.config, "sliding_window", None)
+            new["attention_mask"] = shortened(kwargs.get("attention_mask"), packing, past, valid, window)
         if self._reads_cache_position:
             new["cache_position"] = torch.arange(past.physical, valid.shape[1], device=valid.device)
 
@@ -310,9 +344,11 @@ class Pruner:
         if layout.shifted:
             positions = positions - past.shift[:, None]
         new["position_ids"] = positions
-        mask = padding_mask(kwargs.get("attention_mask"), cache, batch, length)
-        if mask is not None or layout.padded:
-            new["attention_mask"] = layout.mask(mask, past.physical + length)
+        mask = None
+        if self.family.masks == "text":
+            mask = padding_mask(kwargs.get("attention_mask"), cache, batch, length)
+            if mask is not None or layout.padded:
+                new["attention_mask"] = layout.mask(mask, past.physical + length)
         if layout.upper and state.deep is None:
             upper = [past.upper(cache, layer, mask) for layer in layout.upper]
             valid = layout.mask(mask, past.physical + length)

@@ -11,4 +11,5 @@ from dataclasses import replace
 from . import qwen2_vl
 from .base import register_family
 
-FAMILY = register_family(replace(qwen2_vl.FAMILY, model_types=("qwen3_5", "qwen3_5_moe"), decoder_stage=False))
+_NO_STAGE = "its linear-attention layers would not forget them"
+FAMILY = register_family(replace(qwen2_vl.FAMILY, model_types=("qwen3_5", "qwen3_5_moe"), decoder_stage=_NO_STAGE))

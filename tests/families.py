@@ -207,6 +207,30 @@ def qwen3_5_moe():
     return transformers.Qwen3_5MoeForConditionalGeneration(config)
 
 
+def gemma3():
+    text = transformers.Gemma3TextConfig(
+        **TEXT, head_dim=8, sliding_window=64, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=8,
+    )  # fmt: skip
+    return transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(
+            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP), text_config=text,
+            image_token_index=IMAGE, boi_token_index=VISION_START, eoi_token_index=VISION_END, mm_tokens_per_image=9,
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def paligemma():
+    text = transformers.GemmaConfig(**TEXT, head_dim=8)
+    return transformers.PaliGemmaForConditionalGeneration(
+        transformers.PaliGemmaConfig(
+            vision_config=SiglipVisionConfig(vision_use_head=False, projection_dim=32, **_SIGLIP), text_config=text,
+            image_token_index=IMAGE, projection_dim=32, hidden_size=32, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
 def vipllava():
     layers = "vision_feature_layers" if hasattr(VipLlavaConfig(), "vision_feature_layers") else "vision_feature_layer"
     return VipLlavaForConditionalGeneration(
@@ -327,12 +351,14 @@ class FamilyCase:
     video: whether it takes videos.
     hybrid: whether it has linear-attention layers: a token that is masked in attention still passes
         those, so the masked oracle says nothing; and they compute in float32.
+    blocks: what attends to itself both ways, each `"picture"` or the whole `"prompt"`.
     """
 
     build: Callable
     sizes: tuple[tuple[int, int], ...]
     video: bool = False
     hybrid: bool = False
+    blocks: str = ""
 
 
 FAMILIES = {
@@ -352,6 +378,8 @@ FAMILIES = {
     "idefics3": FamilyCase(idefics3, ((24, 24),)),
     "smolvlm": FamilyCase(smolvlm, ((24, 24),)),
     "mistral3": FamilyCase(mistral3, ((24, 32), (40, 24), (32, 32))),
+    "gemma3": FamilyCase(gemma3, ((24, 24),), blocks="picture"),
+    "paligemma": FamilyCase(paligemma, ((24, 24),), blocks="prompt"),
 }
 ANYRES = ("llava_next", "llava_next_video", "llava_onevision")  # a picture is a thumbnail and crops
 BY_ROW = ("idefics3", "smolvlm")  # pixels come row by row of the batch, padded with black pictures
@@ -360,7 +388,7 @@ NEWER = {  # than some of the supported versions of transformers
     "qwen3_5_moe": ("Qwen3_5MoeConfig", FamilyCase(qwen3_5_moe, ((4, 6), (8, 4), (6, 6)), video=True, hybrid=True)),
 }
 FAMILIES |= {name: case for name, (config, case) in NEWER.items() if hasattr(transformers, config)}
-PLAIN_FAMILIES = [name for name, case in FAMILIES.items() if not case.hybrid]
+PLAIN_FAMILIES = [name for name, case in FAMILIES.items() if not case.hybrid and not case.blocks]
 VIDEO_FAMILIES = [name for name, case in FAMILIES.items() if case.video]
 _MODELS: dict[str, torch.nn.Module] = {}
 
@@ -486,6 +514,8 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
     inputs = dict(input_ids=input_ids, attention_mask=mask, **pixels)
     if name.startswith("qwen") and ENCODES_FIRST:
         inputs["mm_token_type_ids"] = (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()
+    if FAMILIES[name].blocks:
+        inputs["token_type_ids"] = (input_ids == IMAGE).long() * (FAMILIES[name].blocks == "picture")
     return Batch(inputs, visuals)
 
 

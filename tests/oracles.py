@@ -83,11 +83,11 @@ def _decode(model, text: dict[str, Any], steps: int) -> Run:
     lm, cache, logits, tokens = text_of(model), None, [], []
     embeds, positions, mask = text["embeds"], text["positions"], text["mask"]
     planes = text["planes"]
-    for _ in range(steps):
+    for step in range(steps):
         out = lm(
             inputs_embeds=embeds,
             position_ids=positions,
-            attention_mask=mask,
+            attention_mask=text["first"] if step == 0 and "first" in text else mask,
             past_key_values=cache,
             use_cache=True,
             **planes,
@@ -120,7 +120,42 @@ def masked(model, batch, keep, positions: str = "original", steps: int = STEPS, 
     text["mask"] = text["mask"] & keep
     if positions == "compact":
         renumber(text, keep)
+    if FAMILIES[model.config.model_type].blocks:
+        return _decode_from_the_top(model, batch, text, steps)
     return _decode(model, text, steps)
+
+
+def _decode_from_the_top(model, batch, text: dict[str, Any], steps: int) -> Run:
+    """The same by the whole stock model, where the masks are made above the text model."""
+    mask, positions, logits, tokens = text["mask"], text["positions"], [], []
+    handle = text_of(model).register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "inputs_embeds": text["embeds"]}), with_kwargs=True
+    )
+    call = {**batch.inputs, "attention_mask": mask.long(), "position_ids": positions}
+    for _ in range(steps):
+        out = model(**call, use_cache=True)
+        handle.remove()
+        logits.append(out.logits[:, -1].float())
+        tokens.append(logits[-1].argmax(-1))
+        positions, mask = positions[..., -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        call = dict(
+            input_ids=tokens[-1][:, None],
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=out.past_key_values,
+        )
+    return Run(torch.stack(tokens, 1), torch.stack(logits))
+
+
+def block_mask(types: torch.Tensor, blocks: str) -> torch.Tensor:
+    """(1, 1, n, n) bool of a row without padding: causal, and both ways within a picture or the prompt."""
+    n = len(types)
+    block = (types == 0).long() if blocks == "prompt" else (types != 0).long()
+    if blocks == "picture":
+        starts = (block == 1) & torch.nn.functional.pad(block[:-1] == 0, (1, 0), value=True)
+        block = torch.where(block == 1, starts.cumsum(0), 0)
+    same = (block[:, None] == block) & (block > 0)
+    return (torch.ones(n, n, dtype=torch.bool).tril() | same)[None, None]
 
 
 def without(keep: torch.Tensor, batch, kept: list[list[int] | None]) -> torch.Tensor:
@@ -181,7 +216,9 @@ def deep_masked(model, batch, keep, upper, positions: str = "original", steps: i
 
 
 @torch.no_grad()
-def native_short(model, batch, keep, positions: str = "original", steps: int = STEPS, fed=None, changed=False) -> Run:
+def native_short(
+    model, batch, keep, positions: str = "original", steps: int = STEPS, fed=None, changed=False, window=None
+) -> Run:
     text = text_inputs(model, batch.inputs)
     with_features(text, keep, fed, changed)
     if positions == "compact":
@@ -206,6 +243,13 @@ def native_short(model, batch, keep, positions: str = "original", steps: int = S
             mask=None,
             planes=planes,
         )
+        blocks = FAMILIES[model.config.model_type].blocks
+        if blocks:
+            # Pictures that stand side by side are one block, and remain one.
+            first = block_mask(batch.inputs["token_type_ids"][row], blocks)[..., columns, :][..., columns]
+            kinds = getattr(text_of(model).config, "layer_types", None)
+            near = first if window is None else first & torch.ones_like(first).triu(1 - window)
+            short["first"] = {k: near if k == "sliding_attention" else first for k in set(kinds)} if kinds else first
         runs.append(_decode(model, short, steps))
     return Run(torch.cat([r.tokens for r in runs]), torch.cat([r.logits for r in runs], 1))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from .families import ANYRES, FAMILIES, Picture, get_model, make_batch
+from .families import ANYRES, FAMILIES, PLAIN_FAMILIES, Picture, get_model, make_batch
 from .oracles import check_against_oracles
 from .policies_table import CHANGES_FEATURES, DEEP, POLICIES
 from .test_decoder import check as check_deep
@@ -53,7 +53,7 @@ def cases(draw):
     return {
         "family": family,
         "rows": draw(batches(family)),
-        "policy": draw(st.sampled_from([*POLICIES, *([] if FAMILIES[family].hybrid else DEEP_LABELS)])),
+        "policy": draw(st.sampled_from([*POLICIES, *(DEEP_LABELS if family in PLAIN_FAMILIES else [])])),
         "keep": draw(st.one_of(st.floats(0.01, 1), st.integers(1, 40))),
         "positions": draw(st.sampled_from(["original", "compact"])),
     }

@@ -350,3 +350,55 @@ def test_plain_forward_of_images_and_videos(family):
         encoded_first = pruning_report(model)
     assert [(r.kind, r.indices, r.grids) for r in plain] == [(r.kind, r.indices, r.grids) for r in encoded_first]
     assert all(r.grids for r in plain)
+
+
+def test_gemma_windows_count_what_is_left():
+    """A sliding window shorter than the prompt, over pictures that attend to themselves both ways."""
+    model, batch = copy.deepcopy(get_model("gemma3")), ragged_batch("gemma3")
+    text = text_of(model)
+    for config in (text.config, model.config.text_config, *(layer.self_attn.config for layer in text.layers)):
+        config.sliding_window = 6
+    for layer in text.layers:
+        if layer.self_attn.sliding_window is not None:
+            layer.self_attn.sliding_window = 6
+    with pruning(model, "random", 0.5, positions="original"):
+        run = generate(model, batch.inputs)
+        kept = keep_mask(batch, pruning_report(model))
+    assert_same(run, native_short(model, batch, kept, window=6))
+    with pytest.raises(AssertionError):
+        assert_same(run, native_short(model, batch, kept, window=7))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_second_turns_where_the_base_builds_masks(family):
+    """A text turn equals the masked original; a new picture over sliding windows is refused."""
+    model, picture = get_model(family), Picture((24, 24))
+    batch = make_batch(family, [[3, picture, 4], [9, picture, 2]])
+    types = batch.inputs["token_type_ids"]
+    with torch.no_grad(), pruning(model, "random", 0.3, positions="original"):
+        out = model.generate(**batch.inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        kept = keep_mask(batch, pruning_report(model))
+        ids = torch.cat([out.sequences, torch.tensor([[7, 8, 9], [8, 7, 6]])], 1)
+        mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, 6), value=1)
+        turn = dict(input_ids=ids, attention_mask=mask)
+        run = generate(model, turn, past_key_values=copy.deepcopy(out.past_key_values))
+        again = {
+            "input_ids": torch.cat([ids, batch.inputs["input_ids"]], 1),
+            "attention_mask": torch.cat([mask, batch.inputs["attention_mask"]], 1),
+            "token_type_ids": torch.cat([torch.nn.functional.pad(types, (0, 6)), types], 1),
+            "pixel_values": batch.inputs["pixel_values"],
+        }
+        if family == "gemma3":
+            with pytest.raises(PrunedCacheError, match="start a fresh cache"):
+                model.generate(**again, past_key_values=out.past_key_values, max_new_tokens=2)
+    later = int(family == "paligemma")  # whose types tell the causal part
+    full = Batch({**batch.inputs, **turn, "token_type_ids": torch.nn.functional.pad(types, (0, 6), value=later)}, [])
+    assert_same(run, masked(model, full, torch.nn.functional.pad(kept, (0, 6), value=True)))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_static_cache_where_the_base_builds_masks(family):
+    """`generate` makes their masks in advance, of the whole prompt."""
+    model, batch = get_model(family), ragged_batch(family)
+    with pruning(model, "random", 0.3), pytest.raises(ValueError, match=r"default \(dynamic\) cache"):
+        generate(model, batch.inputs, cache_implementation="static")

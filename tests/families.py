@@ -379,8 +379,9 @@ FAMILIES = {
     "smolvlm": FamilyCase(smolvlm, ((24, 24),)),
     "mistral3": FamilyCase(mistral3, ((24, 32), (40, 24), (32, 32))),
     "gemma3": FamilyCase(gemma3, ((24, 24),), blocks="picture"),
-    "paligemma": FamilyCase(paligemma, ((24, 24),), blocks="prompt"),
 }
+if not TRANSFORMERS_4:
+    FAMILIES["paligemma"] = FamilyCase(paligemma, ((24, 24),), blocks="prompt")
 ANYRES = ("llava_next", "llava_next_video", "llava_onevision")  # a picture is a thumbnail and crops
 BY_ROW = ("idefics3", "smolvlm")  # pixels come row by row of the batch, padded with black pictures
 NEWER = {  # than some of the supported versions of transformers

@@ -248,7 +248,7 @@ def run(
     lowest = min(keeps, key=lambda k: k if isinstance(k, float) else k / (GRID * GRID))
     shown = [(s, a) for s, a in zip(settings, answers, strict=True) if s.policy is None or s.keep == lowest]
     draw(out, samples, shown)
-    machine = describe()
+    machine = describe("cpu")
     console.print(
         f"Prefill: median of {_ROUNDS} rounds, batch of {size}, selection included and vision encoder "
         f"({rows[0]['vision_ms']:.1f} ms) not, {machine['device']}, {machine['threads']} threads."

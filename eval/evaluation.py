@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if not first:
         return
     rows = grid_report.rows(cells, options.out)
-    grid_report.write(rows, options.out, describe(options.device or "cpu"))
+    grid_report.write(rows, options.out, describe(options.device))
     console.print(tables(rows))
     if figures is not None:
         console.print(published.table(figures, rows))

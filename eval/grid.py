@@ -184,7 +184,7 @@ def evaluate(cell: Cell, manager: Any) -> dict[str, Any] | None:
 
     results["identity"] = cell.identity()
     results["seconds"] = time.perf_counter() - started
-    results["machine"] = describe()
+    results["machine"] = describe(plan.device)
     return json.loads(json.dumps(results, default=handle_non_serializable))
 
 

@@ -20,9 +20,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Processor or GPU, threads and versions, for the head of a results file."""
-    device = torch.device(device)
+def describe(device: torch.device | str | None = None) -> dict[str, Any]:
+    """Processor or GPU, threads and versions, for the head of a results file; None: the GPU, if there is one."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),

@@ -162,48 +162,43 @@ def qwen2_5_vl():
     )
 
 
+_QWEN3_VISION = dict(
+    depth=3, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=PATCH, spatial_merge_size=2,
+    out_hidden_size=32, num_position_embeddings=64,
+)  # fmt: skip
+_DEEPSTACK = _QWEN3_VISION | dict(deepstack_visual_indexes=[0, 1])
+
+
 def qwen3_vl():
-    vision = dict(
-        depth=3, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=PATCH, spatial_merge_size=2,
-        out_hidden_size=32, deepstack_visual_indexes=[0, 1], num_position_embeddings=64,
-    )  # fmt: skip
     text = _qwen_text([2, 1, 1])
     text["head_dim"] = 8
-    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **_QWEN_IDS))
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=_DEEPSTACK, text_config=text, **_QWEN_IDS))
 
 
 def qwen3_vl_moe():
-    vision = dict(
-        depth=3, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=PATCH, spatial_merge_size=2,
-        out_hidden_size=32, deepstack_visual_indexes=[0, 1], num_position_embeddings=64,
-    )  # fmt: skip
     text = _qwen_text([2, 1, 1]) | dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
-    return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(vision_config=vision, text_config=text, **_QWEN_IDS))
+    return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(vision_config=_DEEPSTACK, text_config=text, **_QWEN_IDS))
 
 
-def _qwen3_5_parts():
-    vision = dict(
-        depth=3, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=PATCH, spatial_merge_size=2,
-        out_hidden_size=32, num_position_embeddings=64,
-    )  # fmt: skip
+def _qwen3_5_text():
     text = _qwen_text([2, 1, 1]) | dict(
         head_dim=8, num_hidden_layers=4, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
         linear_num_value_heads=4,
     )  # fmt: skip
     text["rope_parameters"]["partial_rotary_factor"] = 1.0
-    return vision, text
+    return text
 
 
 def qwen3_5():
-    vision, text = _qwen3_5_parts()
-    config = transformers.Qwen3_5Config(vision_config=vision, text_config=text, **_QWEN_IDS)
+    text = _qwen3_5_text()
+    config = transformers.Qwen3_5Config(vision_config=_QWEN3_VISION, text_config=text, **_QWEN_IDS)
     return transformers.Qwen3_5ForConditionalGeneration(config)
 
 
 def qwen3_5_moe():
-    vision, text = _qwen3_5_parts()
+    text = _qwen3_5_text()
     text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=24)
-    config = transformers.Qwen3_5MoeConfig(vision_config=vision, text_config=text, **_QWEN_IDS)
+    config = transformers.Qwen3_5MoeConfig(vision_config=_QWEN3_VISION, text_config=text, **_QWEN_IDS)
     return transformers.Qwen3_5MoeForConditionalGeneration(config)
 
 

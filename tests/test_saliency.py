@@ -1,16 +1,18 @@
 """What is heard of the vision encoder equals its eager attention weights, wherever tokens end up."""
 
+import copy
 import sys
 
 import pytest
 import torch
+from tokenprune.patches import llava_next_video, mistral3, squares
 from tokenprune.patches.qwen2_vl import _window_order, regroup
 
-from tokenprune import Policy, Selection, pruning
+from tokenprune import Policy, Selection, pruning, pruning_report
 from tokenprune.ops import attention_received
 from tokenprune.visual import EncoderSpec
 
-from .families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from .families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, Picture, get_model, make_batch, ragged_batch
 from .oracles import generate
 
 
@@ -229,3 +231,54 @@ def test_memory_of_scoring_does_not_grow_with_the_square():
     small, large = peak(3000), peak(12000)
     assert small > 1e6  # the profiler saw the tiles
     assert large < 2 * small  # a map would grow sixteenfold
+
+
+SHUFFLES = {
+    "internvl": lambda base, x: base.pixel_shuffle(x.unflatten(1, (6, 6)), base.config.downsample_ratio).flatten(1, 2),
+    "aya_vision": lambda base, x: base.multi_modal_projector.pixel_shuffle(x).flatten(1, 2),
+    "cohere2_vision": lambda base, x: base.multi_modal_projector.pixel_shuffle(x).flatten(1, 2),
+    "idefics3": lambda base, x: base.connector.pixel_shuffle(x, base.connector.scale_factor),
+    "smolvlm": lambda base, x: base.connector.pixel_shuffle(x, base.connector.scale_factor),
+}
+
+
+@pytest.mark.parametrize("family", SHUFFLES)
+def test_tokens_get_the_saliency_of_the_patches_they_are_made_of(family):
+    """What the model's own pixel shuffle puts side by side in a token is averaged."""
+    base = get_model(family).model
+    patches = torch.randn(2, 36, 8, dtype=torch.float64)
+    tokens = SHUFFLES[family](base, patches)
+    assert tokens.shape == (2, 9, 32)
+    mine = squares.regroup(base, "image", patches.sum(-1, keepdim=True), [9, 9], {})
+    torch.testing.assert_close(torch.stack(mine)[..., 0], tokens.sum(-1) / 4)
+
+
+def test_tokens_of_mistral_get_the_saliency_of_their_patches():
+    base = copy.deepcopy(get_model("mistral3").model)
+    sizes = torch.tensor([(24, 32), (40, 24)])
+    merger = base.multi_modal_projector.patch_merger
+    merger.merging_layer.weight.data.fill_(0.25)
+    patches = torch.randn(6 * 8 + 10 * 6, 16, dtype=torch.float64)
+    tokens = merger(patches, sizes)[:, 0]
+    mine = mistral3.regroup(base, "image", patches.sum(-1)[None, :, None], [12, 15], {"image_sizes": sizes})
+    torch.testing.assert_close(torch.cat(mine)[:, 0], tokens)
+
+
+def test_frames_of_llava_next_video_get_the_saliency_of_what_is_pooled():
+    base = get_model("llava_next_video").model
+    frames = torch.randn(4, 36, 16, dtype=torch.float64)
+    mine = llava_next_video.regroup(base, "video", frames, [18, 18], {})
+    torch.testing.assert_close(torch.cat(mine), base.vision_resampler(frames).flatten(0, 1))
+
+
+def test_a_packed_tower_attends_within_pictures_alone():
+    """Two pictures in one sequence have the saliency they have alone."""
+    model = get_model("mistral3")
+    both = make_batch("mistral3", [[3, Picture((24, 32)), 2, Picture((24, 32)), 3]])
+    with torch.no_grad(), pruning(model, "fopru", 0.5):
+        model(**both.inputs)
+        together = [r.indices for r in pruning_report(model)]
+        for i, row in enumerate(both.inputs["pixel_values"]):
+            one = make_batch("mistral3", [[3, Picture((24, 32)), 3]])
+            model(**{**one.inputs, "pixel_values": row[None]})
+            assert pruning_report(model)[0].indices == together[i]

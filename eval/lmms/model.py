@@ -111,6 +111,7 @@ class PrunedModel(lmms):
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         pixels = tuple((name, value) for name, value in limits.items() if value is not None)
         self._model, self._processor = _load(place, dtype, device, device_map, attn_implementation, pixels)
+        remove_pruning(self._model)  # a run that failed has left the kept model as it was then
         options.apply(self._model)
         self._pruned = options.policy != "none"
         self.batch_size, self.use_cache, self.max_frames = int(batch_size), use_cache, max_frames

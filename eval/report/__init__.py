@@ -149,7 +149,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         pictures = [] if options.no_gallery else list(gallery(options, policies, keep))
     page = html(
         title=options.title,
-        machine=describe(options.device or "cpu"),
+        machine=describe(options.device),
         evaluations=[
             evaluation(one["rows"]) | {"models": sorted({row["model"] for row in one["rows"]})} for one in evaluations
         ],

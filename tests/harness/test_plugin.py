@@ -12,7 +12,7 @@ from tokenprune.eval.lmms.options import PruningOptions
 from tokenprune.eval.minivlm import load
 
 import tokenprune
-from tokenprune.policies import make_policy
+from tokenprune.policies import DivPrune, make_policy
 
 from .support import answers
 
@@ -85,6 +85,20 @@ def test_a_crash_inside_generate_fails_the_run(evaluate, monkeypatch):
     monkeypatch.setattr(model_module, "_load", load_broken)
     with pytest.raises(Broken, match="out of luck"):
         evaluate(f"{PLAIN},policy=divprune,keep=0.25", limit=4)
+
+
+def test_a_failed_run_leaves_nothing_to_the_next(evaluate, monkeypatch):
+    """The model is kept for the next run of the process."""
+    run = lambda args: evaluate(f"pretrained=embedded,{args}", tasks=["tokenprune_embedded_count"], limit=8)
+    expected = answers(run("policy=none"))
+    with monkeypatch.context() as patch:
+        patch.setattr(DivPrune, "select_many", lambda *args: (_ for _ in ()).throw(Broken("out of luck")))
+        with pytest.raises(Broken):
+            run("policy=divprune,keep=0.05")
+    results = run("policy=none")
+    assert answers(results) == expected
+    assert results["throughput"]["avg_kept_tokens"] == 0
+    assert answers(run("policy=divprune,keep=0.05")) != expected
 
 
 @pytest.mark.parametrize("name", ["llava_hf", "tokenprune_llava_hf"])

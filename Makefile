@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-eval fuzz lint bench bench-gpu format clean
+.PHONY: setup demo test test-eval test-matrix fuzz lint bench bench-gpu format clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,14 @@ $(EVAL)/.installed: pyproject.toml constraints.txt
 
 test-eval: $(EVAL)/.installed
 	PYTHONPATH=tests/shim $(EVAL)/bin/python -m pytest -q -n auto --dist worksteal tests/harness
+
+# Supported versions of transformers besides the newest, each in an environment of its own.
+test-matrix: test-transformers-4.57.6 test-transformers-5.0.0 test-transformers-5.17.0
+test-transformers-%:
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-$*/bin/python -m pip install --quiet -c constraints.txt 'transformers==$*' -e '.[dev]'
+	.venv-$*/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider
 
 # mypy wants the packages where their import names say they are; they are mapped there at install.
 lint: setup

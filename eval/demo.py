@@ -253,10 +253,10 @@ def run(
         f"Prefill: median of {_ROUNDS} rounds, batch of {size}, selection included and vision encoder "
         f"({rows[0]['vision_ms']:.1f} ms) not, {machine['device']}, {machine['threads']} threads."
     )
-    console.print(f"Picture: {out}")
+    console.print(f"Picture: {out}", soft_wrap=True)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         figures_file = {"machine": machine, "samples": len(samples), "positions": positions, "rows": rows}
         json_path.write_text(json.dumps(figures_file, indent=1) + "\n")
-        console.print(f"Figures: {json_path}")
+        console.print(f"Figures: {json_path}", soft_wrap=True)
     return rows

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     console.print(tables(rows))
     if figures is not None:
         console.print(published.table(figures, rows))
-    console.print(f"written: {options.out}/results.csv, .json, .md", highlight=False)
+    console.print(f"written: {options.out}/results.csv, .json, .md", highlight=False, soft_wrap=True)
 
 
 def tables(rows: list[dict]) -> Group:

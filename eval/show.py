@@ -128,4 +128,4 @@ def rows(
 
 def run(options: argparse.Namespace, console: Console) -> None:
     draw(options.out, rows(options, options.policy, options.keep, console))
-    console.print(f"Picture: {options.out}", highlight=False)
+    console.print(f"Picture: {options.out}", highlight=False, soft_wrap=True)

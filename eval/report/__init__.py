@@ -159,7 +159,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(page, encoding="utf-8")
-    console.print(f"Report: {options.out} ({len(page) / 1e6:.1f} MB)", highlight=False)
+    console.print(f"Report: {options.out} ({len(page) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
 
 
 def _results(path: Path) -> Path:

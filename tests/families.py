@@ -5,6 +5,7 @@ A new family adds one builder and one row to `FAMILIES`; every generic test runs
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ from transformers import (
 )
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
-# generate() encodes pictures before it calls the model, and Qwen-VL wants token types
+# generate() encodes pictures before it calls the model
 ENCODES_FIRST = hasattr(transformers.GenerationMixin, "_expand_multimodal_outputs")
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END, EOS = 99, 90, 91, 92, 93, 2
 TEXT = dict(
@@ -204,7 +205,7 @@ def qwen3_5_moe():
 
 def gemma3():
     text = transformers.Gemma3TextConfig(
-        **TEXT, head_dim=8, sliding_window=64, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        **TEXT, head_dim=8, sliding_window=4096, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         query_pre_attn_scalar=8,
     )  # fmt: skip
     return transformers.Gemma3ForConditionalGeneration(
@@ -508,7 +509,7 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
     input_ids = torch.tensor([[0] * (length - len(s)) + s for s in ids])
     mask = torch.tensor([[0] * (length - len(s)) + [1] * len(s) for s in ids])
     inputs = dict(input_ids=input_ids, attention_mask=mask, **pixels)
-    if name.startswith("qwen") and ENCODES_FIRST:
+    if name.startswith("qwen") and "mm_token_type_ids" in inspect.signature(get_model(name).forward).parameters:
         inputs["mm_token_type_ids"] = (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()
     if FAMILIES[name].blocks:
         inputs["token_type_ids"] = (input_ids == IMAGE).long() * (FAMILIES[name].blocks == "picture")

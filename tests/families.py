@@ -205,8 +205,8 @@ def qwen3_5_moe():
 
 def gemma3():
     text = transformers.Gemma3TextConfig(
-        **TEXT, head_dim=8, sliding_window=4096, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        query_pre_attn_scalar=8,
+        **TEXT, head_dim=8, sliding_window=4096, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )  # fmt: skip
     return transformers.Gemma3ForConditionalGeneration(
         transformers.Gemma3Config(

@@ -2,116 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..api import Positions, pruning, pruning_report
+from ..api import Positions
 from ..patches import Record
-from ..policies import Policy, make_policy
+from ..policies import make_policy
 from . import minivlm
+from .asking import BATCH, TYPES, Answers, Sample, Setting, answer, held_out, right
 from .machine import describe
-from .minivlm.model import prompt
-from .minivlm.questions import QUESTION_TYPES, Question, ask
-from .minivlm.scenes import GRID, SEEDS, Scene, draw_scene
+from .minivlm.scenes import GRID
 from .pictures import dim, kept_indices, kept_masks
 from .prefill import WARM_UP, Prefill, measure_prefill
+from .progress import progress_bar
 
-BATCH = 16
 _SHOWN = 6  # pictures in the PNG
 _ROUNDS = 15  # of timing
 
 
-@dataclass(frozen=True)
-class Sample:
-    scene: Scene
-    question: Question
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A policy at a budget, or the full model (no policy)."""
-
-    policy: Policy | None = None
-    keep: float | int = 1.0
-    positions: Positions = "original"
-
-    @property
-    def name(self) -> str:
-        return self.policy.name if self.policy is not None else "full"
-
-    def context(self, model: Any) -> contextlib.AbstractContextManager:
-        if self.policy is None:
-            return contextlib.nullcontext(model)
-        return pruning(model, self.policy, self.keep, positions=self.positions)
-
-
-@dataclass
-class Answers:
-    """What a setting answered: texts, and the pruning record of each sample."""
-
-    texts: list[str]
-    records: list[Record | None]
-
-
-def held_out(n: int) -> list[Sample]:
-    """The first `n` questions about test scenes, which no training has seen."""
-    samples: list[Sample] = []
-    seed = SEEDS["test"]
-    while len(samples) < n:
-        scene = draw_scene(seed)
-        samples += [Sample(scene, q) for q in ask(scene, seed)]
-        seed += 1
-    return samples[:n]
-
-
-def encode(processor: Any, samples: list[Sample]) -> Any:
-    texts = [processor.apply_chat_template(prompt(s.question.text), add_generation_prompt=True) for s in samples]
-    images = [s.scene.image for s in samples]
-    return processor(images=images, text=texts, padding=True, return_tensors="pt")
-
-
-@torch.inference_mode()
-def answer(
-    model: Any, processor: Any, samples: list[Sample], setting: Setting, tick: Callable[[int], None] = lambda n: None
-) -> Answers:
-    """Greedy answers through the processor and `generate()`, as a user would ask."""
-    out = Answers([], [])
-    for i in range(0, len(samples), BATCH):
-        part = samples[i : i + BATCH]
-        inputs = encode(processor, part)
-        with setting.context(model):
-            tokens = model.generate(**inputs)
-            out.records += pruning_report(model) if setting.policy is not None else [None] * len(part)
-        out.texts += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        tick(len(part))
-    return out
-
-
 def exact_match(samples: list[Sample], answers: Answers) -> dict[str, float]:
     """Share of right answers per question type, and over all questions."""
-    right = np.array([t.strip() == s.question.answer for t, s in zip(answers.texts, samples, strict=True)])
+    matches = right(samples, answers)
     types = np.array([s.question.type for s in samples])
-    scores = {t: float(right[types == t].mean()) for t in QUESTION_TYPES if (types == t).any()}
-    return scores | {"all": float(right.mean())}
-
-
-def mean_tokens(record: Record, n_layers: int) -> float:
-    """Visual tokens that a decoder layer holds, on average over the layers."""
-    if record.deep_layer is None or record.deep_indices is None:
-        return record.n_after
-    upper = n_layers - record.deep_layer
-    return (record.n_after * record.deep_layer + len(record.deep_indices) * upper) / n_layers
+    scores = {t: float(matches[types == t].mean()) for t in TYPES if (types == t).any()}
+    return scores | {"all": float(matches.mean())}
 
 
 def figures(
@@ -121,14 +42,12 @@ def figures(
     prefill: Prefill,
     full: Prefill,
     batch: int,
-    n_layers: int,
 ) -> dict[str, Any]:
     """One row of the table and of the JSON file."""
-    tokens = [GRID * GRID if r is None else mean_tokens(r, n_layers) for r in answers.records]
     return {
         "policy": setting.name,
         "keep": setting.keep,
-        "visual_tokens": float(np.mean(tokens)),
+        "visual_tokens": float(np.mean(answers.kept)),
         "kv_cache_bytes": prefill.kv_cache_bytes // batch,
         "prefill_ms": prefill.ms,
         "prefill_ratio": prefill.ms / full.ms,
@@ -164,10 +83,10 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
     Console(width=max(console.width, 84), file=console.file).print(table)
 
 
-def dimmed(sample: Sample, record: Record | None, scale: int = 3) -> np.ndarray:
+def dimmed(sample: Sample, records: Sequence[Record], scale: int = 3) -> np.ndarray:
     """The picture, enlarged, with the patches that were dropped dimmed."""
     image = np.kron(sample.scene.image, np.ones((scale, scale, 1), np.uint8))
-    return image if record is None else dim(image, kept_masks(record)[0][0])
+    return dim(image, kept_masks(records[0])[0][0]) if records else image
 
 
 def draw(path: Path, samples: list[Sample], results: list[tuple[Setting, Answers]]) -> None:
@@ -192,24 +111,17 @@ def draw(path: Path, samples: list[Sample], results: list[tuple[Setting, Answers
             ax.imshow(dimmed(sample, answers.records[i]))
             ax.set_xticks([])
             ax.set_yticks([])
-            right = text == sample.question.answer
-            ax.set_xlabel(f"{'✓' if right else '✗'} {text or '(nothing)'}", color="#1a7f37" if right else "#c62828")
+            good = text == sample.question.answer
+            ax.set_xlabel(f"{'✓' if good else '✗'} {text or '(nothing)'}", color="#1a7f37" if good else "#c62828")
             ax.xaxis.label.set_fontsize(12)
             if ax.get_subplotspec().is_first_row():
                 ax.set_title(sample.question.text, fontsize=9)
-        record = answers.records[chosen[0]]
-        left = "all" if record is None else f"{len(kept_indices(record))} of"
+        records = answers.records[chosen[0]]
+        left = f"{len(kept_indices(records[0]))} of" if records else "all"
         row[0].set_ylabel(f"{setting.name}\n{left} {GRID * GRID} visual tokens", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=75)
     plt.close(figure)
-
-
-@contextlib.contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield progress
 
 
 def run(
@@ -225,7 +137,7 @@ def run(
     model, processor = minivlm.load()
     settings = [Setting()] + [Setting(make_policy(p), k, positions) for p in policies for k in keeps]
     samples = held_out(n_samples)
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         asking = progress.add_task("asking", total=len(settings) * len(samples))
         tick = lambda n: progress.advance(asking, n)
         answers = [answer(model, processor, samples, s, tick) for s in settings]
@@ -236,12 +148,12 @@ def run(
                 yield i
                 progress.advance(timing)
 
-        batch = encode(processor, samples[:BATCH])
+        batch = settings[0].encode(processor, samples[:BATCH])
         contexts = {i: (lambda s=s: s.context(model)) for i, s in enumerate(settings)}
         prefills = measure_prefill(model, batch, contexts, rounds=_ROUNDS, progress=rounds)
-    size, n_layers = len(batch["input_ids"]), len(cast(Any, model).model.language_model.layers)
+    size = len(batch["input_ids"])
     rows = [
-        figures(samples, s, a, prefills[i], prefills[0], size, n_layers)
+        figures(samples, s, a, prefills[i], prefills[0], size)
         for i, (s, a) in enumerate(zip(settings, answers, strict=True))
     ]
     print_table(console, rows, len(samples))

@@ -18,7 +18,7 @@ __all__ = ["NoHarness", "run"]
 
 def run(options: argparse.Namespace, console: Console) -> None:
     figures = published.load(options.compare) if options.compare else None
-    positions = options.positions or (minivlm.POSITIONS if options.model == "embedded" else None)
+    positions = minivlm.positions(options.model, options.positions)
     plan = grid.Plan(
         model=options.model,
         settings=grid.settings(options.policy, options.keep, positions, not options.no_full),

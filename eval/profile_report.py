@@ -34,9 +34,9 @@ def load(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
 def checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from .minivlm import WEIGHTS
+    from . import minivlm
 
-    place = WEIGHTS if name == "embedded" else name
+    place = minivlm.place(name)
     model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, attn_implementation=attn)
     return model.to(device).eval(), AutoProcessor.from_pretrained(place)
 

@@ -19,7 +19,7 @@ from rich.progress import track
 from ..api import Positions, pruning, pruning_report
 from ..patches import Record
 from . import minivlm
-from .demo import held_out
+from .asking import held_out
 from .pictures import dim, kept_indices, kept_masks, seen
 from .profile_report import checkpoint
 
@@ -114,7 +114,7 @@ def rows(
         samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about another picture
         asked = [(Image.fromarray(s.scene.image), options.question or s.question.text) for s in samples]
     model, processor = checkpoint(options.model, dtype, device, None)
-    positions = options.positions or (minivlm.POSITIONS if options.model == "embedded" else None)
+    positions = minivlm.positions(options.model, options.positions)
     found = []
     for image, question in track(asked, "looking", console=console, transient=True):
         ask = functools.partial(

@@ -496,7 +496,7 @@ def offloaded(family):
 
 @cell("Around the model", '`pipeline("image-text-to-text")`', "prunes", families=("embedded",))
 def pipeline(family):
-    from tokenprune.eval.demo import held_out
+    from tokenprune.eval.asking import held_out
     from tokenprune.eval.minivlm import load
 
     model, processor = load()

@@ -74,8 +74,9 @@ def test_profile_of_the_embedded_model(embedded):
         assert 0 < row["select_ms"] < row["prefill_ms"]
         assert row["flops"] < full["flops"] and row["kv_cache_bytes"] < full["kv_cache_bytes"]
         assert 0.3 < row["prefill_saving_theoretical"] < 1
-    # keys and values of one token, in three layers of float32
-    token = 3 * 2 * 4 * model.config.text_config.hidden_size
+    # keys and values of one token, in every layer, float32
+    text = model.config.text_config
+    token = text.num_hidden_layers * 2 * 4 * text.hidden_size
     assert full["kv_cache_bytes"] - divprune["kv_cache_bytes"] == (n - 72) * token
     assert not any(hasattr(base_of(model), name) for name in ("_tokenprune",))
     assert "get_image_features" not in vars(base_of(model))  # its clock is gone

@@ -22,7 +22,7 @@ from transformers.video_utils import load_video
 
 from ...api import pruning_report, remove_pruning
 from ...patches import UnsupportedModelError, supported_model_types
-from ..minivlm import WEIGHTS
+from .. import minivlm
 from .options import PruningOptions, reject_unknown
 from .statistics import Statistics
 
@@ -36,7 +36,7 @@ def checkpoint(pretrained: str) -> str:
         UnsupportedModelError: if its family is not supported.
         OSError: if there is no such checkpoint.
     """
-    place = str(WEIGHTS) if pretrained == "embedded" else pretrained
+    place = minivlm.place(pretrained)
     if place.startswith((".", "/", "~")) and not Path(place).is_dir():
         raise FileNotFoundError(f"pretrained={pretrained}: there is no such folder")
     model_type = AutoConfig.from_pretrained(place).model_type

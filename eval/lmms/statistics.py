@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...patches import Record
-from ..demo import mean_tokens
+from ..asking import mean_tokens
 
 
 @dataclass

@@ -1,27 +1,58 @@
-"""A miniature LLaVA that ships with the package: real transformers classes, trained here, 3 MB.
+"""A miniature LLaVA that ships with the package: real transformers classes, trained here, 4 MB.
 
-`load()` gives model and processor; `scenes` and `questions` draw what it can be asked about; `train`
-made the weights.
+`load()` gives model and processor; `scenes` and `questions` draw what it can be asked about; `train` made
+the weights, and can make a miniature Qwen2.5-VL too.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import PreTrainedModel, ProcessorMixin
 
-#: Folder that `from_pretrained` takes, of the model and of the processor.
-WEIGHTS = Path(__file__).parent / "weights"
-#: It reads places off position ids: renumbering costs it most of "where" and "count" (docs/minivlm.md).
+    from ...api import Positions
+
+Name = Literal["llava"]
+NAMES: tuple[Name, ...] = get_args(Name)
+#: Folders that `from_pretrained` takes.
+WEIGHTS: dict[str, Path] = {name: Path(__file__).parent / "weights" / name for name in NAMES}
+#: What commands call them.
+EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"]}
+#: Renumbering costs it: see docs/bench.md.
 POSITIONS: Literal["original"] = "original"
 
 
-def load() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The embedded model in float32 on the CPU, and its processor."""
+def place(model: str) -> str:
+    """Where `from_pretrained` finds a model: a folder of ours, or the path or id it is."""
+    return str(EMBEDDED.get(model, model))
+
+
+def positions(model: str, chosen: Positions | None) -> Positions | None:
+    """The positions to prune a model with: those chosen, else those that suit it, else its family's."""
+    return chosen or (POSITIONS if model in EMBEDDED else None)
+
+
+def load(name: Name = "llava") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """An embedded model in float32 on the CPU, and its processor.
+
+    Args:
+        name: `llava`, a `LlavaForConditionalGeneration`.
+
+    Raises:
+        ValueError: for another name.
+    """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(WEIGHTS, dtype=torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(WEIGHTS)
+    if name not in NAMES:
+        raise ValueError(f"no embedded model {name!r}; accepted: {', '.join(NAMES)}")
+    model = AutoModelForImageTextToText.from_pretrained(WEIGHTS[name], dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(WEIGHTS[name])
+
+
+def prompt(question: str, n_images: int = 1) -> list[dict[str, Any]]:
+    """The chat messages of one question about some pictures, for `apply_chat_template`."""
+    pictures = [{"type": "image"}] * n_images
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": question}]}]

@@ -1,15 +1,19 @@
-"""Questions about a scene, each with one right answer, and the vocabulary they are written in."""
+"""Questions about one scene or two, each with one right answer, and the vocabulary they are written in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import COLOUR_NAMES, COLUMNS, LETTERS, ROWS, SHAPES, Scene, cell_name
+from .drawing import CHARACTERS, COLOUR_NAMES, SHAPES
+from .scenes import COLUMNS, ROWS, Scene, Shape, cell_name
 
-QUESTION_TYPES = ("exists", "colour", "shape", "where", "count", "letter")
+#: Types about one picture.
+QUESTION_TYPES = ("exists", "colour", "shape", "where", "relation", "count", "letter", "word", "table", "small")
+#: The type about two.
+PAIR = "pair"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,16 @@ def _unique(values: Iterable[str]) -> set[str]:
     """The values that occur exactly once."""
     values = list(values)
     return {v for v in values if values.count(v) == 1}
+
+
+def _relation(a: Shape, b: Shape) -> str | None:
+    """Where `a` is, seen from `b`, along the axis on which they are further apart; None where neither is."""
+    down, right = a.cell // 3 - b.cell // 3, a.cell % 3 - b.cell % 3
+    if abs(down) == abs(right):
+        return None
+    if abs(down) > abs(right):
+        return "below" if down > 0 else "above"
+    return "right" if right > 0 else "left"
 
 
 def all_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -40,8 +54,19 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
             out.append(Question("colour", f"What colour is the {s.kind}?", s.colour))
         if s.colour in lone_colours:
             out.append(Question("shape", f"What shape is {s.colour}?", s.kind))
+        for other in shapes:
+            relation = _relation(s, other)
+            if relation is not None:
+                text = f"Where is the {name} from the {other.colour} {other.kind}?"
+                out.append(Question("relation", text, relation))
     for t in scene.tiles:
         out.append(Question("letter", f"Which letter is on the {t.colour} tile?", t.letter))
+    if scene.word:
+        out.append(Question("word", "What does the sign say?", " ".join(scene.word)))
+    for key, value in scene.table:
+        out.append(Question("table", f"What is the value of {key}?", value))
+    if scene.dot:
+        out.append(Question("small", "What colour is the dot?", scene.dot))
     return out
 
 
@@ -55,30 +80,43 @@ def _absent(colour: str, kind: str, present: set, rng: np.random.Generator) -> s
             return f"{other_colour} {other_kind}"
 
 
-def ask(scene: Scene, seed: int, n: int = 6) -> list[Question]:
-    """`n` questions about a scene: one of each type it allows first, then more of any type.
+def ask(scene: Scene, seed: int, n: int = 6, types: Sequence[str] = QUESTION_TYPES) -> list[Question]:
+    """`n` questions of some types about a scene: one of each type it allows first, then more of any.
 
     Fewer than `n` are returned when the scene has no more to ask.
     """
     rng = np.random.default_rng((seed, 7))
-    pool = all_questions(scene, rng)
+    pool = [q for q in all_questions(scene, rng) if q.type in types]
     pool = [pool[i] for i in rng.permutation(len(pool))]
     first: dict[str, Question] = {}
     rest = [q for q in pool if first.setdefault(q.type, q) is not q]
-    order = [first[t] for t in QUESTION_TYPES if t in first]
-    return (order + rest)[:n]
+    return (list(first.values()) + rest)[:n]
 
 
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
-VOCABULARY = (
-    SPECIAL
-    + ("USER", "ASSISTANT", ":", "?", "yes", "no", "1", "2", "3", "4")
-    + ("What", "Where", "Which", "How", "Is", "is", "are", "there", "the", "a", "on", "many")
-    + ("colour", "shape", "shapes", "letter", "tile")
+def ask_pair(kind: str) -> str:
+    return f"Which picture has a {kind}?"
+
+
+def pair_answer(in_first: bool, in_second: bool) -> str:
+    """Answer to `ask_pair`, from whether each picture has the shape."""
+    return {(True, False): "first", (False, True): "second", (True, True): "both"}.get((in_first, in_second), "neither")
+
+
+def compare(first: Scene, second: Scene) -> list[Question]:
+    """Which of two pictures has a shape, for every kind of shape."""
+    one, two = ({s.kind for s in scene.shapes} for scene in (first, second))
+    return [Question(PAIR, ask_pair(kind), pair_answer(kind in one, kind in two)) for kind in SHAPES]
+
+
+#: Words of questions and answers; each model puts its special tokens before them.
+WORDS = (
+    ("?", "yes", "no", "What", "Where", "Which", "How", "Is", "is", "are", "there", "the", "a", "of", "on", "from")
+    + ("does", "has", "many", "say", "colour", "shape", "shapes", "letter", "tile", "sign", "value", "dot", "picture")
+    + ("first", "second", "both", "neither", "above", "below")
     + SHAPES
     + COLOUR_NAMES
-    + LETTERS
+    + CHARACTERS
     + ROWS
     + COLUMNS
 )
-TOKEN_ID = {word: i for i, word in enumerate(VOCABULARY)}
+assert len(set(WORDS)) == len(WORDS)

@@ -1,0 +1,142 @@
+"""Encoded training scenes: pictures, patch labels, and questions as token ids."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .drawing import COLOUR_NAMES, DIGITS, LETTERS, SHAPES, WORD_LENGTH
+from .questions import PAIR, QUESTION_TYPES, ask, ask_pair, pair_answer
+from .scenes import SEEDS, Scene, draw_scene
+
+TYPES = (*QUESTION_TYPES, PAIR)
+QUESTIONS_PER_IMAGE = 14
+QA_LEN = 15  # longest question with its answer, in tokens
+IGNORE = -100
+_MORE = {"table": 4, "relation": 3, "where": 2}
+
+
+def encode(text: str, ids: dict[str, int]) -> list[int]:
+    """What the tokenizer makes of a question or an answer."""
+    return [ids[word] for word in text.replace("?", " ?").split()]
+
+
+def encode_question(family: ModuleType, text: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a question with its answer, and the same with only the answer left, (QA_LEN,) each."""
+    asked = encode(text, family.IDS) + family.framing(0, 0, 0)[1]
+    told = [*encode(answer, family.IDS), family.IDS[family.END]]
+    ids = np.zeros(QA_LEN, np.int16)
+    targets = np.full(QA_LEN, IGNORE, np.int16)
+    ids[: len(asked) + len(told)] = asked + told
+    targets[len(asked) : len(asked) + len(told)] = told
+    return ids, targets
+
+
+@dataclass
+class Data:
+    """Scenes of one size, encoded."""
+
+    images: Tensor  # (n, H, W, 3) uint8
+    labels: Tensor  # (n, 5, H / 8 * W / 8) int8: `drawing.LABELS`
+    ids: Tensor  # (n, QUESTIONS_PER_IMAGE, QA_LEN) int16
+    targets: Tensor  # likewise, IGNORE where there is no loss
+    types: Tensor  # (n, QUESTIONS_PER_IMAGE) int8, index into TYPES, -1 for an empty slot
+    contents: Tensor  # (n, n_contents) uint8: what the picture holds
+    kinds: Tensor  # (n, 6) bool: which kinds of shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[1], self.images.shape[2]
+
+
+def contents(scene: Scene) -> np.ndarray:
+    """What a picture holds: shapes, tiles, letters of the sign by slot, rows of the table, the dot."""
+    shapes = np.zeros((len(COLOUR_NAMES), len(SHAPES)), np.uint8)
+    tiles = np.zeros((len(COLOUR_NAMES), len(LETTERS)), np.uint8)
+    word = np.zeros((WORD_LENGTH, len(LETTERS)), np.uint8)
+    table = np.zeros((len(LETTERS), len(DIGITS)), np.uint8)
+    dot = np.zeros(len(COLOUR_NAMES), np.uint8)
+    for s in scene.shapes:
+        shapes[COLOUR_NAMES.index(s.colour), SHAPES.index(s.kind)] = 1
+    for t in scene.tiles:
+        tiles[COLOUR_NAMES.index(t.colour), LETTERS.index(t.letter)] = 1
+    for slot, letter in enumerate(scene.word):
+        word[slot, LETTERS.index(letter)] = 1
+    for key, value in scene.table:
+        table[LETTERS.index(key), DIGITS.index(value)] = 1
+    if scene.dot:
+        dot[COLOUR_NAMES.index(scene.dot)] = 1
+    return np.concatenate([part.ravel() for part in (shapes, tiles, word, table, dot)])
+
+
+N_CONTENTS = len(COLOUR_NAMES) * (len(SHAPES) + len(LETTERS) + 1) + len(LETTERS) * (WORD_LENGTH + len(DIGITS))
+
+
+def _encode(job: tuple[str, int, int, int]) -> tuple[np.ndarray, ...]:
+    name, seed, height, width = job
+    family = importlib.import_module(name)  # a module does not travel to another process
+    scene = draw_scene(seed, height, width)
+    # What is learnt last is asked most: what tells the rows of a table apart, and places.
+    more = [q for kind, n in _MORE.items() for q in ask(scene, seed, n, (kind,))]
+    asked = list(dict.fromkeys([*ask(scene, seed, len(QUESTION_TYPES)), *more]))[:QUESTIONS_PER_IMAGE]
+    ids = np.zeros((QUESTIONS_PER_IMAGE, QA_LEN), np.int16)
+    targets = np.full_like(ids, IGNORE)
+    types = np.full(QUESTIONS_PER_IMAGE, -1, np.int8)
+    for i, q in enumerate(asked):
+        ids[i], targets[i] = encode_question(family, q.text, q.answer)
+        types[i] = TYPES.index(q.type)
+    kinds = np.isin(SHAPES, [s.kind for s in scene.shapes])
+    labels = scene.labels.reshape(len(scene.labels), -1)
+    return scene.image, labels, ids, targets, types, contents(scene), kinds
+
+
+def make_data(family: ModuleType, split: str, n: int, workers: int = 2) -> list[Data]:
+    """Draw and encode the first `n` scenes of a split, dealt out over the family's sizes."""
+    out = []
+    for k, size in enumerate(family.SIZES):
+        seeds = range(SEEDS[split] + k, SEEDS[split] + n, len(family.SIZES))
+        with ProcessPoolExecutor(workers) as pool:
+            jobs = [(family.__name__, seed, *size) for seed in seeds]
+            drawn = pool.map(_encode, jobs, chunksize=64)
+            rows = list(tqdm(drawn, total=len(jobs), desc=f"drawing {split} {size[0]}x{size[1]}"))
+        out.append(Data(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))))
+    return out
+
+
+def batches(data: list[Data], size: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+    """For ever: the number of a size, and indices of scenes of that size."""
+    while True:
+        rounds = []
+        for k, part in enumerate(data):
+            n = len(part.images)
+            rounds += [(k, i) for i in torch.randperm(n, generator=generator)[: n // size * size].view(-1, size)]
+        for i in torch.randperm(len(rounds), generator=generator).tolist():
+            yield rounds[i]
+
+
+def pair_questions(family: ModuleType, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and targets of the questions about pairs of pictures, one for each kind of shape.
+
+    Args:
+        family: the model family.
+        first: bool (B, 6), kinds of shape on the first picture of each pair.
+        second: likewise.
+    """
+    table = {}
+    for k, kind in enumerate(SHAPES):
+        for present in ((a, b) for a in (False, True) for b in (False, True)):
+            table[k, present] = encode_question(family, ask_pair(kind), pair_answer(*present))
+    rows = [
+        [table[k, (a, b)] for k, (a, b) in enumerate(zip(one, two, strict=True))]
+        for one, two in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    ids, targets = np.array(rows).swapaxes(0, 2).swapaxes(1, 2)
+    return torch.from_numpy(ids), torch.from_numpy(targets)

@@ -1,0 +1,156 @@
+"""The miniature LLaVA: CLIP tower with CLS, 144 visual tokens a picture, a small Llama."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from .checkpoint import PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
+from .scenes import GRID, PATCH, SIZE
+from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
+
+IDS = token_ids(("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER", "ASSISTANT", ":"))
+N_VISUAL = GRID * GRID
+#: Height and width of the pictures, pixels.
+SIZES = ((SIZE, SIZE),)
+END = "</s>"
+
+_CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}USER:
+{%- if message['content'] is string %} {{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] if part['type'] == 'image' %} <image>{% endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' %} {{ part['text'] }}{% endfor -%}
+{%- endif -%}
+{%- else %} ASSISTANT:
+{%- if message['content'] is string %} {{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] %} {{ part['text'] }}{% endfor -%}
+{%- endif -%}</s>
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %} ASSISTANT:{% endif -%}"""
+
+
+def build_model(width: int = 128, vision_layers: int = 5, text_layers: int = 4) -> LlavaForConditionalGeneration:
+    """A `LlavaForConditionalGeneration` with random weights."""
+    vision = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=width * 3,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        projection_dim=width,
+        hidden_act="gelu",
+    )
+    text = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=width * 5 // 2,
+        num_hidden_layers=text_layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=len(IDS),
+        max_position_embeddings=MAX_LENGTH,
+        pad_token_id=IDS["<pad>"],
+        bos_token_id=IDS["<s>"],
+        eos_token_id=IDS[END],
+        tie_word_embeddings=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IDS["<image>"],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=N_VISUAL,
+        tie_word_embeddings=False,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def build_processor() -> LlavaProcessor:
+    """Word-level tokenizer, CLIP image processing and the chat template, as one `LlavaProcessor`."""
+    images = CLIPImageProcessor(
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[PIXEL_MEAN] * 3,
+        image_std=[PIXEL_STD] * 3,
+    )
+    return LlavaProcessor(
+        images,
+        build_tokenizer(IDS, "<image>", "<pad>", END, bos="<s>"),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Write model and processor to `folder`, ready for `from_pretrained`."""
+    save_model(model, folder, {r"^vision_tower\.(?!vision_model\.)": "vision_tower.vision_model."})
+    processor = build_processor()
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # transformers 4 looks for it beside the processor
+    rewrite(folder / "tokenizer_config.json", hub_tokenizer)
+
+
+# ---------------------------------------------------------------- training
+
+
+def framing(n_images: int, height: int, width: int) -> tuple[list[int], list[int]]:
+    """Token ids before a question, placeholders included, and those after it."""
+    before = [IDS["<s>"], IDS["USER"], IDS[":"], *[IDS["<image>"]] * (N_VISUAL * n_images)]
+    return before, [IDS["ASSISTANT"], IDS[":"]]
+
+
+def tower(model: Any, images: Tensor, pooled: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Features of the layer that feeds the projector, and the pooled CLS output, if wanted.
+
+    Args:
+        model: the LLaVA.
+        images: uint8 (B, 96, 96, 3).
+        pooled: also run what lies above the feature layer.
+    """
+    pixels = (images.permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+    vision = model.model.vision_tower
+    if pooled:
+        out = vision(pixels, output_hidden_states=True)
+        return out.hidden_states[-2][:, 1:], out.pooler_output
+    hidden = vision.pre_layrnorm(vision.embeddings(pixels))
+    for layer in vision.encoder.layers[:-1]:
+        hidden = layer(hidden, None)
+    return hidden[:, 1:], None
+
+
+def tower_parameters(model: Any) -> list[tuple[str, Any]]:
+    return list(model.model.vision_tower.named_parameters())
+
+
+def layers(model: Any) -> list[Any]:
+    """What is worth compiling."""
+    return [*model.model.vision_tower.encoder.layers, *model.model.language_model.layers]
+
+
+def project(model: Any, features: Tensor) -> Tensor:
+    """Visual tokens as the language model takes them, (B, N, D)."""
+    return model.model.multi_modal_projector(features)
+
+
+def positions(model: Any, ids: Tensor, n_images: int, height: int, width: int) -> Tensor:
+    """Position ids of a sequence (1, L), as the language model takes them."""
+    return torch.arange(ids.shape[1])[None]

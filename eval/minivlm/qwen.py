@@ -1,0 +1,245 @@
+"""The miniature Qwen2.5-VL: pictures of any size, window attention, 2 x 2 merger, mRoPE.
+
+A visual token covers 8 x 8 pixels (four patches of 4), as the LLaVA's does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
+
+from .checkpoint import PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
+from .scenes import PATCH, SIZE
+from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
+
+_SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+IDS = token_ids(("<|endoftext|>", "<|im_end|>", "<unk>", "<|image_pad|>", *_SPECIAL, "user", "assistant"))
+#: Height and width of the pictures it is trained and tested on, pixels; others work too.
+SIZES = ((SIZE, SIZE), (SIZE, SIZE + 32), (SIZE + 32, SIZE))
+END = "<|im_end|>"
+MERGE, TEMPORAL = 2, 2
+_VISION_PATCH = PATCH // MERGE
+_WINDOW = 4  # side of an attention window, visual tokens
+
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
+_IMAGES: dict[str, Any] = {
+    "patch_size": _VISION_PATCH,
+    "merge_size": MERGE,
+    "temporal_patch_size": TEMPORAL,
+    "image_mean": [PIXEL_MEAN] * 3,
+    "image_std": [PIXEL_STD] * 3,
+    "min_pixels": (SIZE // 2) ** 2,
+    "max_pixels": (SIZE * 2) ** 2,
+}
+
+_CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{% if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}{{ part['text'] }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+
+
+def build_model(width: int = 128, vision_width: int = 96, text_layers: int = 4) -> Qwen2_5_VLForConditionalGeneration:
+    """A `Qwen2_5_VLForConditionalGeneration` with random weights."""
+    vision = dict(
+        depth=4,
+        hidden_size=vision_width,
+        intermediate_size=vision_width * 2,
+        num_heads=4,
+        patch_size=_VISION_PATCH,
+        spatial_merge_size=MERGE,
+        temporal_patch_size=TEMPORAL,
+        window_size=_WINDOW * PATCH,
+        fullatt_block_indexes=[1, 3],
+        out_hidden_size=width,
+        in_channels=3,
+    )
+    text = dict(
+        hidden_size=width,
+        intermediate_size=width * 5 // 2,
+        num_hidden_layers=text_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(IDS),
+        max_position_embeddings=MAX_LENGTH,
+        rope_parameters=dict(_ROPE),
+        bos_token_id=None,
+        eos_token_id=IDS[END],
+        pad_token_id=IDS["<|endoftext|>"],
+        tie_word_embeddings=False,
+    )
+    config = Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IDS["<|image_pad|>"],
+        video_token_id=IDS["<|video_pad|>"],
+        vision_start_token_id=IDS["<|vision_start|>"],
+        vision_end_token_id=IDS["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+class PictureProcessor(Qwen2_5_VLProcessor):
+    """A Qwen2.5-VL processor without videos, for where torchvision, which they need, is not installed."""
+
+    attributes: ClassVar = ["image_processor", "tokenizer"]  # transformers 4
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = IDS[self.image_token], IDS[self.video_token]
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def build_processor() -> PictureProcessor:
+    """Word-level tokenizer, Qwen2-VL image processing and the chat template."""
+    images: Any
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as images
+    except ImportError:  # transformers 4
+        from transformers import Qwen2VLImageProcessor as images
+    return PictureProcessor(
+        images(**_IMAGES),
+        build_tokenizer(IDS, "<|image_pad|>", "<|endoftext|>", END, special=_SPECIAL),
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
+    """The processor of a folder that `save` wrote, as far as what is installed allows."""
+    return (Qwen2_5_VLProcessor if is_torchvision_available() else PictureProcessor).from_pretrained(folder)
+
+
+def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
+    """Write model and processor to `folder`, ready for `from_pretrained`."""
+    save_model(model, folder, {r"^model\.visual\.": "visual.", r"^model\.language_model\.": "model."})
+    build_processor().save_pretrained(folder)
+    images, videos = (
+        {**_IMAGES, "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"},
+        {**_IMAGES, "video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2_5_VLProcessor"},
+    )
+    (folder / "processor_config.json").unlink(missing_ok=True)  # it would name a class of ours
+    for name, settings in (("preprocessor", images), ("video_preprocessor", videos)):
+        (folder / f"{name}_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    rewrite(folder / "tokenizer_config.json", hub_tokenizer)
+    rewrite(folder / "tokenizer_config.json", lambda settings: settings.update(processor_class="Qwen2_5_VLProcessor"))
+    rewrite(folder / "config.json", _hub_rope)
+
+
+def _hub_rope(settings: dict) -> None:
+    """transformers 4 reads the rotary settings under their former names."""
+    text = settings["text_config"]
+    text["rope_theta"] = _ROPE["rope_theta"]
+    text["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": _ROPE["mrope_section"]}
+
+
+# ---------------------------------------------------------------- training
+
+
+def framing(n_images: int, height: int, width: int) -> tuple[list[int], list[int]]:
+    """Token ids before a question, placeholders included, and those after it."""
+    n_visual = height // PATCH * (width // PATCH)
+    picture = [IDS["<|vision_start|>"], *[IDS["<|image_pad|>"]] * n_visual, IDS["<|vision_end|>"]]
+    before = [IDS["<|im_start|>"], IDS["user"], *picture * n_images]
+    return before, [IDS[END], IDS["<|im_start|>"], IDS["assistant"]]
+
+
+def patches(images: Tensor) -> Tensor:
+    """What the image processor makes of pictures: (B * n_patches, 3 * 2 * 4 * 4) float32.
+
+    Args:
+        images: uint8 (B, H, W, 3), H and W multiples of 8.
+    """
+    pixels = (images.permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+    batch, channels, height, width = pixels.shape
+    p = _VISION_PATCH
+    pixels = pixels.view(batch, channels, height // PATCH, MERGE, p, width // PATCH, MERGE, p)
+    pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7)  # rows and columns of tokens, of patches in them, channels, pixels
+    frames = pixels.unsqueeze(6).expand(*pixels.shape[:6], TEMPORAL, p, p)  # a still picture is repeated in time
+    return frames.reshape(-1, channels * TEMPORAL * p * p)
+
+
+def grids(n: int, height: int, width: int) -> Tensor:
+    return torch.tensor([[1, height // _VISION_PATCH, width // _VISION_PATCH]]).expand(n, -1)
+
+
+def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Vision attention within each row of (B, n, D)."""
+    batch, n, _ = hidden.shape
+    q, k, v = attention.qkv(hidden).view(batch, n, 3, attention.num_heads, -1).unbind(2)
+    q, k = apply_rotary_pos_emb_vision(q, k, cos, sin)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
+    return attention.proj(out.transpose(1, 2).reshape(batch, n, -1))
+
+
+def tower(model: Any, images: Tensor, pooled: bool = True) -> tuple[Tensor, None]:
+    """Visual tokens behind the merger, (B, N, D); there is no CLS.
+
+    The stock tower attends to one window at a time; pictures of one size allow all of them at once.
+    """
+    visual = model.model.visual
+    batch, (height, width) = len(images), (side // PATCH for side in images.shape[1:3])
+    rows, columns = height // _WINDOW, width // _WINDOW
+    n = _WINDOW * _WINDOW * MERGE * MERGE  # patches of a window
+
+    def windows(x: Tensor) -> Tensor:  # (B, patches, ...), token after token, to window after window
+        x = x.view(len(x), rows, _WINDOW, columns, _WINDOW, MERGE * MERGE, *x.shape[2:])
+        return x.transpose(2, 3).flatten(1, 5)
+
+    y, x, b, a = torch.meshgrid(*map(torch.arange, (height, width, MERGE, MERGE)), indexing="ij")
+    places = torch.stack([y * MERGE + b, x * MERGE + a]).flatten(1)
+    hidden = visual.patch_embed(patches(images))
+    cos, sin = (windows(c[None]) for c in visual.rotary_pos_emb(hidden, places.T))
+    hidden = windows(hidden.view(batch, -1, hidden.shape[-1]))
+    for i, block in enumerate(visual.blocks):
+        length = hidden.shape[1] if i in visual.fullatt_block_indexes else n
+        cut = [part.reshape(-1, length, part.shape[-1]) for part in (block.norm1(hidden), cos, sin)]
+        cut[1:] = [part.repeat(batch, 1, 1) for part in cut[1:]]
+        hidden = hidden + _attention(block.attn, *cut).view_as(hidden)
+        hidden = hidden + block.mlp(block.norm2(hidden))
+    tokens = visual.merger(hidden).view(batch, rows, columns, _WINDOW, _WINDOW, -1)
+    return tokens.transpose(2, 3).flatten(1, 4), None
+
+
+def layers(model: Any) -> list[Any]:
+    """What is worth compiling."""
+    vision = [part for block in model.model.visual.blocks for part in (block.norm1, block.norm2, block.mlp)]
+    return [*vision, *model.model.language_model.layers]
+
+
+def tower_parameters(model: Any) -> list[tuple[str, Any]]:
+    return list(model.model.visual.named_parameters())
+
+
+def project(model: Any, features: Tensor) -> Tensor:
+    """Visual tokens as the language model takes them: the merger has made them already."""
+    return features
+
+
+def positions(model: Any, ids: Tensor, n_images: int, height: int, width: int) -> Tensor:
+    """Position ids of a sequence (1, L), as the language model takes them: (3, 1, L)."""
+    return model.model.get_rope_index(
+        ids,
+        image_grid_thw=grids(n_images, height, width),
+        mm_token_type_ids=(ids == IDS["<|image_pad|>"]).int(),
+    )[0]

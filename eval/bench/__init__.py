@@ -1,0 +1,1 @@
+"""`tokenprune bench`: policies on the tasks of the embedded models."""

@@ -1,0 +1,83 @@
+"""`tokenprune bench`: runs the cells, writes and shows the tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..machine import describe
+from ..progress import progress_bar
+from . import report, run
+
+__all__ = ["execute"]
+
+_SHORT = {"attribute": "attr.", "existence": "exist.", "counting": "count", "spatial": "spat."}
+
+
+def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """The whole benchmark; returns its rows."""
+    plan = run.Plan(
+        options.model,
+        run.settings(options.policy, options.keep, options.positions),
+        tuple(options.tasks),
+        options.samples,
+    )
+    cells = plan.cells()
+    there = sum(cell.finished(options.out) for cell in cells)
+    if there:
+        console.print(f"{there} of {len(cells)} cells are there already", highlight=False)
+    with progress_bar(console) as progress:
+        asking = progress.add_task(f"asking {plan.model}", total=len(cells) * plan.samples)
+        results = run.run(plan, options.out, lambda n: progress.advance(asking, n))
+    found = report.rows(plan, results)
+    keeps, given = ",".join(f"{k:g}" for k in options.keep), ",".join
+    ran = {
+        "command": f"tokenprune bench --model {plan.model} --policy {given(options.policy)} --keep {keeps} "
+        f"--positions {given(options.positions)} --tasks {given(plan.tasks)} --samples {plan.samples}",
+        "machine": describe("cpu"),
+        "identity": {k: v for k, v in cells[0].identity().items() if k not in ("policy", "keep", "positions", "task")},
+    }
+    report.write(found, options.out, ran)
+    wide = Console(width=max(console.width, 112), file=console.file)  # shortened figures help nobody
+    for table in tables(found):
+        wide.print(table)
+    console.print(f"written: {options.out}/results.csv, .json, .md, curves.png, tasks.png", soft_wrap=True)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(report.dumps(found, ran))
+        console.print(f"written: {options.json}", soft_wrap=True)
+    return found
+
+
+def tables(found: list[dict[str, Any]]) -> list[Table]:
+    """Per budget and positions: policies by tasks, and the paired difference to random."""
+    names = list(dict.fromkeys(row["task"] for row in found))
+    full = [row for row in found if row["policy"] == "full"]
+    made = []
+    for keep, positions in dict.fromkeys((row["keep"], row["positions"]) for row in found if row["policy"] != "full"):
+        here = [row for row in found if (row["keep"], row["positions"]) == (keep, positions) and row not in full]
+        table = Table(
+            title=f"keep {keep:g}, {positions} positions: exact match in %, {full[0]['n']} questions per task",
+            caption="kept: visual tokens; over random: by question, with its 95 % interval",
+            box=box.SIMPLE_HEAD,
+            padding=0,
+            title_justify="left",
+        )
+        for name in ("", "kept", *names, "over random"):
+            table.add_column(f"{_SHORT.get(name, name)} ", justify="right" if name else "left", no_wrap=True)
+        for policy in dict.fromkeys(row["policy"] for row in full + here):
+            some = [row for row in full + here if row["policy"] == policy]
+            table.add_row(
+                f"{policy} ",
+                f"{some[-1]['visual_tokens']:.0f} ",
+                *(f"{100 * row['exact_match']:.0f} " for row in some),
+                report.gain(some[-1], "random"),
+                style="bold" if policy == "full" else None,
+            )
+        made.append(table)
+    return made

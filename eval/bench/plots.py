@@ -1,0 +1,77 @@
+"""Pictures of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .run import BASELINES
+
+
+def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Exact match over all tasks against visual tokens, with 95 % intervals.
+
+    A colour per policy, baselines in grey; positions kept are a full line, renumbered ones a dotted one.
+    """
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    ax = figure.subplots()
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["task"] == "all":
+            lines.setdefault((row["policy"], row["positions"]), []).append(row)
+    colours = dict(zip(BASELINES, ("0.7", "0.5", "0.25"), strict=True))
+    for (name, positions), line in lines.items():
+        some = sorted(line, key=lambda row: row["visual_tokens"])
+        value, low, high = (np.array([100 * row[k] for row in some]) for k in ("exact_match", "low", "high"))
+        if name == "full":
+            ax.axhline(value[0], color="black", linewidth=1, label="full")
+            continue
+        colours.setdefault(name, f"C{len(colours) - len(BASELINES)}")
+        ax.errorbar(
+            [row["visual_tokens"] for row in some],
+            value,
+            yerr=[value - low, high - value],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            linestyle=":" if positions == "compact" else "-",
+            color=colours[name],
+            label=f"{name}, compact" if positions == "compact" else name,
+        )
+    ax.set_xlabel("visual tokens per question, mean over decoder layers")
+    ax.set_ylabel("exact match, %")
+    ax.set_title(f"All tasks ({rows[0]['model']})")
+    ax.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
+def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Policies by tasks at every budget, exact match as colour and number."""
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    blocks: dict[tuple, dict[str, list[float]]] = {}
+    full = [100 * row["exact_match"] for row in rows if row["policy"] == "full"]
+    for row in rows:
+        if row["policy"] != "full":
+            block = blocks.setdefault((row["keep"], row["positions"]), {"full": full})
+            block.setdefault(row["policy"], []).append(100 * row["exact_match"])
+    heights = [len(block) for block in blocks.values()]
+    figure = Figure(
+        figsize=(1.5 + 0.8 * len(names), 0.6 * len(blocks) + 0.36 * sum(heights) + 0.6), layout="constrained"
+    )
+    axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, ((keep, positions), block) in zip(axes, blocks.items(), strict=True):
+        values = np.array(list(block.values()))
+        ax.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            ax.text(
+                j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 60 else "black"
+            )
+        ax.set_yticks(range(len(block)), list(block), fontsize=9)
+        ax.set_xticks(range(len(names)), names, fontsize=9)
+        ax.set_title(f"keep {keep:g}, {positions} positions: exact match, %", fontsize=10, loc="left")
+    figure.savefig(path, dpi=90)

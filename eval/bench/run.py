@@ -1,0 +1,140 @@
+"""Cells of the benchmark: one task under one setting, each on disk as soon as it is done."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ... import __version__
+from ...api import Positions
+from ...policies import make_policy
+from .. import minivlm
+from ..asking import Sample, Setting, answer, right
+from ..minivlm import llava
+from . import tasks
+from .downsample import Downsampled
+
+#: What every policy is compared with, run whether asked for or not.
+BASELINES = ("random", "grid", "downsample")
+BATCH = 50
+_FAMILIES: dict[str, ModuleType] = {"llava": llava}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a benchmark runs.
+
+    Attributes:
+        model: which embedded model.
+        settings: the full model first.
+        tasks: of `tasks.TASKS`.
+        samples: questions per task.
+    """
+
+    model: minivlm.Name
+    settings: tuple[Setting, ...]
+    tasks: tuple[str, ...]
+    samples: int
+
+    def cells(self) -> list[Cell]:
+        return [Cell(self, setting, task) for setting in self.settings for task in self.tasks]
+
+
+def settings(
+    policies: Sequence[str], keeps: Sequence[float | int], positions: Sequence[Positions]
+) -> tuple[Setting, ...]:
+    """The full model, and at every budget the baselines and the policies, positions in turn."""
+    names = dict.fromkeys(("random", "grid", *policies))
+    out: list[Setting] = [Setting()]
+    for keep in keeps:
+        out.append(Downsampled(keep=keep))
+        out += [Setting(make_policy(name), keep, p) for p in positions for name in names if name != "downsample"]
+    return tuple(out)
+
+
+@functools.cache
+def _weights(model: minivlm.Name) -> str:
+    return hashlib.sha256((minivlm.WEIGHTS[model] / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task under one setting."""
+
+    plan: Plan
+    setting: Setting
+    task: str
+
+    @property
+    def key(self) -> tuple[str, float | int, Positions, str]:
+        return self.setting.name, self.setting.keep, self.setting.positions, self.task
+
+    def path(self, out: Path) -> Path:
+        s = self.setting
+        name = s.name if s.name == "full" else f"{s.name}-{s.keep:g}-{s.positions}"
+        return out / "cells" / self.plan.model / name / f"{self.task}.json"
+
+    def identity(self) -> dict[str, Any]:
+        """All that the answers depend on."""
+        return {
+            "model": self.plan.model,
+            "weights": _weights(self.plan.model),
+            "policy": repr(self.setting.policy or self.setting.name),
+            "keep": self.setting.keep,
+            "positions": self.setting.positions,
+            "task": self.task,
+            "samples": self.plan.samples,
+            "tokenprune": __version__,
+            "transformers": importlib.metadata.version("transformers"),
+        }
+
+    def finished(self, out: Path) -> bool:
+        """Whether this very cell has been run: with fewer samples, say, it has not."""
+        path = self.path(out)
+        return path.exists() and json.loads(path.read_text())["identity"] == self.identity()
+
+
+def run(plan: Plan, out: Path, tick: Callable[[int], None] = lambda n: None) -> dict[tuple, dict[str, Any]]:
+    """Run the cells that are not there yet.
+
+    Args:
+        plan: what to run.
+        out: folder of results; one that holds some is gone on with.
+        tick: told of every few questions answered, or found to be.
+
+    Returns:
+        By `Cell.key`: `identity`, and per question `right`, `texts`, `answers` (the right ones) and `kept`.
+    """
+    sizes = _FAMILIES[plan.model].SIZES
+    draw = functools.cache(lambda task: tasks.samples(task, plan.samples, sizes))
+    load = functools.cache(lambda: minivlm.load(plan.model))
+    for cell in plan.cells():
+        if cell.finished(out):
+            tick(plan.samples)
+            continue
+        _write(cell.path(out), {"identity": cell.identity()} | _evaluate(*load(), draw(cell.task), cell.setting, tick))
+    return {cell.key: json.loads(cell.path(out).read_text()) for cell in plan.cells()}
+
+
+def _evaluate(model: Any, processor: Any, samples: list[Sample], setting: Setting, tick: Callable) -> dict[str, Any]:
+    answers = answer(model, processor, samples, setting, tick, BATCH)
+    return {
+        "right": right(samples, answers).astype(int).tolist(),
+        "texts": [text.strip() for text in answers.texts],
+        "answers": [s.question.answer for s in samples],
+        "kept": answers.kept,
+    }
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")  # a cell is there whole or not at all
+    partial.write_text(json.dumps(results) + "\n")
+    partial.replace(path)

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from tokenprune.eval import demo
 from tokenprune.eval.asking import TYPES, Setting, answer, held_out, right
@@ -121,6 +123,10 @@ def test_pairs_are_compared_by_kind():
 
 # ---------------------------------------------------------------- training
 
+current = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.17"), reason="what ships runs everywhere; it is trained on this one"
+)
+
 
 def random_model(name):
     torch.manual_seed(0)
@@ -139,6 +145,7 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
+@current
 def test_windows_of_many_pictures_at_once_are_the_stock_tower(float64):
     model = random_model("qwen")
     for height, width in qwen.SIZES:
@@ -149,6 +156,7 @@ def test_windows_of_many_pictures_at_once_are_the_stock_tower(float64):
         torch.testing.assert_close(qwen.tower(model, images)[0].flatten(0, 1), stock)
 
 
+@current
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("n_images", [1, 2])
 def test_packed_questions_are_answered_as_one_by_one(name, n_images, float64):
@@ -172,6 +180,7 @@ def test_packed_questions_are_answered_as_one_by_one(name, n_images, float64):
         torch.testing.assert_close(logits[first - 1], stock.to(logits.dtype), rtol=1e-5, atol=1e-5)
 
 
+@current
 @pytest.mark.parametrize("name", FAMILIES)
 def test_words_are_tokenized_as_the_tokenizer_does(name):
     family, tokenizer = FAMILIES[name], FAMILIES[name].build_processor().tokenizer
@@ -194,6 +203,7 @@ def test_pairs_of_pictures_are_encoded_as_they_are_asked():
             assert np.array_equal(targets[i, k], expected[1])
 
 
+@current
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_runs_and_resumes(name, tmp_path, monkeypatch):
     arguments = ["train", "--model", name, "--out", str(tmp_path), "--scenes", "96", "--steps", "6", "6"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import cells
 from .lmms import tasks_path
 from .lmms.options import PruningOptions
 
@@ -91,8 +92,7 @@ class Cell:
 
     def finished(self, out: Path) -> bool:
         """Whether this very cell has been run: under another limit, say, it has not."""
-        path = self.path(out)
-        return path.exists() and json.loads(path.read_text())["identity"] == self.identity()
+        return cells.finished(self.path(out), self.identity())
 
 
 def check(plan: Plan) -> Any:
@@ -145,17 +145,17 @@ def run(plan: Plan, out: Path, note: Callable[[str], None] = lambda text: None) 
         All cells, now finished.
     """
     manager = check(plan)
-    cells = plan.cells()
+    every = plan.cells()
     # Once, before any is run: processes must agree on what there is to do.
-    todo = [cell for cell in cells if not cell.finished(out)]
-    if len(todo) < len(cells):
-        note(f"{len(cells) - len(todo)} of {len(cells)} cells are there already")
+    todo = [cell for cell in every if not cell.finished(out)]
+    if len(todo) < len(every):
+        note(f"{len(every) - len(todo)} of {len(every)} cells are there already")
     for i, cell in enumerate(todo, 1):
         note(f"[{i}/{len(todo)}] {cell.name}: {cell.task}")
         results = evaluate(cell, manager)
         if results is not None:
-            _write(cell.path(out), results)
-    return cells
+            cells.write(cell.path(out), results, indent=1)
+    return every
 
 
 def evaluate(cell: Cell, manager: Any) -> dict[str, Any] | None:
@@ -186,13 +186,6 @@ def evaluate(cell: Cell, manager: Any) -> dict[str, Any] | None:
     results["seconds"] = time.perf_counter() - started
     results["machine"] = describe(plan.device)
     return json.loads(json.dumps(results, default=handle_non_serializable))
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")  # a cell is there whole or not at all
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(path)
 
 
 def settings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .cells import write_csv
 from .grid import Cell
 
 #: What papers report of tasks that have several metrics; of others the first one.
@@ -153,10 +153,6 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def write(rows: Sequence[dict[str, Any]], out: Path, machine: dict[str, Any]) -> None:
     """`results.csv`, `results.json` (`{"machine", "rows"}`) and `results.md`."""
     out.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out / "results.csv", rows)
     (out / "results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     (out / "results.md").write_text(markdown(rows))

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
-from tokenprune.eval import minivlm
+from tokenprune.eval import cells, minivlm
 from tokenprune.eval.asking import answer
 from tokenprune.eval.bench import report
 from tokenprune.eval.bench import run as bench
@@ -65,7 +65,7 @@ def test_raster_keeps_the_shape():
 @pytest.mark.parametrize("name", minivlm.NAMES)
 def test_downsampling_is_undone(name):
     model, processor = minivlm.load(name)
-    some = samples("pair", 3, bench._FAMILIES[name].SIZES)
+    some = samples("pair", 3, minivlm.family(name).SIZES)
     full = answer(model, processor, some, bench.Setting())
     fewer = answer(model, processor, some, Downsampled(keep=0.25))
     for sample, before, after in zip(some, full.kept, fewer.kept, strict=True):
@@ -179,7 +179,7 @@ def test_bad_arguments_are_explained(arguments, message, capsys):
 
 def test_weights_are_part_of_what_a_cell_is(tmp_path, monkeypatch):
     cell = bench.Plan("llava", bench.settings(["divprune"], [0.1], ["original"]), ("word",), 2).cells()[-1]
-    bench._write(cell.path(tmp_path), {"identity": cell.identity()})
+    cells.write(cell.path(tmp_path), {"identity": cell.identity()})
     assert cell.finished(tmp_path)
     monkeypatch.setattr(bench, "_weights", lambda model: "others")
     assert not cell.finished(tmp_path)

@@ -28,12 +28,10 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
         options.samples,
     )
     cells = plan.cells()
-    there = sum(cell.finished(options.out) for cell in cells)
-    if there:
-        console.print(f"{there} of {len(cells)} cells are there already", highlight=False)
     with progress_bar(console) as progress:
         asking = progress.add_task(f"asking {plan.model}", total=len(cells) * plan.samples)
-        results = run.run(plan, options.out, lambda n: progress.advance(asking, n))
+        tick = lambda n: progress.advance(asking, n)
+        results = run.run(plan, options.out, tick, lambda text: console.print(text, highlight=False))
     found = report.rows(plan, results)
     keeps, given = ",".join(f"{k:g}" for k in options.keep), ",".join
     ran = {

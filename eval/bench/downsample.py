@@ -60,9 +60,6 @@ class Downsampled(Setting):
         images = [[self._resized(scene.image) for scene in s.scenes] for s in samples]
         return encode(processor, samples, images, do_resize=False, do_center_crop=False)
 
-    def records(self, model: Any, n: int) -> list[list[Any]]:
-        return [[] for _ in range(n)]
-
     def _resized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
         rows, columns = raster(height, width, Budget(self.keep).count(height * width))

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .run import BASELINES
+from .tasks import ALL
 
 
 def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -21,7 +22,7 @@ def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     ax = figure.subplots()
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["task"] == "all":
+        if row["task"] == ALL:
             lines.setdefault((row["policy"], row["positions"]), []).append(row)
     colours = dict(zip(BASELINES, ("0.7", "0.5", "0.25"), strict=True))
     for (name, positions), line in lines.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..cells import write_csv
 from .run import BASELINES, Plan
+from .tasks import ALL
 
-#: The row over all tasks.
-ALL = "all"
 _RESAMPLES = 2000
 
 
@@ -131,10 +130,7 @@ def write(found: Sequence[dict[str, Any]], out: Path, ran: dict[str, Any]) -> No
     from . import plots
 
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in found for name in row)))
-        writer.writeheader()
-        writer.writerows(found)
+    write_csv(out / "results.csv", found)
     (out / "results.json").write_text(dumps(found, ran))
     (out / "results.md").write_text(markdown(found, ran))
     plots.curves(found, out / "curves.png")

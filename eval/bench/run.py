@@ -9,22 +9,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ... import __version__
 from ...api import Positions
 from ...policies import make_policy
-from .. import minivlm
+from .. import cells, minivlm
 from ..asking import Sample, Setting, answer, right
-from ..minivlm import llava
 from . import tasks
 from .downsample import Downsampled
 
 #: What every policy is compared with, run whether asked for or not.
 BASELINES = ("random", "grid", "downsample")
 BATCH = 50
-_FAMILIES: dict[str, ModuleType] = {"llava": llava}
 
 
 @dataclass(frozen=True)
@@ -97,30 +94,36 @@ class Cell:
 
     def finished(self, out: Path) -> bool:
         """Whether this very cell has been run: with fewer samples, say, it has not."""
-        path = self.path(out)
-        return path.exists() and json.loads(path.read_text())["identity"] == self.identity()
+        return cells.finished(self.path(out), self.identity())
 
 
-def run(plan: Plan, out: Path, tick: Callable[[int], None] = lambda n: None) -> dict[tuple, dict[str, Any]]:
+def run(
+    plan: Plan, out: Path, tick: Callable[[int], None] = lambda n: None, note: Callable[[str], None] = lambda text: None
+) -> dict[tuple, dict[str, Any]]:
     """Run the cells that are not there yet.
 
     Args:
         plan: what to run.
         out: folder of results; one that holds some is gone on with.
         tick: told of every few questions answered, or found to be.
+        note: told how much is there already.
 
     Returns:
         By `Cell.key`: `identity`, and per question `right`, `texts`, `answers` (the right ones) and `kept`.
     """
-    sizes = _FAMILIES[plan.model].SIZES
+    sizes = minivlm.family(plan.model).SIZES
     draw = functools.cache(lambda task: tasks.samples(task, plan.samples, sizes))
     load = functools.cache(lambda: minivlm.load(plan.model))
-    for cell in plan.cells():
-        if cell.finished(out):
-            tick(plan.samples)
-            continue
-        _write(cell.path(out), {"identity": cell.identity()} | _evaluate(*load(), draw(cell.task), cell.setting, tick))
-    return {cell.key: json.loads(cell.path(out).read_text()) for cell in plan.cells()}
+    every = plan.cells()
+    todo = [cell for cell in every if not cell.finished(out)]
+    there = len(every) - len(todo)
+    if there:
+        note(f"{there} of {len(every)} cells are there already")
+        tick(there * plan.samples)
+    for cell in todo:
+        results = _evaluate(*load(), draw(cell.task), cell.setting, tick)
+        cells.write(cell.path(out), {"identity": cell.identity()} | results)
+    return {cell.key: json.loads(cell.path(out).read_text()) for cell in every}
 
 
 def _evaluate(model: Any, processor: Any, samples: list[Sample], setting: Setting, tick: Callable) -> dict[str, Any]:
@@ -131,10 +134,3 @@ def _evaluate(model: Any, processor: Any, samples: list[Sample], setting: Settin
         "answers": [s.question.answer for s in samples],
         "kept": answers.kept,
     }
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")  # a cell is there whole or not at all
-    partial.write_text(json.dumps(results) + "\n")
-    partial.replace(path)

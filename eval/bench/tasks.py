@@ -22,6 +22,8 @@ TASKS = {
     "pair": ("pair",),
     "small": ("small",),
 }
+#: What stands for all of them together.
+ALL = "all"
 #: Answers that take turns, so that none can be guessed.
 _BALANCED = {"existence": ("yes", "no"), "pair": ("first", "second", "both", "neither")}
 

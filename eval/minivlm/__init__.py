@@ -6,7 +6,9 @@ the weights, and can make a miniature Qwen2.5-VL too.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
@@ -32,6 +34,11 @@ def place(model: str) -> str:
 def positions(model: str, chosen: Positions | None) -> Positions | None:
     """The positions to prune a model with: those chosen, else those that suit it, else its family's."""
     return chosen or (POSITIONS if model in EMBEDDED else None)
+
+
+def family(name: str) -> ModuleType:
+    """The module of a family, shipped or only trainable: `llava` or `qwen`."""
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def load(name: Name = "llava") -> tuple[PreTrainedModel, ProcessorMixin]:

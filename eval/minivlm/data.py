@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -57,13 +59,21 @@ class Data:
         return self.images.shape[1], self.images.shape[2]
 
 
+#: Shapes, tiles, letters of the sign, rows of the table, the dot: what each is told apart by.
+_CONTENTS = (
+    (len(COLOUR_NAMES), len(SHAPES)),
+    (len(COLOUR_NAMES), len(LETTERS)),
+    (WORD_LENGTH, len(LETTERS)),
+    (len(LETTERS), len(DIGITS)),
+    (len(COLOUR_NAMES),),
+)
+N_CONTENTS = sum(map(math.prod, _CONTENTS))
+
+
 def contents(scene: Scene) -> np.ndarray:
     """What a picture holds: shapes, tiles, letters of the sign by slot, rows of the table, the dot."""
-    shapes = np.zeros((len(COLOUR_NAMES), len(SHAPES)), np.uint8)
-    tiles = np.zeros((len(COLOUR_NAMES), len(LETTERS)), np.uint8)
-    word = np.zeros((WORD_LENGTH, len(LETTERS)), np.uint8)
-    table = np.zeros((len(LETTERS), len(DIGITS)), np.uint8)
-    dot = np.zeros(len(COLOUR_NAMES), np.uint8)
+    parts = [np.zeros(shape, np.uint8) for shape in _CONTENTS]
+    shapes, tiles, word, table, dot = parts
     for s in scene.shapes:
         shapes[COLOUR_NAMES.index(s.colour), SHAPES.index(s.kind)] = 1
     for t in scene.tiles:
@@ -74,10 +84,7 @@ def contents(scene: Scene) -> np.ndarray:
         table[LETTERS.index(key), DIGITS.index(value)] = 1
     if scene.dot:
         dot[COLOUR_NAMES.index(scene.dot)] = 1
-    return np.concatenate([part.ravel() for part in (shapes, tiles, word, table, dot)])
-
-
-N_CONTENTS = len(COLOUR_NAMES) * (len(SHAPES) + len(LETTERS) + 1) + len(LETTERS) * (WORD_LENGTH + len(DIGITS))
+    return np.concatenate([part.ravel() for part in parts])
 
 
 def _encode(job: tuple[str, int, int, int]) -> tuple[np.ndarray, ...]:
@@ -130,13 +137,15 @@ def pair_questions(family: ModuleType, first: Tensor, second: Tensor) -> tuple[T
         first: bool (B, 6), kinds of shape on the first picture of each pair.
         second: likewise.
     """
-    table = {}
-    for k, kind in enumerate(SHAPES):
-        for present in ((a, b) for a in (False, True) for b in (False, True)):
-            table[k, present] = encode_question(family, ask_pair(kind), pair_answer(*present))
-    rows = [
-        [table[k, (a, b)] for k, (a, b) in enumerate(zip(one, two, strict=True))]
-        for one, two in zip(first.tolist(), second.tolist(), strict=True)
+    asked = _pair_table(family)[range(len(SHAPES)), first.int(), second.int()]
+    return asked[..., 0, :], asked[..., 1, :]
+
+
+@functools.cache
+def _pair_table(family: ModuleType) -> Tensor:
+    """Ids and targets of every question about a pair and its answer: (kind, in first, in second, 2, QA_LEN)."""
+    table = [
+        [[encode_question(family, ask_pair(kind), pair_answer(a, b)) for b in (False, True)] for a in (False, True)]
+        for kind in SHAPES
     ]
-    ids, targets = np.array(rows).swapaxes(0, 2).swapaxes(1, 2)
-    return torch.from_numpy(ids), torch.from_numpy(targets)
+    return torch.from_numpy(np.array(table))

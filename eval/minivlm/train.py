@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import json
 import logging
 import time
@@ -33,6 +32,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .. import minivlm
 from ..machine import describe
 from .data import QUESTIONS_PER_IMAGE, TYPES, Data, batches, make_data, pair_questions
 from .drawing import SHAPES
@@ -41,7 +41,6 @@ from .questions import PAIR
 
 logger = logging.getLogger(__name__)
 
-STEPS = {"llava": (2000, 3600), "qwen": (2000, 3600)}
 _PAIRS = 5  # every fifth step of the language model is on pairs of pictures
 
 
@@ -192,9 +191,9 @@ class Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=tuple(STEPS), default="llava")
+    parser.add_argument("--model", choices=("llava", "qwen"), default="llava")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, processor and training.json")
-    parser.add_argument("--steps", type=int, nargs=2, metavar=("TOWER", "LANGUAGE"), help=f"default: {STEPS}")
+    parser.add_argument("--steps", type=int, nargs=2, default=[2000, 3600], metavar=("TOWER", "LANGUAGE"))
     parser.add_argument("--scenes", type=int, default=40_000, help="training scenes")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
@@ -204,12 +203,11 @@ def main() -> None:
         "--compile", action="store_true", help="compile the layers: a third faster, needs a C++ compiler"
     )
     args = parser.parse_args()
-    args.steps = args.steps or STEPS[args.model]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    family = importlib.import_module(f"{__package__}.{args.model}")
+    family = minivlm.family(args.model)
     model: Any = family.build_model()
     heads = TowerHeads(model.config.text_config.hidden_size)  # towers are as wide, or merge to it
     if args.compile:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..eval import minivlm
 from ..policies import registry
 from . import arguments
 
-_MODELS = ("llava",)
 _POSITIONS = ("original", "compact")
 _TASKS = ("attribute", "existence", "counting", "spatial", "letter", "word", "table", "pair", "small")
 
@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "and smaller pictures. Goes on where it was interrupted.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    bench.add_argument("--model", choices=_MODELS, default="llava", help="which embedded model")
+    bench.add_argument("--model", choices=minivlm.NAMES, default="llava", help="which embedded model")
     bench.add_argument(
         "--policy",
         type=_policies,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..cache import CACHE_NAME
+
 WARM_UP = 2  # rounds that are not counted
 
 
@@ -81,7 +83,7 @@ def measure_prefill(
                     before = _now(device)
                     out = model(**inputs, use_cache=True, logits_to_keep=1)
                     total = _now(device) - before
-                sizes[key] = cache_bytes(out.past_key_values)
+                sizes[key] = cache_bytes(getattr(out, CACHE_NAME))
                 vision = marks[1] - marks[0]
                 if i >= 0:
                     times[key].append((total - vision, vision))

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..api import pruning, pruning_report
+from ..cache import CACHE_NAME
 from ..patches.base import base_of, family_of
 from .prefill import WARM_UP, cache_bytes
 
@@ -169,7 +170,7 @@ def _row(model: Any, inputs: Mapping[str, Tensor], setting: Setting, times: Timi
     with setting.context(model):
         with count_flops() as counter:
             out = model(**inputs, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
+        cache = getattr(out, CACHE_NAME)
         row["flops"], row["flops_formula"] = counter.get_total_flops(), decoder_flops(model, cache)
         row["kv_cache_bytes"] = cache_bytes(cache)
         del out, cache

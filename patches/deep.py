@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..cache import Held
+from ..cache import Held, cache_among
 from ..decoder import layer_mask
 from ..ops import attention_received
 from ..policies.base import Policy
@@ -118,7 +118,7 @@ class DeepStage:
         kinds = getattr(config, "layer_types", None)
         kind = None if kinds is None else kinds[i]
         if kind not in deep.masks:
-            deep.masks[kind] = layer_mask(config, i, hidden, valid, kwargs.get("past_key_values"))
+            deep.masks[kind] = layer_mask(config, i, hidden, valid, cache_among(kwargs))
         new["attention_mask"] = deep.masks[kind]
         if kwargs.get("cache_position") is not None:
             total = valid.shape[1]

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from ..budget import AdaptiveBudget, Budget, HalfwayBudget
-from ..cache import STATE_ATTRIBUTE, Layout, PrunedCacheError, adopt, layout_of
+from ..cache import CACHE_NAME, STATE_ATTRIBUTE, Layout, PrunedCacheError, adopt, cache_among, layout_of
 from ..policies.base import Policy
 from ..sequence import Packing
-from .base import Family, Kind, base_of
+from .base import Family, Kind, UnsupportedModelError, base_of
 from .blocks import shortened
 from .deep import Deep, DeepStage
 from .encoder import EncoderListener
@@ -82,7 +83,13 @@ class Pruner:
         self.records: list[Record] = []
         # Until some release 5.x, masks are built from this index of physical columns, which the text
         # model would otherwise derive from the logical length.
-        self._reads_cache_position = "cache_position" in inspect.signature(self.text.forward).parameters
+        accepted = inspect.signature(self.text.forward).parameters
+        self._reads_cache_position = "cache_position" in accepted
+        if CACHE_NAME not in accepted:  # rather than overlook a cache under yet another name
+            raise UnsupportedModelError(
+                f"{type(self.text).__name__} takes no argument {CACHE_NAME!r}, through which transformers "
+                f"{transformers.__version__} hands on the KV cache; install a version that tokenprune was tested with"
+            )
         spec = None if policy is None else policy.encoder()
         self._encoder = EncoderListener(self.base, family.encoder, spec) if spec and family.encoder else None
         self.deep_budget = None if deep is None else deep[1]
@@ -182,7 +189,7 @@ class Pruner:
         if self.family.masks == "text":
             return None
         state.mask = call.get("attention_mask")
-        cache = call.get("past_key_values")
+        cache = cache_among(call)
         if isinstance(state.mask, dict) or (state.mask is not None and state.mask.ndim != 2):
             raise ValueError(
                 f"pruning cannot follow ready-made attention masks on model type {self.base.config.model_type!r}; "
@@ -225,7 +232,7 @@ class Pruner:
     def _enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         state = self.call() or _Call(self)
         _CALL.set(state)
-        layout = layout_of(kwargs.get("past_key_values"))
+        layout = layout_of(cache_among(kwargs))
         if layout is not None and layout.upper and list(layout.upper) != self._deep_layers:
             raise PrunedCacheError(
                 "this KV cache was filled by a policy that dropped tokens at decoder layer "
@@ -240,7 +247,7 @@ class Pruner:
             if not bool(plan.keep.all()):
                 return args, self._shrink(state, plan, kwargs)
             if self._deep is not None:
-                cache = kwargs.get("past_key_values")
+                cache = cache_among(kwargs)
                 past = Past.of(cache, len(plan.keep), plan.keep.device)
                 state.deep = self._deep_call(cache, past, plan.mask, plan, None)
         if layout is not None:
@@ -254,7 +261,7 @@ class Pruner:
             return
         layout, deep = state.layout, state.deep
         state.layout, state.deep, state.shrunk = None, None, False
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, CACHE_NAME, None)
         if cache is None:  # no cache is kept, or the call failed
             return
         if deep is not None and deep.visual is not None and deep.changed:
@@ -284,7 +291,7 @@ class Pruner:
 
     def _shrink(self, state: _Call, plan: Plan, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the text model without the columns that go."""
-        cache = kwargs.get("past_key_values")
+        cache = cache_among(kwargs)
         past = Past.of(cache, len(plan.keep), plan.keep.device)
         mask, length = plan.mask, plan.keep.shape[1]
         keep = plan.keep if mask is None else plan.keep & mask[:, -length:]
@@ -334,7 +341,7 @@ class Pruner:
 
     def _follow(self, state: _Call, layout: Layout, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a call that prunes nothing, on a cache that was pruned before."""
-        cache = kwargs["past_key_values"]
+        cache = cache_among(kwargs)
         tokens = kwargs.get("inputs_embeds")
         tokens = kwargs["input_ids"] if tokens is None else tokens
         batch, length = tokens.shape[:2]

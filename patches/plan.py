@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..cache import cache_among
 from ..policies.base import Policy, select
 from ..sequence import Packing
 from ..visual import Grid, Selection, VisualTokens
@@ -75,7 +76,7 @@ class Plan:
     def __init__(self, pruner: Pruner, request: Request, embeds: Tensor, kwargs: Mapping[str, Any]):
         batch, length = embeds.shape[:2]
         self.pruner, self.embeds = pruner, embeds
-        self.mask = padding_mask(kwargs.get("attention_mask"), kwargs.get("past_key_values"), batch, length)
+        self.mask = padding_mask(kwargs.get("attention_mask"), cache_among(kwargs), batch, length)
         self.keep = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
         self.records: list[Record] = []
         self._replaced = False

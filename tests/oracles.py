@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tokenprune import pruning, pruning_report
+from tokenprune.cache import cache_among
 
 from .families import FAMILIES, text_of
 
@@ -197,7 +198,7 @@ def deep_masked(model, batch, keep, upper, positions: str = "original", steps: i
 
     def hide(module, args, kwargs):
         length = args[0].shape[1]
-        cache = kwargs.get("past_key_values")
+        cache = cache_among(kwargs)
         total = length if cache is None else cache.layers[module.self_attn.layer_idx].get_seq_length() + length
         held = upper[max(i for i in upper if i <= module.self_attn.layer_idx)]
         seen = torch.nn.functional.pad(held & padding, (0, total - held.shape[1]), value=True)

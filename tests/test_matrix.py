@@ -19,6 +19,7 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
+from tokenprune.cache import cache_among
 
 from . import test_traps
 from .families import (
@@ -68,7 +69,7 @@ def hidden(model, keep):
     def hide(module, args, kwargs):
         tokens = kwargs.get("inputs_embeds")
         tokens = kwargs["input_ids"] if tokens is None else tokens
-        cache = kwargs.get("past_key_values")
+        cache = cache_among(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         total = past + tokens.shape[1]
         kept = keep.repeat_interleave(len(tokens) // len(keep), 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache as memoize
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from transformers.masking_utils import create_causal_mask
+
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
+#: What models call the KV cache, in their arguments and in their outputs: renamed in transformers 5.24.
+CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
 #: Attribute of a pruned base model; its absence tells a cache that pruning was removed.
 STATE_ATTRIBUTE = "_tokenprune"
+
+
+def cache_among(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache in a model's keyword arguments, under its name or its former one; None without one."""
+    cache = arguments.get(CACHE_NAME)
+    return arguments.get("past_key_values") if cache is None else cache
 
 
 class PrunedCacheError(RuntimeError):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
+from .cache import CACHE_NAME
+
 
 class _LayerCache:
     """A cache as one layer sees it: mask builders ask for the length of some layer, and get this one's."""
@@ -46,9 +48,9 @@ def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: An
     arguments: dict[str, Any] = dict(
         config=config,
         attention_mask=valid,
-        past_key_values=None if cache is None else _LayerCache(cache, layer),
         position_ids=None,
     )
+    arguments[CACHE_NAME] = None if cache is None else _LayerCache(cache, layer)
     arguments["inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"] = hidden
     if "cache_position" in accepted:
         arguments["cache_position"] = torch.arange(

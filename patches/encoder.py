@@ -49,7 +49,7 @@ class Heard:
     """Per visual input of one encoder call."""
 
     attention: list[Tensor] | None = None  # (N,)
-    keys: list[Tensor] | None = None  # (N, H * d)
+    keys: list[Tensor] | None = None  # (N, H * d) or (N, d)
     features: list[Tensor] | None = None  # (N, D_v)
 
 
@@ -75,7 +75,7 @@ class EncoderListener:
         self._handles: list[Any] = []
 
     def attach(self) -> None:
-        if self.rows is not None or self.spec.keys:
+        if self.rows is not None or self.spec.keys is not None:
             self._tap.attach()
         if self.spec.features and self.encoder.projector is not None:
             projector = self.base.get_submodule(self.encoder.projector)
@@ -126,8 +126,9 @@ class EncoderListener:
     def _note(self, notes: _Notes, query: Tensor, key: Tensor, scaling: float | None) -> None:
         skip = int(self.cls)
         joined = key.transpose(1, 2).flatten(2)  # (B, M, H * d)
-        if self.spec.keys:
-            notes.keys.append(joined[:, skip:])
+        if self.spec.keys is not None:
+            keys = joined if self.spec.keys == "joined" else key.mean(1)
+            notes.keys.append(keys[:, skip:])
         if self.rows is None:
             return
         if self.spec.joined_heads:

@@ -80,21 +80,32 @@ class Plan:
         self.keep = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
         self.records: list[Record] = []
         self._replaced = False
-        text = None
         self._columns: list[Tensor] = []  # of each record's input, all of them
-        if pruner.policy is not None and "text" in pruner.policy.needs:
-            text = ~request.visual().to(embeds.device)
-            text = text if self.mask is None else text & self.mask[:, -length:]
+        words = self._words(request)
         jobs: list[_Job] = []
         for row in request.inputs():
             index = 0
             for i, visual in enumerate(row):
-                jobs.append(self._job(visual, i, index, None if text is None else embeds[visual.row, text[visual.row]]))
+                jobs.append(self._job(visual, i, index, words[visual.row]))
                 grid = visual.shape.grids[0] if visual.shape.grids else (1, 1, 1)
                 index += grid[0]
         self._select(jobs)
 
-    def _job(self, visual: VisualInput, i: int, index: int, text: Tensor | None) -> _Job:
+    def _words(self, request: Request) -> list[dict[str, Tensor]]:
+        """Per row, the fields of `VisualTokens` that hold its text; none where the policy does not read it."""
+        policy, length = self.pruner.policy, self.keep.shape[1]
+        if policy is None or "text" not in policy.needs:
+            return [{} for _ in self.keep]
+        visual = request.visual().to(self.embeds.device)
+        text = ~visual if self.mask is None else ~visual & self.mask[:, -length:]
+        after = text & (visual.flip(1).cumsum(1).flip(1) == 0)
+        after = torch.where(after.any(1, keepdim=True), after, text)
+        return [
+            {"text": row[all_of_it], "question": row[asked]}
+            for row, all_of_it, asked in zip(self.embeds, text, after, strict=True)
+        ]
+
+    def _job(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Tensor]) -> _Job:
         """What the policy is asked about one input; nothing where all of it stays."""
         n, columns = len(visual.columns), visual.columns
         policy = self.pruner.policy
@@ -111,7 +122,7 @@ class Plan:
             grids=visual.shape.grids,
             kind=visual.kind,
             index=index,
-            text=text,
+            **words,
             **self._encoder_values(policy, visual, len(places)),
         )
         extra = (~candidate).nonzero()[:spare, 0]

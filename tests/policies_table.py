@@ -11,10 +11,19 @@ POLICIES = {
     "todre-k-center": ("todre", {"removal": False, "objective": "k-center", "pivot_without_cls": "farthest"}),
     "tokenflex": ("tokenflex", {}),
     "recoverable": ("recoverable", {}),
+    "visionzip": ("visionzip", {}),
+    "prumerge": ("prumerge", {}),
+    "prumerge+": ("prumerge+", {}),
+    "vispruner": ("vispruner", {"step": 2}),
+    "cdpruner": ("cdpruner", {}),
+    "holov": ("holov", {"parts": 5}),
+    "scope": ("scope", {}),
+    "mmtok": ("mmtok", {}),
+    "eadp": ("eadp", {}),
 }
 
 #: Those that feed the language model other features than it would have seen.
-CHANGES_FEATURES = {"tokenflex", "recoverable"}
+CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge+"}
 
 #: Policies with a decoder stage by label: policies and options.
 DEEP = {

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from tokenprune.ops import (
     attention_received,
+    coverage_select,
+    dpp_select,
     implementation,
     max_min_select,
     max_sum_select,
@@ -82,7 +84,8 @@ def check_picks(op, x, k, first, mask):
     for name, picks in answers.items():
         assert picks.dtype == torch.int64
         assert torch.equal(picks, expected), name
-    counts = torch.full((len(x),), x.shape[1], device=x.device) if mask is None else mask.sum(1)
+    n = x.shape[2] if op is coverage_select else x.shape[1]
+    counts = torch.full((len(x),), n, device=x.device) if mask is None else mask.sum(1)
     for row, count, i in zip(expected.tolist(), counts.tolist(), range(len(x)), strict=True):
         real = row[: min(k, count)]
         assert len(set(real)) == len(real) and -1 not in real and set(row[count:]) <= {-1}
@@ -108,6 +111,67 @@ def test_max_min_from_a_pivot_is_the_references_to_the_bit(case):
 def test_max_sum_is_the_references_to_the_bit(case):
     x, first, mask, k = case
     check_picks(max_sum_select, x, k, first, mask)
+
+
+@settings(CASES, max_examples=500)
+@given(batches(), st.data())
+def test_coverage_is_the_references_to_the_bit(case, data):
+    """Similarities in sixteenths and qualities that are powers of two: gains are exact in any order of summing."""
+    x, _, mask, k = case
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    shape = (len(x), data.draw(st.integers(1, 30)), x.shape[1])
+    similarity = (torch.randint(-8, 17, shape, generator=generator) / 16).to(x.device, x.dtype)
+    if data.draw(st.booleans()):
+        similarity[:] = similarity[:, :, :1]  # every candidate alike
+    quality = None
+    if data.draw(st.booleans()):
+        quality = 2.0 ** torch.randint(-2, 3, x.shape[:2], generator=generator).to(x.device)
+    check_picks(coverage_select, similarity, k, quality, mask)
+
+
+@settings(CASES, max_examples=500)
+@given(batches(), st.data())
+def test_dpp_is_the_references(case, data):
+    """Quality from a continuum: no two variances are so near that rounding could decide."""
+    x, _, mask, k = case
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    quality = (0.2 + torch.rand(x.shape[:2], generator=generator)).to(x.device)
+    # Exact cosines make true ties of what is left after some picks; noise breaks them.
+    x = x + 0.3 * torch.randn(x.shape, generator=generator).to(x) * x.float().norm(dim=-1, keepdim=True).to(x)
+    check_picks(lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, quality, mask)
+
+
+def test_dpp_maximises_the_determinant_step_by_step():
+    x, quality = torch.randn(24, 40, generator=torch.Generator().manual_seed(5)), torch.linspace(1, 0.3, 24)
+    unit = F.normalize(x.double(), dim=-1) * quality[:, None].double()
+    kernel, picks = unit @ unit.T, []
+    while len(picks) < 12:
+        volume = [
+            -1.0 if i in picks else float(torch.linalg.det(kernel[picks + [i]][:, picks + [i]])) for i in range(24)
+        ]
+        picks.append(int(torch.tensor(volume).argmax()))
+    for name in ["reference", *FAST]:
+        with implementation(name):
+            assert dpp_select(x[None], quality[None], 12)[0].tolist() == picks
+
+
+@pytest.mark.parametrize("name", ["reference", *FAST])
+def test_dpp_takes_duplicates_last(name):
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(1)).repeat(3, 1)
+    with implementation(name):
+        picks = dpp_select(x[None], torch.ones(1, 18), 18)[0].tolist()
+    assert sorted(i % 6 for i in picks[:6]) == list(range(6)) and picks[6:] == sorted(picks[6:])
+
+
+@pytest.mark.parametrize("name", ["reference", *FAST])
+def test_coverage_by_hand(name):
+    """Three targets: token 0 covers all a little, 1 and 2 cover one each entirely, 3 repeats 1."""
+    similarity = torch.tensor([[[0.5, 1.0, 0.0, 1.0], [0.5, 0.0, 0.75, 0.0], [0.5, 0.0, 0.0, 0.0]]])
+    with implementation(name):
+        # gains 1.5, 1, .75, 1; then .5, .25, .5: the tie goes to token 1; then .25 and 0
+        assert coverage_select(similarity, 4)[0].tolist() == [0, 1, 2, 3]
+        # token 3 is wanted thrice as much: 3; then 1 (0 adds .5 + .5), 0.75 and 0
+        assert coverage_select(similarity, 4, torch.tensor([[1.0, 1, 1, 3]]))[0].tolist() == [3, 0, 2, 1]
 
 
 @CASES
@@ -253,6 +317,12 @@ def test_bad_arguments_are_named():
         max_sum_select(x, 2, torch.tensor([1]))
     with pytest.raises(ValueError, match="mask must be"):
         max_sum_select(x, 2, torch.tensor([1, 1]), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"quality \(B, N\)"):
+        dpp_select(x, torch.ones(2, 4), 2)
+    with pytest.raises(ValueError, match="quality must be"):
+        coverage_select(x.mT, 2, torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"similarity must be \(B, R, N\)"):
+        coverage_select(x[0], 2)
     with pytest.raises(ValueError, match=r"k=0 must be"):
         topk_gather(x[..., 0], x, 0)
     with pytest.raises(ValueError, match=r"scores must be \(B, N\)"):
@@ -274,6 +344,8 @@ def calls(k=3):
         (ops.max_min_select.default, (x, k, None, None)),
         (ops.max_min_select.default, (x, k, first, mask)),
         (ops.max_sum_select.default, (x, k, first, None)),
+        (ops.dpp_select.default, (x, scores.sigmoid(), k, mask)),
+        (ops.coverage_select.default, (x.mT.contiguous(), k, scores.sigmoid(), None)),
         (ops.topk_gather.default, (scores, x, k, None, None)),
         (
             ops.topk_gather.default,
@@ -291,7 +363,8 @@ def test_custom_ops_are_well_formed(op, args):
 def test_compile_keeps_its_graph_whole_around_the_ops():
     def layer(x, scores, first):
         x = x * 2
-        diverse = torch.cat([max_min_select(x, 3), max_sum_select(x, 3, first)], 1)
+        diverse = torch.cat([max_min_select(x, 3), max_sum_select(x, 3, first), dpp_select(x, scores, 3)], 1)
+        diverse = torch.cat([diverse, coverage_select(x.mT, 3)], 1)
         indices, gathered = topk_gather(scores + 1, x, 2)
         heads = x[:, None].expand(-1, 4, -1, -1)
         received = attention_received(heads, heads[:, :2])
@@ -313,6 +386,8 @@ def test_three_launches_and_a_cuda_graph():
             max_min_select(x, 60),
             max_min_select(x, 60, first),
             max_sum_select(x, 60, first),
+            dpp_select(x, scores.sigmoid(), 60),
+            coverage_select(x.float() @ x.float().mT, 60),
             *topk_gather(scores, x, 60),
             attention_received(x[:, None], x[:, None]),
         )

@@ -80,7 +80,7 @@ def test_clip(rows):
 
 
 def test_clip_last_layer_joined_heads_keys_and_features():
-    spec = EncoderSpec("last", "cls", joined_heads=True, keys=True, features=True)
+    spec = EncoderSpec("last", "cls", joined_heads=True, keys="joined", features=True)
     seen = hear("llava", spec)
     model, inputs = get_model("llava"), ragged_batch("llava").inputs
     tower = model.model.vision_tower

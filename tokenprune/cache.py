@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-
 from transformers.masking_utils import create_causal_mask
 
 if TYPE_CHECKING:

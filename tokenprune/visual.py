@@ -23,7 +23,7 @@ class EncoderSpec:
         cls_query: with `"received"`: whether the CLS token is among the givers.
         joined_heads: one softmax over full-width queries and keys instead of the mean over heads.
         without_cls: what takes the place of `"cls"` on encoders that have none; None: nothing.
-        keys: also give the layer's keys.
+        keys: also give the layer's keys, heads `"joined"` or their `"mean"`.
         features: also give the tokens before the projector.
     """
 
@@ -32,7 +32,7 @@ class EncoderSpec:
     cls_query: bool = True
     joined_heads: bool = False
     without_cls: Literal["received"] | None = "received"
-    keys: bool = False
+    keys: Literal["joined", "mean"] | None = None
     features: bool = False
 
 
@@ -50,10 +50,11 @@ class VisualTokens:
         index: which of its row's visual inputs this is, counting video frames one by one where the
             budget is spread over frames.
         text: (L, D) input embeddings of the row's text, for policies that declare `"text"`.
+        question: (Q, D) those of them that follow the row's last visual token; all text, where none does.
         encoder_features: (N, D_v) tokens before the projector, where they exist one-to-one.
         encoder_attention: (N,) float32 saliency from the vision encoder, for policies whose `encoder`
             asks for it. None where it asks for CLS attention alone and there is no CLS.
-        encoder_keys: (N, H * d) keys of that layer, if asked for.
+        encoder_keys: (N, H * d) or, their mean over heads, (N, d) keys of that layer, if asked for.
         project: the projector, (K, D_v) -> (K, D), where `encoder_features` are given.
     """
 
@@ -62,6 +63,7 @@ class VisualTokens:
     kind: Literal["image", "video"] = "image"
     index: int = 0
     text: Tensor | None = None
+    question: Tensor | None = None
     encoder_features: Tensor | None = None
     encoder_attention: Tensor | None = None
     encoder_keys: Tensor | None = None
@@ -91,6 +93,7 @@ class VisualTokens:
                 kind=self.kind,
                 index=self.index * t + i,
                 text=self.text,
+                question=self.question,
                 encoder_features=part(self.encoder_features, i),
                 encoder_attention=part(self.encoder_attention, i),
                 encoder_keys=part(self.encoder_keys, i),

@@ -6,12 +6,16 @@ Triton kernels; `implementation` overrides the choice. All are `torch.library` c
 """
 
 from .attention import attention_received
+from .coverage import coverage_select
 from .dispatch import implementation
+from .dpp import dpp_select
 from .greedy import max_min_select, max_sum_select
 from .topk import topk_gather, topk_select
 
 __all__ = [
     "attention_received",
+    "coverage_select",
+    "dpp_select",
     "implementation",
     "max_min_select",
     "max_sum_select",

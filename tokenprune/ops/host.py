@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .reference import NO_VARIANCE
+
 _GRAM_LIMIT = 4096  # tokens; above, N x N float32 would take more than 64 MB
 _GRAM_GAIN = 12  # a product of matrices does this many times the work of matrix by vector in its time
 _GRAM_BLOCKS = 6
@@ -51,9 +53,7 @@ def _greedy(features: Tensor, k: int, first: int | None, update: np.ufunc) -> np
     `update` merges scores with the similarities of a pick. Without `first`: the token least like its
     nearest neighbour.
     """
-    n = len(features)
-    unit = features.to(torch.float32, copy=True)
-    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=1e-12)
+    n, unit = len(features), _unit(features)
     row_of: Callable[[int], np.ndarray]
     if n <= _GRAM_LIMIT and (first is None or k * _GRAM_GAIN > n):
         gram = _gram(unit)
@@ -74,6 +74,86 @@ def _greedy(features: Tensor, k: int, first: int | None, update: np.ufunc) -> np
         score[last] = np.inf  # never twice, whatever the rows say
         picks[i] = last = int(score.argmin())
     return picks
+
+
+@torch.no_grad()
+def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -> Tensor:
+    picks = torch.full((len(features), k), -1)
+    for i, (image, wanted) in enumerate(zip(features, quality, strict=True)):
+        candidates = torch.arange(len(image), device=image.device) if mask is None else mask[i].nonzero()[:, 0]
+        if len(candidates):
+            order = _most_volume(image[candidates], wanted[candidates], min(k, len(candidates)))
+            picks[i, : len(order)] = candidates.cpu()[torch.from_numpy(order)]
+    return picks.to(features.device)
+
+
+def _most_volume(features: Tensor, quality: Tensor, k: int) -> np.ndarray:
+    """k of the (N, D) tokens by a Cholesky factor that grows by a row at each pick."""
+    unit = _unit(features) * quality.float()[:, None]
+    n = len(unit)
+    row_of: Callable[[int], np.ndarray]
+    if n <= _GRAM_LIMIT and k * _GRAM_GAIN > n:
+        row_of = _gram(unit).cpu().numpy().__getitem__
+    else:
+        row_of = lambda i: torch.mv(unit, unit[i]).cpu().numpy()
+    own = unit.square().sum(1).cpu().numpy()
+    least, variance = NO_VARIANCE * own, own.copy()
+    factor, picks = np.zeros((k, n), np.float32), np.empty(k, np.int64)
+    gone = np.zeros(n, bool)
+    for step in range(k):
+        left = np.where(variance > least, variance, 0)
+        left[gone] = -np.inf
+        picks[step] = best = int(left.argmax())
+        gone[best] = True
+        if left[best] > 0:
+            row = row_of(best) - factor[:step, best] @ factor[:step]
+            factor[step] = row / np.sqrt(left[best])
+            variance -= factor[step] ** 2
+    return picks
+
+
+@torch.no_grad()
+def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Tensor | None) -> Tensor:
+    picks = torch.full((len(similarity), k), -1)
+    for i, image in enumerate(similarity):
+        scores = image.to(torch.promote_types(image.dtype, torch.float32)).T.contiguous().cpu().numpy()
+        factor = np.ones(len(scores)) if quality is None else quality[i].double().cpu().numpy()
+        candidates = np.arange(len(scores)) if mask is None else mask[i].nonzero()[:, 0].cpu().numpy()
+        order = _most_covering(scores[candidates], factor[candidates].astype(scores.dtype), min(k, len(candidates)))
+        picks[i, : len(order)] = torch.from_numpy(candidates[order])
+    return picks.to(similarity.device)
+
+
+def _most_covering(scores: np.ndarray, factor: np.ndarray, k: int) -> np.ndarray:
+    """k of N candidates, (N, R) similarities each to the targets.
+
+    Gains of before a pick bound those after it, sums rounded alike; the best of them are computed again
+    until one of the new ones is ahead of all bounds.
+    """
+    covered, picks = np.zeros(scores.shape[1], scores.dtype), np.empty(k, np.int64)
+    gains = lambda some: np.maximum(scores[some] - covered, 0).sum(1) * factor[some]
+    bound = gains(slice(None))
+    fresh = np.ones(len(bound), bool)
+    some = max(8, min(64, len(bound) // 16))
+    for step in range(k):
+        while not fresh[best := int(bound.argmax())]:
+            stale = np.where(fresh, -np.inf, bound)
+            again = np.argpartition(stale, -some)[-some:] if some < len(stale) else np.arange(len(stale))
+            again = again[~fresh[again]]
+            bound[again] = gains(again)
+            fresh[again] = True
+        picks[step] = best
+        np.maximum(covered, scores[best], out=covered)
+        bound[best] = -np.inf
+        fresh[:] = False
+        fresh[picks[: step + 1]] = True
+    return picks
+
+
+def _unit(features: Tensor) -> Tensor:
+    unit = features.to(torch.float32, copy=True)
+    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=1e-12)
+    return unit
 
 
 def _gram(unit: Tensor) -> Tensor:

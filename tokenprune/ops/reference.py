@@ -59,6 +59,51 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
     return (attention * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
 
 
+#: Of a token's variance: less than this is none, and rounding.
+NO_VARIANCE = 1e-4
+
+
+def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -> Tensor:
+    """Each pick is the candidate of largest variance given the picks: L_jj - L_jS L_SS^-1 L_Sj."""
+    similarity, excluded = _similarity(features, mask)
+    quality = quality.float()
+    kernel = quality[:, :, None] * similarity * quality[:, None]
+    own = kernel.diagonal(dim1=1, dim2=2)
+    variance, columns = own.clone(), []
+    picks = torch.empty(len(kernel), 0, dtype=torch.int64, device=kernel.device)
+    gone = excluded.clone()
+    for _ in range(k):
+        left = torch.where(variance > NO_VARIANCE * own, variance, 0).masked_fill(gone, -torch.inf)
+        best = left.argmax(-1)
+        picks = torch.cat([picks, best.masked_fill(gone.all(1), -1)[:, None]], 1)
+        row = kernel[torch.arange(len(kernel), device=kernel.device), best]
+        for column in columns:  # of the Cholesky factor of L_SS, continued to all tokens
+            row = row - column * column.gather(1, best[:, None])
+        explained = left.gather(1, best[:, None])  # without variance it explains nothing
+        columns.append(torch.where(explained > 0, row / explained.clamp(min=1e-30).sqrt(), 0))
+        variance = variance - columns[-1] ** 2
+        gone = gone.scatter(1, best[:, None], True)
+    return picks
+
+
+def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Each pick is the candidate that adds most to the coverage of all targets."""
+    dtype = torch.promote_types(similarity.dtype, torch.float32)
+    similarity = similarity.to(dtype)
+    batch, targets, n = similarity.shape
+    gone = torch.zeros(batch, n, dtype=torch.bool, device=similarity.device) if mask is None else ~mask
+    covered = similarity.new_zeros(batch, targets, 1)
+    picks = torch.empty(batch, 0, dtype=torch.int64, device=similarity.device)
+    for _ in range(k):
+        gain = (similarity - covered).clamp(min=0).sum(1)
+        gain = gain if quality is None else gain * quality.to(dtype)
+        best = gain.masked_fill(gone, -torch.inf).argmax(-1, keepdim=True)
+        picks = torch.cat([picks, best.masked_fill(gone.all(1, keepdim=True), -1)], 1)
+        covered = torch.maximum(covered, similarity.gather(2, best[:, None].expand(-1, targets, -1)))
+        gone = gone.scatter(1, best, True)
+    return picks
+
+
 def _similarity(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Cosines (B, N, N), and who is no candidate (B, N)."""
     unit = F.normalize(features.float(), dim=-1)

@@ -16,36 +16,48 @@ def greedy_selections(
     tokens: Sequence[VisualTokens],
     n_keep: Sequence[int],
     first: Sequence[Tensor] | None = None,
+    quality: Sequence[Tensor] | None = None,
 ) -> list[Selection]:
-    """Selections by `max_min_select` or `max_sum_select`.
+    """Selections by `max_min_select`, `max_sum_select` or `dpp_select`.
 
     Args:
         op: one of these.
         tokens: the visual inputs, of any sizes.
         n_keep: for each, how many.
         first: for each, the first pick, an int64 scalar; None: the op's own start.
+        quality: for each, (N,) as `dpp_select` takes it.
     """
     features = [each.features for each in tokens]
     if not features:
         return []
     if features[0].device.type == "cpu":  # image by image there anyhow: do not copy and pad
-        starts = [None] * len(features) if first is None else [pivot[None] for pivot in first]
-        picks = [op(x[None], k, start)[0] for x, k, start in zip(features, n_keep, starts, strict=True)]
+        picks = []
+        for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
+            more = {} if first is None else {"first": first[i][None]}
+            more |= {} if quality is None else {"quality": quality[i][None]}
+            picks.append(op(x[None], k=k, **more)[0])
     else:
-        picks = together(op, features, n_keep, first)
+        picks = together(op, features, n_keep, first, quality)
     return [Selection(each.sort().values) for each in picks]
 
 
 def together(
-    op: Callable[..., Tensor], features: Sequence[Tensor], n_keep: Sequence[int], first: Sequence[Tensor] | None
+    op: Callable[..., Tensor],
+    features: Sequence[Tensor],
+    n_keep: Sequence[int],
+    first: Sequence[Tensor] | None,
+    quality: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Picks of all inputs in one call, without waiting for the device."""
     device, longest = features[0].device, max(map(len, features))
-    mask = None
+    more: dict[str, Tensor] = {}
     if any(len(x) < longest for x in features):
         sizes = torch.tensor([len(x) for x in features])
-        mask = (torch.arange(longest) < sizes[:, None]).to(device, non_blocking=True)
-    starts = None if first is None else torch.stack([*first])
-    picks = op(pad_sequence([*features], batch_first=True), max(n_keep), starts, mask)
+        more["mask"] = (torch.arange(longest) < sizes[:, None]).to(device, non_blocking=True)
+    if first is not None:
+        more["first"] = torch.stack([*first])
+    if quality is not None:
+        more["quality"] = pad_sequence([*quality], batch_first=True)
+    picks = op(pad_sequence([*features], batch_first=True), k=max(n_keep), **more)
     # the first k of more picks are the picks of k
     return [row[:k] for row, k in zip(picks, n_keep, strict=True)]

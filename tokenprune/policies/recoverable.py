@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
+from .merging import mergeable, with_merged
 
 
 def outlier_share(values: Tensor, neighbours: int) -> float:
@@ -72,7 +73,7 @@ class Recoverable(Policy):
     paper: ClassVar[str] = "Recoverable Compression, AAAI 2025, arXiv:2409.01179"
 
     def encoder(self) -> EncoderSpec:
-        return EncoderSpec(layer="last", rows="cls", joined_heads=True, keys=True, features=True)
+        return EncoderSpec(layer="last", rows="cls", joined_heads=True, keys="joined", features=True)
 
     def select(self, tokens: VisualTokens, n_keep: int | None) -> Selection:
         attention, text, n = tokens.encoder_attention, self.likeness(tokens), len(tokens)
@@ -116,9 +117,8 @@ class Recoverable(Policy):
     def _merge(
         self, tokens: VisualTokens, attention: Tensor, text: Tensor, taken: Tensor, rest: Tensor, centres: int
     ) -> Selection:
-        before = tokens.encoder_features is not None and tokens.project is not None
-        features = tokens.encoder_features if before else tokens.features
-        assert features is not None and tokens.encoder_keys is not None
+        features, project = mergeable(tokens)
+        assert tokens.encoder_keys is not None
         weight, keys = attention[rest].to(features.dtype), F.normalize(tokens.encoder_keys[rest].float(), dim=-1)
         chosen = topk_select(attention[rest], centres)
 
@@ -136,13 +136,5 @@ class Recoverable(Policy):
         extra = (shares[:, None] * features[rest[left]]).sum(0, keepdim=True)
         place = rest[left][weight[left].argmax()][None]
 
-        changed = torch.cat([rest[chosen], place])
-        values = torch.cat([merged, extra])
-        if before:
-            assert tokens.project is not None
-            values = tokens.project(values)
-        out = tokens.features.clone()
-        out[changed] = values.to(out.dtype)
-        taken[changed] = True
-        indices = taken.nonzero()[:, 0]
-        return Selection(indices, out[indices])
+        places = torch.cat([rest[chosen], place])
+        return with_merged(tokens, taken.nonzero()[:, 0], places, project(torch.cat([merged, extra])))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ..budget import spread
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
+from .merging import mergeable
 
 
 def _bins(k: int, height: int, width: int) -> tuple[int, int]:
@@ -49,9 +50,7 @@ class TokenFlex(Policy):
         return EncoderSpec(rows=None, features=True)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        before = tokens.encoder_features is not None and tokens.project is not None
-        features = tokens.encoder_features if before else tokens.features
-        assert features is not None
+        features, project = mergeable(tokens)
         shapes = [(t * h, w) for t, h, w in tokens.grids or ((1, 1, len(tokens)),)]
         sizes = [h * w for h, w in shapes]
         pooled, indices, start = [], [], 0
@@ -61,8 +60,5 @@ class TokenFlex(Policy):
             pooled.append(F.adaptive_avg_pool2d(raster, (rows, columns)).flatten(1).T)
             indices += [start + y * w + x for y in _centres(rows, h) for x in _centres(columns, w)]
             start += size
-        kept = torch.cat(pooled)
-        if before:
-            assert tokens.project is not None
-            kept = tokens.project(kept)
+        kept = project(torch.cat(pooled))
         return Selection(torch.tensor(indices, device=kept.device), kept)

@@ -1,7 +1,16 @@
 """The ops as Triton kernels."""
 
 from .attention import attention_received
+from .coverage import coverage_select
+from .dpp import dpp_select
 from .greedy import max_min_select, max_sum_select
 from .topk import topk_gather
 
-__all__ = ["attention_received", "max_min_select", "max_sum_select", "topk_gather"]
+__all__ = [
+    "attention_received",
+    "coverage_select",
+    "dpp_select",
+    "max_min_select",
+    "max_sum_select",
+    "topk_gather",
+]

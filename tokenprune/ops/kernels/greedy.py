@@ -31,8 +31,8 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None)
 def _select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, summed: bool) -> Tensor:
     features = features.contiguous()
     batch, n, _ = features.shape
-    stride = triton.cdiv(n, 16) * 16  # rows of similarities start where vector loads want them
-    images = max(1, _WORKSPACE // (4 * n * stride))
+    stride = row_stride(n)
+    images = images_at_once(n, stride)
     picks = torch.empty(batch, k, dtype=torch.int64, device=features.device)
     mask = None if mask is None else mask.contiguous()
     first = None if first is None else first.contiguous()
@@ -53,14 +53,49 @@ def _select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None,
 def _launch(
     features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, picks: Tensor, stride: int, summed: bool
 ) -> None:
+    batch, n, _ = features.shape
+    seek = first is None
+    similarity, likeness, candidates = cosines(features, mask, stride, seek)
+    block = triton.next_power_of_2(n)
+    _greedy[(batch,)](
+        similarity,
+        likeness,
+        candidates,
+        picks if first is None else first,  # a pointer that is not read still has to be one
+        picks,
+        n,
+        k,
+        stride,
+        MASKED=mask is not None,
+        SEEK=seek,
+        SUM=summed,
+        BLOCK=block,
+        num_warps=warps(block),
+    )
+
+
+def warps(block: int) -> int:
+    """Of a program that holds a value per token."""
+    return max(1, min(32, block // 512))
+
+
+def row_stride(n: int) -> int:
+    """Rows of similarities start where vector loads want them."""
+    return triton.cdiv(n, 16) * 16
+
+
+def images_at_once(n: int, stride: int) -> int:
+    """How many images' similarities fit into the workspace."""
+    return max(1, _WORKSPACE // (4 * n * stride))
+
+
+def cosines(features: Tensor, mask: Tensor | None, stride: int, seek: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities (B, N, stride) of (B, N, D); if `seek`, the largest of each token's; and the mask to hand on."""
     batch, n, d = features.shape
     like: dict[str, Any] = dict(dtype=torch.float32, device=features.device)
     inverse, likeness = torch.empty(batch, n, **like), torch.empty(batch, n, **like)
     similarity = torch.empty(batch, n, stride, **like)
-    # A pointer that is not read still has to be one.
     candidates = inverse if mask is None else mask.view(torch.int8)
-    start = picks if first is None else first
-    seek = first is None
     _norms[(triton.cdiv(batch * n, 8),)](features, inverse, likeness, batch * n, d, ROWS=8, BLOCK=512)
     wide = features.dtype == torch.float32
     tile = 64 if wide or n <= 1024 else 128
@@ -82,22 +117,7 @@ def _launch(
         num_warps=4 if tile == 64 else 8,
         num_stages=3,
     )
-    block = triton.next_power_of_2(n)
-    _greedy[(batch,)](
-        similarity,
-        likeness,
-        candidates,
-        start,
-        picks,
-        n,
-        k,
-        stride,
-        MASKED=mask is not None,
-        SEEK=seek,
-        SUM=summed,
-        BLOCK=block,
-        num_warps=max(1, min(32, block // 512)),
-    )
+    return similarity, likeness, candidates
 
 
 @triton.jit

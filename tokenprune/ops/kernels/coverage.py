@@ -1,0 +1,107 @@
+"""Greedy coverage on the device: first gains of all tokens, then all picks, one launch each.
+
+Gains never grow, so a pick computes only those again that could be the largest. Both kernels sum a
+token's gain in the same order, without which a bound would not be one.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .greedy import warps
+
+
+@torch.no_grad()
+def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Tensor | None) -> Tensor:
+    scores = similarity.float().mT.contiguous()  # a token's similarities side by side
+    batch, n, targets = scores.shape
+    gains = torch.empty(batch, n, dtype=torch.float32, device=scores.device)
+    factor = gains if quality is None else quality.float().contiguous()
+    candidates = gains if mask is None else mask.contiguous().view(torch.int8)
+    picks = torch.empty(batch, k, dtype=torch.int64, device=scores.device)
+    across, along = triton.next_power_of_2(max(1, targets)), triton.next_power_of_2(n)
+    weighted = quality is not None
+    _gains[(n, batch)](scores, factor, gains, n, targets, WEIGHTED=weighted, BLOCK=across, num_warps=warps(across))
+    _cover[(batch,)](
+        scores,
+        factor,
+        candidates,
+        gains,
+        picks,
+        n,
+        targets,
+        k,
+        WEIGHTED=weighted,
+        MASKED=mask is not None,
+        BLOCK=across,
+        TOKENS=along,
+        num_warps=warps(max(across, along)),
+    )
+    return picks
+
+
+@triton.jit
+def _gain(scores_ptr, covered, token, targets, BLOCK: tl.constexpr):
+    target = tl.arange(0, BLOCK)
+    scores = tl.load(scores_ptr + token.to(tl.int64) * targets + target, mask=target < targets, other=0)
+    return tl.sum(tl.maximum(scores - covered, 0.0), 0)
+
+
+@triton.jit
+def _gains(scores_ptr, factor_ptr, gains_ptr, n, targets, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
+    """What a token would cover on its own."""
+    token, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    gain = _gain(scores_ptr + image * n * targets, tl.zeros((BLOCK,), tl.float32), token, targets, BLOCK)
+    if WEIGHTED:
+        gain *= tl.load(factor_ptr + image * n + token)
+    tl.store(gains_ptr + image * n + token, gain)
+
+
+@triton.jit
+def _cover(
+    scores_ptr,
+    factor_ptr,
+    mask_ptr,
+    gains_ptr,
+    picks_ptr,
+    n,
+    targets,
+    k,
+    WEIGHTED: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """All picks of one image."""
+    image = tl.program_id(0).to(tl.int64)
+    scores_ptr += image * n * targets
+    factor_ptr += image * n
+    picks_ptr += image * k
+    place, target = tl.arange(0, TOKENS), tl.arange(0, BLOCK)
+    open = place < n
+    bound = tl.load(gains_ptr + image * n + place, mask=open, other=0)
+    if MASKED:
+        open = open & (tl.load(mask_ptr + image * n + place, mask=open, other=0) != 0)
+    bound = tl.where(open, bound, -float("inf"))
+    covered = tl.zeros((BLOCK,), tl.float32)
+    for step in range(0, k):
+        most, best = tl.max(bound, 0, return_indices=True, return_indices_tie_break_left=True)
+        settled = most == -float("inf")
+        tried = 0
+        while not settled:
+            gain = _gain(scores_ptr, covered, best, targets, BLOCK)
+            if WEIGHTED:
+                gain *= tl.load(factor_ptr + best)
+            bound = tl.where(place == best, gain, bound)
+            most, again = tl.max(bound, 0, return_indices=True, return_indices_tie_break_left=True)
+            settled = again == best
+            best = again
+            tried += 1
+            settled = settled | (tried > n)  # of a NaN
+        tl.store(picks_ptr + step, tl.where(most == -float("inf"), -1, best.to(tl.int64)))
+        row = tl.load(scores_ptr + best.to(tl.int64) * targets + target, mask=target < targets, other=0)
+        covered = tl.maximum(covered, row)
+        bound = tl.where(place == best, -float("inf"), bound)

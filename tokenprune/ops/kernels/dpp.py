@@ -1,0 +1,90 @@
+"""Greedy DPP on the device: similarities as of the other greedy ops, then all picks in one launch.
+
+One program per image keeps the variances in registers; rows of the Cholesky factor go to a workspace
+that stays in the L2 cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference import NO_VARIANCE
+from .greedy import cosines, images_at_once, row_stride, warps
+
+
+@torch.no_grad()
+def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -> Tensor:
+    features, quality = features.contiguous(), quality.float().contiguous()
+    batch, n, _ = features.shape
+    stride = row_stride(n)
+    images = images_at_once(n, stride)
+    picks = torch.empty(batch, k, dtype=torch.int64, device=features.device)
+    mask = None if mask is None else mask.contiguous()
+    block = triton.next_power_of_2(n)
+    for start in range(0, batch, images):
+        some = slice(start, start + images)
+        similarity, _, candidates = cosines(features[some], None if mask is None else mask[some], stride, seek=False)
+        factor = torch.empty(len(similarity), k, n, dtype=torch.float32, device=features.device)
+        _volume[(len(similarity),)](
+            similarity,
+            quality[some],
+            candidates,
+            factor,
+            picks[some],
+            n,
+            k,
+            stride,
+            NO_VARIANCE,
+            MASKED=mask is not None,
+            BLOCK=block,
+            num_warps=warps(block),
+        )
+    return picks
+
+
+@triton.jit
+def _volume(
+    similarity_ptr,
+    quality_ptr,
+    mask_ptr,
+    factor_ptr,
+    picks_ptr,
+    n,
+    k,
+    stride,
+    least,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All picks of one image."""
+    image = tl.program_id(0).to(tl.int64)
+    similarity_ptr += image * n * stride
+    factor_ptr += image * k * n
+    quality_ptr += image * n
+    picks_ptr += image * k
+    place = tl.arange(0, BLOCK)
+    inside = place < n
+    open = inside
+    if MASKED:
+        open = open & (tl.load(mask_ptr + image * n + place, mask=inside, other=0) != 0)
+    quality = tl.load(quality_ptr + place, mask=inside, other=0)
+    own = tl.load(similarity_ptr + place.to(tl.int64) * stride + place, mask=inside, other=0) * quality * quality
+    variance = own
+    for step in range(0, k):
+        left = tl.where(open, tl.where(variance > least * own, variance, 0.0), -float("inf"))
+        most, index = tl.max(left, 0, return_indices=True, return_indices_tie_break_left=True)
+        best = index.to(tl.int64)
+        tl.store(picks_ptr + step, tl.where(most == -float("inf"), -1, best))
+        row = tl.load(similarity_ptr + best * stride + place, mask=inside, other=0)
+        row = row * quality * tl.load(quality_ptr + best)
+        for before in range(0, step):
+            column = tl.load(factor_ptr + before * n + place, mask=inside, other=0)
+            row -= column * tl.load(factor_ptr + before * n + best)
+        row = tl.where(most > 0, row / tl.sqrt(tl.maximum(most, 1e-30)), 0.0)
+        tl.store(factor_ptr + step * n + place, row, mask=inside)
+        tl.debug_barrier()  # its other threads read it at the next step
+        variance -= row * row
+        open = open & (place != best)

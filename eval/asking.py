@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,7 +134,6 @@ def right(samples: Sequence[Sample], answers: Answers) -> np.ndarray:
 
 def mean_tokens(record: Record, n_layers: int) -> float:
     """Visual tokens that a decoder layer holds, on average over the layers."""
-    if record.deep_layer is None or record.deep_indices is None:
-        return record.n_after
-    upper = n_layers - record.deep_layer
-    return (record.n_after * record.deep_layer + len(record.deep_indices) * upper) / n_layers
+    borders = [0, *(cut.layer for cut in record.cuts), n_layers]
+    held = [record.n_after, *(len(cut.indices) for cut in record.cuts)]
+    return sum(n * (b - a) for n, (a, b) in zip(held, itertools.pairwise(borders), strict=True)) / n_layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from .hooks import Pruner
 
 
+class Cut(NamedTuple):
+    """What a visual input has left from a decoder layer on: the kept tokens' indices within it, ascending."""
+
+    layer: int
+    indices: list[int]
+
+
 @dataclass(frozen=True)
 class DeepInput:
     """A visual input's surviving tokens, where the decoder has them."""
@@ -29,6 +36,7 @@ class DeepInput:
     places: Tensor  # (N,) in this call's sequence
     indices: list[int]  # of those tokens, within the input
     n_keep: int
+    entered: int  # how many there were when the text model began
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Deep:
         records: the report of this call.
         held: per stage, what its layers hold after this call.
         packing: what has left in this call, all in all.
+        embeds: (B, M', D), what the text model was fed; None when nothing may be cut.
     """
 
     past: list[Held]
@@ -60,6 +69,7 @@ class Deep:
     records: list[Any] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     packing: Packing | None = None
+    embeds: Tensor | None = None
     tapped: tuple[Tensor, Tensor, float | None] | None = None
     masks: dict[Any, Any] = field(default_factory=dict)
     embeddings: dict[int, Any] = field(default_factory=dict)
@@ -72,8 +82,8 @@ class Deep:
 class DeepStage:
     """Hooks on the layers from the first of `layers` on, and a tap on the attention below each of them."""
 
-    def __init__(self, pruner: Pruner, policy: Policy, layers: list[int]):
-        self.pruner, self.policy, self.layers = pruner, policy, layers
+    def __init__(self, pruner: Pruner, policy: Policy, layers: list[int], lowest: int):
+        self.pruner, self.policy, self.layers, self.lowest = pruner, policy, layers, lowest
         self._taps = [AttentionTap(pruner.text.layers[i - 1].self_attn, self._read) for i in layers]
         self._handles: list[Any] = []
 
@@ -102,13 +112,13 @@ class DeepStage:
         deep = None if state is None else state.deep
         if state is None or deep is None:
             return None
-        left = self._begin(deep, i) if i in self.layers else None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        left = self._begin(deep, i, hidden) if i in self.layers else None
         if left is not None:
             state.labels_follow(left)
         if not deep.changed:
             return None
         state.shrunk = True  # no position ids for FlashAttention
-        hidden = args[0] if args else kwargs["hidden_states"]
         hidden = hidden if left is None else left.take(hidden)
         new = dict(kwargs)
         if deep.packing is not None:
@@ -136,23 +146,23 @@ class DeepStage:
             deep.embeddings[key] = tuple(packing.take_last(part.movedim(-1, 0)).movedim(0, -1) for part in embeddings)
         return deep.embeddings[key]
 
-    def _begin(self, deep: Deep, layer: int) -> Packing | None:
+    def _begin(self, deep: Deep, layer: int, hidden: Tensor) -> Packing | None:
         """A stage begins: decide what leaves, and note what its layers hold."""
         left = None
         if deep.visual is not None:
-            left = self._decide(deep, layer)
+            left = self._decide(deep, layer, hidden)
         past = deep.past[len(deep.held)]
         columns, valid = torch.cat([past.columns, deep.columns], 1), torch.cat([past.valid, deep.valid], 1)
         deep.held.append(Held(columns, valid, deep.seen))
         deep.masks.clear()
         return left
 
-    def _decide(self, deep: Deep, layer: int) -> Packing | None:
+    def _decide(self, deep: Deep, layer: int, hidden: Tensor) -> Packing | None:
         assert deep.visual is not None
         stays = torch.ones_like(deep.valid)
         kept_inputs: list[list[tuple[DeepInput, Tensor]]] = []
         for row, inputs in enumerate(deep.visual):
-            chosen = self.policy.deep_select(self._view(deep, row, inputs)) if inputs else None
+            chosen = self.policy.deep_select(self._view(deep, layer, hidden, row, inputs)) if inputs else None
             if chosen is None:
                 chosen = [torch.ones(len(v.places), dtype=torch.bool) for v in inputs]
             kept_inputs.append([(v, k.to(stays.device)) for v, k in zip(inputs, chosen, strict=True)])
@@ -169,7 +179,7 @@ class DeepStage:
                 indices = [j for j, k in zip(visual.indices, keep.tolist(), strict=True) if k]
                 if len(indices) < len(visual.indices):
                     record = deep.records[visual.record]
-                    deep.records[visual.record] = replace(record, deep_layer=layer, deep_indices=indices)
+                    deep.records[visual.record] = replace(record, cuts=(*record.cuts, Cut(layer, indices)))
                 if indices:
                     places = place[row, visual.places[keep]]
                     rest.append(
@@ -181,7 +191,7 @@ class DeepStage:
         deep.embeddings.clear()
         return left
 
-    def _view(self, deep: Deep, row: int, inputs: list[DeepInput]) -> DecoderView:
+    def _view(self, deep: Deep, layer: int, hidden: Tensor, row: int, inputs: list[DeepInput]) -> DecoderView:
         assert deep.tapped is not None
         query, key, scaling = deep.tapped
         query, key = query[row : row + 1], key[row : row + 1]
@@ -198,6 +208,10 @@ class DeepStage:
             seen = valid & (order <= (rows + past)[:, None])
             return attention_received(query[:, :, rows], key, mask=seen[None], scaling=scaling)[0, past:]
 
+        def embeds() -> Tensor:
+            assert deep.embeds is not None
+            return deep.embeds[row] if deep.packing is None else deep.embeds[row, deep.packing.index[row]]
+
         visual = torch.cat([v.places for v in inputs])
         is_text = valid[past:].clone()
         is_text[visual] = False
@@ -208,4 +222,11 @@ class DeepStage:
             text=is_text.nonzero()[:, 0],
             last=length - 1,
             received=received,
+            keys=key[0, :, past:].transpose(0, 1).flatten(1),
+            hidden=lambda: self.pruner.text.norm(hidden[row]),
+            embeds=embeds,
+            layer=layer,
+            n_layers=len(self.pruner.text.layers),
+            lowest=self.lowest,
+            entered=[v.entered for v in inputs],
         )

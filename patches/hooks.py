@@ -110,14 +110,14 @@ class Pruner:
                 "use a policy that acts before the language model (todre: removal=False)"
             )
         n, lowest = len(self.text.layers), self.family.first_deep_layer(self.base.config)
-        layers = policy.deep_layers(n)
+        layers = policy.deep_layers(n, lowest)
         for layer in layers:
             if not lowest <= layer < n:
                 raise ValueError(
                     f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
                     f"{lowest} to {n - 1}"
                 )
-        return DeepStage(self, policy, layers)
+        return DeepStage(self, policy, layers, lowest)
 
     def attach(self) -> None:
         """Hang the hooks on the instance."""
@@ -330,6 +330,7 @@ class Pruner:
             columns, valid = past.logical + packing.index, packing.valid
         return Deep(
             past=[past.upper(cache, layer, mask) for layer in self._deep_layers],
+            embeds=plan.embeds if packing is None else packing.take(plan.embeds),
             columns=columns,
             valid=valid,
             below=torch.cat([past.mask(mask), valid], 1),

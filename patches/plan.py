@@ -15,7 +15,7 @@ from ..policies.base import Policy, select
 from ..sequence import Packing
 from ..visual import Grid, Selection, VisualTokens
 from .base import Kind
-from .deep import DeepInput
+from .deep import Cut, DeepInput
 from .masks import padding_mask
 from .request import Request, VisualInput
 
@@ -39,8 +39,7 @@ class Record:
         separators: places, within this input, of its newline tokens.
         select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
             milliseconds.
-        deep_layer: index of the first decoder layer that holds fewer of them, if a decoder stage cut.
-        deep_indices: the tokens that layer and those above hold, ascending, within this input.
+        cuts: per layer of a decoder stage before which some left, what that layer and those above hold.
     """
 
     sample: int
@@ -52,9 +51,18 @@ class Record:
     grid: Grid | None
     grids: tuple[Grid, ...] | None
     select_ms: float
-    deep_layer: int | None = None
-    deep_indices: list[int] | None = None
     separators: tuple[int, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def deep_layer(self) -> int | None:
+        """The decoder layer of the last cut, if there was one."""
+        return self.cuts[-1].layer if self.cuts else None
+
+    @property
+    def deep_indices(self) -> list[int] | None:
+        """What is left from there on, ascending, within this input."""
+        return self.cuts[-1].indices if self.cuts else None
 
 
 @dataclass
@@ -183,7 +191,7 @@ class Plan:
             columns = columns[record.indices]
             places = columns if place is None else place[record.sample, columns]
             n_keep = min(budget.count(record.n_before), len(columns))
-            rows[record.sample].append(DeepInput(i, places, record.indices, n_keep))
+            rows[record.sample].append(DeepInput(i, places, record.indices, n_keep, len(columns)))
         return rows
 
     def _encoder_values(self, policy: Policy, visual: VisualInput, n: int) -> dict[str, Any]:

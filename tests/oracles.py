@@ -10,6 +10,7 @@ computes itself; only the kept columns are taken from the run under test.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,16 +173,15 @@ def without(keep: torch.Tensor, batch, kept: list[list[int] | None]) -> torch.Te
 
 def upper_masks(batch, records) -> dict[int, torch.Tensor]:
     """(B, L) bool by decoder layer: what it and those above hold, for every layer where some row was cut."""
-    layers = sorted({r.deep_layer for r in records if r.deep_layer is not None})
-    assert all(r.deep_indices is None or set(r.deep_indices) <= set(r.indices) for r in records)
-    return {
-        layer: without(
-            keep_mask(batch, records),
-            batch,
-            [r.deep_indices if r.deep_layer is not None and r.deep_layer <= layer else None for r in records],
-        )
-        for layer in layers
-    }
+    layers = sorted({cut.layer for r in records for cut in r.cuts})
+    for r in records:
+        for below, above in itertools.pairwise([r.indices, *(cut.indices for cut in r.cuts)]):
+            assert set(above) < set(below)
+
+    def held(record, layer):
+        return next((cut.indices for cut in reversed(record.cuts) if cut.layer <= layer), None)
+
+    return {layer: without(keep_mask(batch, records), batch, [held(r, layer) for r in records]) for layer in layers}
 
 
 @torch.no_grad()

@@ -20,14 +20,22 @@ POLICIES = {
     "scope": ("scope", {}),
     "mmtok": ("mmtok", {}),
     "eadp": ("eadp", {}),
+    "evs": ("evs", {}),
+    "vidcom2": ("vidcom2", {}),
+    "fastvid": ("fastvid", {}),
 }
 
 #: Those that feed the language model other features than it would have seen.
-CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge+"}
+CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge+", "fastvid"}
 
 #: Policies with a decoder stage by label: policies and options.
 DEEP = {
     "fastv": ("fastv", {}),
     "divprune+fastv": (["divprune", "fastv"], {}),
     "todre": ("todre", {"tau": 2.0}),
+    "pyramiddrop": ("pyramiddrop", {}),
+    "cdpruner+pyramiddrop": (["cdpruner", "pyramiddrop"], {}),
+    "sparsevlm": ("sparsevlm", {}),
+    "vtw": ("vtw", {}),
+    "dart": ("dart", {}),
 }

@@ -152,8 +152,20 @@ def test_budgets(keep, n, count):
     assert Budget(keep).count(n) == count
 
 
+def test_budgets_of_stages():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    for policy, keep in ((["divprune", "pyramiddrop"], [0.5, 0.1]), (["pyramiddrop", "divprune"], (0.1, 0.5))):
+        with pruning(model, policy, keep):
+            generate(model, batch.inputs, steps=2)
+            assert all((r.n_after, len(r.deep_indices)) == (18, 4) for r in pruning_report(model))
+    with pytest.raises(ValueError, match="one budget for each of 2 policies"):
+        apply_pruning(model, ["divprune", "fastv"], [0.5])
+    with pytest.raises(ValueError, match=r"keep=2\.0.*accepted"):
+        apply_pruning(model, ["divprune", "fastv"], [0.5, 2.0])
+
+
 def test_unknown_policy_lists_the_known_and_suggests():
-    with pytest.raises(UnknownPolicyError, match=r"'divprun'.*Did you mean 'divprune'.*grid, random"):
+    with pytest.raises(UnknownPolicyError, match=r"'divprun'.*Did you mean 'divprune'.*grid, .*random"):
         apply_pruning(get_model("llava"), "divprun")
     assert {"divprune", "random", "grid"} <= set(list_policies())
 

@@ -28,7 +28,7 @@ class SomeRows(Policy):
     def __post_init__(self):
         self.row = -1
 
-    def deep_layers(self, n_layers):
+    def deep_layers(self, n_layers, lowest):
         return [2]
 
     def deep_select(self, view):
@@ -61,10 +61,10 @@ def check(family, policy, keep=0.3, video=False, positions="original", batch=Non
 def test_oracle(family, label, positions):
     policy, options = DEEP[label]
     records = check(family, policy, positions=positions, **options)
-    share = {"fastv": 1.0, "divprune+fastv": 0.3**0.5, "todre": 0.3}[label]
+    share = 0.3**0.5 if "+" in label else 0.3 if label == "todre" else 1.0
     for r in records:
         assert r.n_after == max(1, round(share * r.n_before))
-        assert len(r.deep_indices) == (0 if label == "todre" else max(1, round(0.3 * r.n_before)))
+        assert len(r.deep_indices) == (0 if label in ("todre", "vtw") else max(1, round(0.3 * r.n_before)))
 
 
 @pytest.mark.parametrize("family", [f for f in PLAIN_FAMILIES if FAMILIES[f].video])
@@ -97,7 +97,7 @@ class Stagewise(Policy):
     def __post_init__(self):
         self.calls = []
 
-    def deep_layers(self, n_layers):
+    def deep_layers(self, n_layers, lowest):
         return [1, 2]
 
     def deep_select(self, view):

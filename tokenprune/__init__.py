@@ -4,14 +4,18 @@ from .api import apply_pruning, list_policies, list_supported_models, pruning, p
 from .cache import PrunedCacheError
 from .patches import Record, UnsupportedModelError
 from .policies import Policy, UnknownPolicyError, register
-from .visual import Selection, VisualTokens
+from .schedule import Schedule
+from .visual import DecoderView, EncoderSpec, Selection, VisualTokens
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DecoderView",
+    "EncoderSpec",
     "Policy",
     "PrunedCacheError",
     "Record",
+    "Schedule",
     "Selection",
     "UnknownPolicyError",
     "UnsupportedModelError",

@@ -18,12 +18,13 @@ M = TypeVar("M", bound=nn.Module)
 PolicyLike = str | Policy | Sequence[str | Policy]
 
 Positions = Literal["original", "compact"]
+Keep = float | int | Sequence[float | int] | None
 
 
 def apply_pruning(
     model: M,
     policy: PolicyLike,
-    keep: float | int | None = None,
+    keep: Keep = None,
     *,
     positions: Positions | None = None,
     **options: Any,
@@ -40,7 +41,8 @@ def apply_pruning(
             mean of all tokens and of the final number.
         keep: what stays of each visual input: a ratio in (0, 1], or a number of tokens >= 1. A video
             is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on Qwen-VL), or what
-            an adaptive policy finds.
+            an adaptive policy finds. For a list of policies also a list: what is left of the whole input
+            after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
         positions: `"original"`: surviving tokens keep their position ids; `"compact"`: they are
             renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates).
             None: compact on 1-D RoPE, original on mRoPE.
@@ -56,8 +58,8 @@ def apply_pruning(
     """
     family = family_of(model)
     model_type = cast(Any, model).config.model_type
-    stages = _stages(policy, options)
-    budget = Budget(family.default_keep if keep is None else keep)
+    stages, keeps = _stages(policy, options, keep)
+    budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
     if positions not in (None, *get_args(Positions)):
         raise ValueError(
             f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}, "
@@ -72,9 +74,10 @@ def apply_pruning(
             )
     vision = next((s for s in stages if "vision" in s.stage), None)
     deep = next((s for s in stages if "decoder" in s.stage), None)
-    # Two stages share the way to the budget; one policy's own second stage has no budget to reach.
-    first: Budget | HalfwayBudget | AdaptiveBudget
-    first = budget.halfway() if vision is not None and deep is not None and vision is not deep else budget
+    # Two stages share the way to one budget; one policy's own second stage has no budget to reach.
+    first: Budget | HalfwayBudget | AdaptiveBudget = budgets[0]
+    if len(budgets) == 1 and vision is not None and deep is not None and vision is not deep:
+        first = budgets[0].halfway()
     if keep is None and vision is not None and vision.adaptive:
         first = AdaptiveBudget()
     pruner = Pruner(
@@ -83,15 +86,15 @@ def apply_pruning(
         vision,
         first,
         positions or family.default_positions,
-        None if deep is None else (deep, budget),
+        None if deep is None else (deep, budgets[-1]),
     )
     remove_pruning(model)
     pruner.attach()
     return model
 
 
-def _stages(policy: PolicyLike, options: dict[str, Any]) -> list[Policy]:
-    """The policies in the order they act, at most one at each stage."""
+def _stages(policy: PolicyLike, options: dict[str, Any], keep: Keep) -> tuple[list[Policy], list[float | int | None]]:
+    """The policies in the order they act, at most one at each stage; and their budgets, or the one they share."""
     given = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
     if len(given) > 1 and options:
         raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
@@ -102,7 +105,13 @@ def _stages(policy: PolicyLike, options: dict[str, Any]) -> list[Policy]:
             raise ValueError(f"only one policy can act at the {where} stage, got {acting!r}")
     if not stages:
         raise ValueError("expected a policy, got an empty list")
-    return sorted(stages, key=lambda s: "vision" not in s.stage)
+    order = sorted(range(len(stages)), key=lambda i: "vision" not in stages[i].stage)
+    keeps: list[Any] = [keep]
+    if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
+        if len(keep) != len(stages):
+            raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
+        keeps = [keep[i] for i in order]
+    return [stages[i] for i in order], keeps
 
 
 def _pruner(model: nn.Module) -> Pruner | None:
@@ -121,7 +130,7 @@ def remove_pruning(model: M) -> M:
 def pruning(
     model: M,
     policy: PolicyLike,
-    keep: float | int | None = None,
+    keep: Keep = None,
     *,
     positions: Positions | None = None,
     **options: Any,

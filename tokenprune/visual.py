@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .ops import topk_select
 
 #: (T, H, W) of a raster of visual tokens, T-major, then row by row.
 Grid = tuple[int, int, int]
@@ -114,6 +116,12 @@ class DecoderView:
         last: place of the row's last token.
         received: `received(rows)`: attention that each place gets in the layer below from the given
             (R,) places, softmax averaged over heads and over them, (M,) float32.
+        keys: (M, H_kv * d), keys of the layer below, as its kernel got them.
+        hidden: `hidden()`: (M, D), what this layer would be fed, through the final norm.
+        embeds: `embeds()`: (M, D), what the text model was fed.
+        layer: whose input this is, of `n_layers`; tokens that leave here are gone from it on.
+        lowest: lowest layer before which this model lets tokens leave.
+        entered: per visual input, how many of its tokens entered the decoder.
     """
 
     visual: list[Tensor]
@@ -121,6 +129,28 @@ class DecoderView:
     text: Tensor
     last: int
     received: Callable[[Tensor], Tensor]
+    keys: Tensor
+    hidden: Callable[[], Tensor]
+    embeds: Callable[[], Tensor]
+    layer: int
+    n_layers: int
+    lowest: int
+    entered: list[int]
+
+    def best(self, scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """An answer of `Policy.deep_select`: the best-scored tokens of each visual input.
+
+        Args:
+            scores: (M,), by place.
+            counts: per visual input, how many stay.
+        """
+        kept = []
+        for places, k in zip(self.visual, counts, strict=True):
+            mask = torch.zeros(len(places), dtype=torch.bool, device=scores.device)
+            if k:
+                mask[topk_select(scores[places.to(scores.device)], k)] = True
+            kept.append(mask)
+        return kept
 
 
 @dataclass(frozen=True)

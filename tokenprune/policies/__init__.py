@@ -2,27 +2,38 @@
 
 from .base import Policy, UnknownPolicyError, make_policy, register, registry
 from .cdpruner import CDPruner
+from .dart import DART
 from .divprune import DivPrune
 from .eadp import EADP
+from .evs import EVS
 from .fastv import FastV
+from .fastvid import FastVID
 from .fopru import FoPru
 from .grid import Grid
 from .holov import HoloV
 from .mmtok import MMTok
 from .prumerge import PruMerge, PruMergePlus
+from .pyramiddrop import PyramidDrop
 from .random import Random
 from .recoverable import Recoverable
 from .scope import Scope
+from .sparsevlm import SparseVLM
 from .todre import ToDRE
 from .tokenflex import TokenFlex
+from .vidcom2 import VidCom2
 from .visionzip import VisionZip
 from .vispruner import VisPruner
+from .vtw import VTW
 
 __all__ = [
+    "DART",
     "EADP",
+    "EVS",
+    "VTW",
     "CDPruner",
     "DivPrune",
     "FastV",
+    "FastVID",
     "FoPru",
     "Grid",
     "HoloV",
@@ -30,12 +41,15 @@ __all__ = [
     "Policy",
     "PruMerge",
     "PruMergePlus",
+    "PyramidDrop",
     "Random",
     "Recoverable",
     "Scope",
+    "SparseVLM",
     "ToDRE",
     "TokenFlex",
     "UnknownPolicyError",
+    "VidCom2",
     "VisPruner",
     "VisionZip",
     "make_policy",

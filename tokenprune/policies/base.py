@@ -57,8 +57,9 @@ class Policy:
         """What it wants to know of the vision encoder; None: nothing."""
         return None
 
-    def deep_layers(self, n_layers: int) -> list[int]:
-        """Decoder layers before which tokens may leave, ascending, of a model of `n_layers`."""
+    def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
+        """Decoder layers before which tokens may leave, ascending, of a model of `n_layers` that lets them
+        leave from `lowest` on. One below it is an error of whoever asked for it."""
         return []
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..ops import topk_select
 from ..visual import DecoderView
 from .base import Policy, register
 
@@ -34,16 +33,10 @@ class FastV(Policy):
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
             raise ValueError(f"layer={self.layer!r} must be a whole number >= 1")
 
-    def deep_layers(self, n_layers: int) -> list[int]:
+    def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
         return [self.layer]
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
         if all(len(places) == k for places, k in zip(view.visual, view.n_keep, strict=True)):
             return None
-        scores = view.received(torch.tensor([view.last]))
-        kept = []
-        for places, k in zip(view.visual, view.n_keep, strict=True):
-            mask = torch.zeros(len(places), dtype=torch.bool, device=scores.device)
-            mask[topk_select(scores[places.to(scores.device)], k)] = True
-            kept.append(mask)
-        return kept
+        return view.best(view.received(torch.tensor([view.last])), view.n_keep)

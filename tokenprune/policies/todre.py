@@ -85,8 +85,8 @@ class ToDRE(Policy):
         features = tokens.features.float()
         return (features - features.mean(0)).norm(dim=-1).argmax()
 
-    def deep_layers(self, n_layers: int) -> list[int]:
-        return sorted({max(1, int(depth * n_layers)) for depth in self.depths})
+    def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
+        return sorted({max(lowest, int(depth * n_layers)) for depth in self.depths})
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
         visual = torch.cat(view.visual)

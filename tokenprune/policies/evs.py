@@ -1,0 +1,39 @@
+"""EVS: tokens that changed since the frame before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from ..visual import Selection, VisualTokens
+from .base import Policy, register
+from .grid import Grid
+
+
+@register("evs")
+@dataclass
+class EVS(Policy):
+    """Efficient video sampling (arXiv:2510.14624).
+
+    Tokens of a video are ranked by cosine distance to the token at their place one frame earlier; those of
+    the first frame come first of all. Ties go to the earliest. Where serving engines keep a whole frame
+    at least, the budget is met here: one smaller than a frame keeps evenly spaced tokens of the first,
+    and so do images, which have no frame before.
+    """
+
+    per_frame: ClassVar[bool] = False
+    paper: ClassVar[str] = "EVS, arXiv:2510.14624"
+
+    def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
+        t, h, w = tokens.grid or (1, 1, len(tokens))
+        if n_keep < h * w or t == 1:
+            first = VisualTokens(tokens.features[: h * w], grids=((1, h, w),) if t > 1 else tokens.grids)
+            return Grid().select(first if t > 1 else tokens, n_keep)
+        frames = F.normalize(tokens.features.float(), dim=-1).view(t, h * w, -1)
+        change = 1 - (frames[1:] * frames[:-1]).sum(-1)
+        change = torch.cat([change.new_full((1, h * w), torch.inf), change]).flatten()
+        order = change.argsort(descending=True, stable=True)
+        return Selection(order[:n_keep].sort().values)

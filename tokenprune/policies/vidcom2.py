@@ -1,0 +1,69 @@
+"""VidCom2: tokens unlike the rest of their frame and of the video, more from frames that stand out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import topk_select
+from ..visual import Selection, VisualTokens
+from .base import Policy, register
+from .quota import shares
+
+_WIDTHS = tuple(2.0**i for i in range(-3, 3))  # of the Gaussians
+
+
+@register("vidcom2")
+@dataclass
+class VidCom2(Policy):
+    """Video compression commander (arXiv:2505.14454, section 3).
+
+    Of normalised tokens, in the half of the channels that vary least, the distance to the mean of the
+    video and to that of the frame is seen through a sum of Gaussians of six widths: large values are
+    common tokens. Frames get the budget by how uncommon they are in the video: an equal share plus what
+    a softmax over frames (temperature `sharpness`) gives above it; within a frame the least common tokens
+    stay. An image is a video of one frame.
+
+    Args:
+        sharpness: temperature of the softmax over frames.
+        channels: share of the channels that are compared.
+    """
+
+    sharpness: float = 0.01
+    channels: float = 0.5
+    per_frame: ClassVar[bool] = False
+    paper: ClassVar[str] = "VidCom2, EMNLP 2025, arXiv:2505.14454"
+
+    def __post_init__(self) -> None:
+        if self.sharpness <= 0:
+            raise ValueError(f"sharpness={self.sharpness!r} must be > 0")
+        if not 0 < self.channels <= 1:
+            raise ValueError(f"channels={self.channels!r} must be a share of the channels, in (0, 1]")
+
+    def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
+        t = tokens.grid[0] if tokens.grid is not None else 1
+        features = tokens.features.float()
+        calm = features.var(0, correction=0).argsort(stable=True)
+        features = F.normalize(features[:, calm[: max(1, int(self.channels * len(calm)))]], dim=-1)
+        frames = features.view(t, -1, features.shape[-1])
+        in_video = self._common(frames, frames.mean((0, 1), keepdim=True))
+        in_frame = self._common(frames, frames.mean(1, keepdim=True))
+        weight = (-in_video.mean(1) / self.sharpness).softmax(0)
+        sizes = [frames.shape[1]] * t
+        quotas = shares(1 + weight - 1 / t, sizes, n_keep)
+        picks = [
+            topk_select(-common, quota) + i * len(common)
+            for i, (common, quota) in enumerate(zip(in_video + in_frame, quotas, strict=True))
+            if quota
+        ]
+        return Selection(torch.cat(picks))
+
+    @staticmethod
+    def _common(frames: Tensor, centre: Tensor) -> Tensor:
+        """(T, P) of (T, P, D)."""
+        distance = (frames - centre).square().sum(-1)
+        return torch.stack([torch.exp(-distance / (2 * width)) for width in _WIDTHS]).sum(0)

@@ -63,6 +63,7 @@ class Family:
         encoder: facts about the vision encoder, for policies that listen to it.
         masks: who builds 4-D attention masks: the `"text"` model, or the `"base"` model above it.
         first_position: position id of a sequence's first token.
+        tower_stage: why tokens cannot leave inside the vision tower, where its encoder gives no layers.
         decoder_stage: why tokens cannot leave between decoder layers; None where they can.
         first_deep_layer: lowest decoder layer before which tokens can leave, of the base's config.
     """
@@ -78,6 +79,7 @@ class Family:
     encoder: Encoder | None = None
     masks: Literal["text", "base"] = "text"
     first_position: int = 0
+    tower_stage: str = "what it makes of a picture after its tower needs the whole raster"
     decoder_stage: str | None = None
     first_deep_layer: Callable[[Any], int] = lambda config: 1
 

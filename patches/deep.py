@@ -102,7 +102,7 @@ class DeepStage:
             handle.remove()
         self._handles.clear()
 
-    def _read(self, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         state = self.pruner.call()
         if state is not None and state.deep is not None and state.deep.visual is not None:
             state.deep.tapped = (query, key, kwargs.get("scaling"))

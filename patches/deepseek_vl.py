@@ -12,9 +12,15 @@ from .base import Family, register_family
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    tower = base.vision_model  # transformers 4 wraps it once more
-    return getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn
+    return tower(base)[-1].self_attn
 
 
-ENCODER = replace(llava.ENCODER, attention=vision_attention, has_cls=lambda base: False, projector="aligner")
+def tower(base: Any) -> Any:
+    model = base.vision_model  # transformers 4 wraps it once more
+    return getattr(model, "vision_model", model).encoder.layers
+
+
+ENCODER = replace(
+    llava.ENCODER, attention=vision_attention, has_cls=lambda base: False, projector="aligner", tower=tower
+)
 FAMILY = register_family(Family(model_types=("deepseek_vl",), shape=llava.shape, encoder=ENCODER))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,8 @@ class Encoder:
             one-to-one; None otherwise.
         packed: where the encoder takes all inputs as one sequence, the length of each in it,
             `packed(base, inputs)`.
+        tower: the layers of the vision tower up to the one whose output the projector reads,
+            `tower(base)`; None where tokens cannot leave between them. Needs `projector`.
     """
 
     attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
@@ -42,6 +45,7 @@ class Encoder:
     regroup: Regroup
     projector: str | None = None
     packed: Callable[[Any, Mapping[str, Any]], list[int]] | None = None
+    tower: Callable[[Any], Sequence[nn.Module]] | None = None
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Heard:
     attention: list[Tensor] | None = None  # (N,)
     keys: list[Tensor] | None = None  # (N, H * d) or (N, d)
     features: list[Tensor] | None = None  # (N, D_v)
+    left: list[Tensor] | None = None  # (N,) bool, of tokens that may have left inside the tower
 
 
 @dataclass
@@ -87,23 +92,31 @@ class EncoderListener:
             handle.remove()
         self._handles.clear()
 
-    def listen(self, call: Callable[[], Any], inputs: Mapping[str, Any]) -> tuple[Any, _Notes]:
-        """Run the feature function and note what passes the taps, in this thread alone."""
+    @contextmanager
+    def listening(self, inputs: Mapping[str, Any]) -> Iterator[_Notes]:
+        """Note what passes the taps in a block that runs the feature function, in this thread alone."""
         notes = _Notes(None if self.encoder.packed is None else self.encoder.packed(self.base, inputs))
         token = _NOTES.set(notes)
         try:
-            return call(), notes
+            yield notes
         finally:
             _NOTES.reset(token)
 
-    def heard(self, notes: _Notes, kind: Kind, lengths: list[int], inputs: Mapping[str, Any]) -> Heard:
-        """Notes by visual input."""
+    def heard(
+        self,
+        notes: _Notes,
+        kind: Kind,
+        lengths: list[int],
+        inputs: Mapping[str, Any],
+        whole: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> Heard:
+        """Notes by visual input; `whole` puts values of what is left in the tower back into the raster."""
 
         def regroup(values: list[Tensor]) -> list[Tensor] | None:
             if not values:
                 return None
-            whole = torch.cat(values, 1 if values[0].shape[0] == 1 else 0)
-            return self.encoder.regroup(self.base, kind, whole, lengths, inputs)
+            joined = whole(torch.cat(values, 1 if values[0].shape[0] == 1 else 0))
+            return self.encoder.regroup(self.base, kind, joined, lengths, inputs)
 
         attention = regroup(notes.attention)
         return Heard(
@@ -112,7 +125,7 @@ class EncoderListener:
             features=regroup(notes.features),
         )
 
-    def _read(self, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         notes = _NOTES.get()
         if notes is None:
             return

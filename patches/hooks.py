@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..budget import AdaptiveBudget, Budget, HalfwayBudget
+from ..budget import AdaptiveBudget, Budget, PartBudget
 from ..cache import CACHE_NAME, STATE_ATTRIBUTE, Layout, PrunedCacheError, adopt, cache_among, layout_of
 from ..policies.base import Policy
 from ..sequence import Packing
@@ -26,6 +26,7 @@ from .masks import padding_mask
 from .past import Past
 from .plan import Plan, Record
 from .request import FeatureTap, Request, Source
+from .tower import TowerStage
 
 
 @dataclass
@@ -59,27 +60,28 @@ class Pruner:
     Args:
         model: the model as the user holds it.
         family: its facts.
-        policy: chooses tokens before the text model; None: nobody does.
-        budget: how many.
+        acting: by stage (`"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its budget.
         positions: `"original"` or `"compact"`.
-        deep: chooses tokens at a decoder layer, and the budget it is to reach; None: nobody does.
 
     Raises:
-        ValueError: if the decoder stage's layer does not fit the model.
+        ValueError: if a stage does not fit the model.
     """
 
     def __init__(
         self,
         model: nn.Module,
         family: Family,
-        policy: Policy | None,
-        budget: Budget | HalfwayBudget | AdaptiveBudget,
+        acting: Mapping[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]],
         positions: Literal["original", "compact"],
-        deep: tuple[Policy, Budget] | None = None,
     ):
         self.top, self.base = model, base_of(model)
         self.text: Any = self.base.get_submodule(family.text_model)
-        self.family, self.policy, self.budget, self.positions = family, policy, budget, positions
+        self.family, self.positions = family, positions
+        self.policy: Policy | None = None
+        self.budget: Budget | PartBudget | AdaptiveBudget = AdaptiveBudget()
+        if "vision" in acting:
+            self.policy, self.budget = acting["vision"]
+        policy, deep = self.policy, acting.get("decoder")
         self.records: list[Record] = []
         # Until some release 5.x, masks are built from this index of physical columns, which the text
         # model would otherwise derive from the logical length.
@@ -92,7 +94,8 @@ class Pruner:
             )
         spec = None if policy is None else policy.encoder()
         self._encoder = EncoderListener(self.base, family.encoder, spec) if spec and family.encoder else None
-        self.deep_budget = None if deep is None else deep[1]
+        self.tower = None if "encoder" not in acting else self._tower_stage(*acting["encoder"])
+        self.deep_budget: Any = None if deep is None else deep[1]
         self._deep = None if deep is None else self._deep_stage(deep[0])
         self._handles: list[Any] = []
         self._taps: dict[str, FeatureTap] = {}
@@ -101,6 +104,25 @@ class Pruner:
     @property
     def _deep_layers(self) -> list[int]:
         return [] if self._deep is None else self._deep.layers
+
+    def _tower_stage(self, policy: Policy, budget: Any) -> TowerStage:
+        encoder = self.family.encoder
+        if encoder is None or encoder.tower is None:
+            raise ValueError(
+                f"policy {policy!r} lets tokens leave inside the vision tower, which model type "
+                f"{self.base.config.model_type!r} does not allow: {self.family.tower_stage}; "
+                "use a policy that acts before the language model"
+            )
+        stage = TowerStage(self.base, encoder, policy, budget)
+        if len(stage.layers) < 2:
+            raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more")
+        implementation = stage.layers[0].self_attn.config._attn_implementation or ""
+        if policy.proportional and "flash" in implementation:
+            raise ValueError(
+                f"policy {policy!r} masks attention in the vision tower by how many patches a token stands for, "
+                f"which {implementation} does not take; use proportional_attention=False, or sdpa in the vision tower"
+            )
+        return stage
 
     def _deep_stage(self, policy: Policy) -> DeepStage:
         if self.family.decoder_stage is not None:
@@ -129,6 +151,8 @@ class Pruner:
             self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
         if self._encoder is not None:
             self._encoder.attach()
+        if self.tower is not None:
+            self.tower.attach()
         if self._deep is not None:
             self._deep.attach()
         for kind in self.family.kinds:
@@ -136,7 +160,9 @@ class Pruner:
             if name in vars(self.base):  # somebody else's wrapper: ours goes around it, and leaves it there
                 self._wrapped.add(name)
             lengths = functools.partial(self.family.lengths, self.base.config)
-            self._taps[name] = FeatureTap(kind, getattr(self.base, name), self._saw_features, lengths, self._encoder)
+            self._taps[name] = FeatureTap(
+                kind, getattr(self.base, name), self._saw_features, lengths, self._encoder, self.tower
+            )
             setattr(self.base, name, self._taps[name])
         setattr(self.base, STATE_ATTRIBUTE, self)
 
@@ -147,6 +173,8 @@ class Pruner:
         self._handles.clear()
         if self._encoder is not None:
             self._encoder.detach()
+        if self.tower is not None:
+            self.tower.detach()
         if self._deep is not None:
             self._deep.detach()
         for name, tap in self._taps.items():

@@ -46,5 +46,13 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
     return list(values)
 
 
-ENCODER = Encoder(vision_attention, has_cls, regroup, projector="multi_modal_projector")
+def tower(base: Any) -> Any:
+    """The layers below the output that the projector reads; none where it reads several outputs."""
+    layers, i = vision_layers(base), base.config.vision_feature_layer
+    if not isinstance(i, int):
+        return layers[:0]
+    return layers[: i + 1 or None] if i < 0 else layers[:i]
+
+
+ENCODER = Encoder(vision_attention, has_cls, regroup, projector="multi_modal_projector", tower=tower)
 FAMILY = register_family(Family(model_types=("llava",), shape=shape, encoder=ENCODER))

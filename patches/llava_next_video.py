@@ -31,7 +31,7 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
 
 
 # No projector: pooled frames have no token before it one-to-one.
-ENCODER = replace(llava_next.ENCODER, regroup=regroup, projector=None)
+ENCODER = replace(llava_next.ENCODER, regroup=regroup, projector=None, tower=None)
 FAMILY = register_family(
     Family(model_types=("llava_next_video",), kinds=("image", "video"), shape=shape, encoder=ENCODER)
 )

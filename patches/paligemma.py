@@ -11,7 +11,10 @@ import transformers
 
 from . import gemma3
 from .base import register_family
+from .llava import vision_layers
 
-FAMILY = replace(gemma3.FAMILY, model_types=("paligemma",), default_keep=0.25, first_position=1)
+assert gemma3.FAMILY.encoder is not None
+ENCODER = replace(gemma3.FAMILY.encoder, projector="multi_modal_projector", tower=vision_layers)
+FAMILY = replace(gemma3.FAMILY, model_types=("paligemma",), default_keep=0.25, first_position=1, encoder=ENCODER)
 if not transformers.__version__.startswith("4."):
     register_family(FAMILY)

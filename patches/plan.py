@@ -76,6 +76,7 @@ class _Job:
     places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # of `tokens` in the input
     extra: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # newline tokens that stay
     indices: list[int] | None = None  # what stays
+    stays: bool = False  # `places` stay, whatever a policy would say: the rest left in the vision tower
 
 
 class Plan:
@@ -113,25 +114,29 @@ class Plan:
             for row, all_of_it, asked in zip(self.embeds, text, after, strict=True)
         ]
 
-    def _job(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Tensor]) -> _Job:
+    def _job(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Any]) -> _Job:
         """What the policy is asked about one input; nothing where all of it stays."""
         n, columns = len(visual.columns), visual.columns
-        policy = self.pruner.policy
+        policy, left = self.pruner.policy, self._left(visual)
         n_keep = n if policy is None else self.pruner.budget.count(n)
-        if policy is None or (n_keep is not None and n_keep >= n):
+        if left is None and (policy is None or (n_keep is not None and n_keep >= n)):
             return _Job(visual, i)
         # Newline tokens leave first; they come back only if the budget exceeds the picture.
         candidate = torch.ones(n, dtype=torch.bool, device=columns.device)
         candidate[list(visual.shape.separators)] = False
         places = candidate.nonzero()[:, 0]
+        if left is not None:
+            places = places[left.to(places.device)]
+        if policy is None or (left is not None and n_keep is not None and n_keep >= len(places)):
+            return _Job(visual, i, places=places, stays=True)
         spare = 0 if n_keep is None else max(0, n_keep - len(places))
         tokens = VisualTokens(
             features=self.embeds[visual.row, columns[places]],
-            grids=visual.shape.grids,
+            grids=visual.shape.grids if left is None else None,
             kind=visual.kind,
             index=index,
             **words,
-            **self._encoder_values(policy, visual, len(places)),
+            **self._encoder_values(policy, visual, len(places), left),
         )
         extra = (~candidate).nonzero()[:spare, 0]
         return _Job(visual, i, tokens, None if n_keep is None else n_keep - spare, places, extra)
@@ -149,6 +154,9 @@ class Plan:
             )
             for job, chosen in zip(asked, answers, strict=True):
                 job.indices = self._keep(job, chosen)
+        for job in jobs:
+            if job.stays:
+                job.indices = self._keep(job, Selection(torch.arange(len(job.places), device=job.places.device)))
         elapsed = (time.perf_counter() - started) * 1e3  # .tolist() in _keep has waited for the device
         total = sum(len(job.visual.columns) for job in asked)
         for job in jobs:
@@ -194,8 +202,20 @@ class Plan:
             rows[record.sample].append(DeepInput(i, places, record.indices, n_keep, len(columns)))
         return rows
 
-    def _encoder_values(self, policy: Policy, visual: VisualInput, n: int) -> dict[str, Any]:
-        """Fields of `VisualTokens` that come from the vision encoder."""
+    def _left(self, visual: VisualInput) -> Tensor | None:
+        """(candidates,) bool, what is left of them behind the vision tower; None: all, or nothing acts there."""
+        if self.pruner.tower is None or self.pruner.tower.budget.count(len(visual.columns)) >= len(visual.columns):
+            return None
+        if visual.heard is None:
+            raise ValueError(
+                f"policy {self.pruner.tower.policy!r} acts inside the vision tower, but these features were computed "
+                "without it; pass pixel values, or compute the features with pruning applied"
+            )
+        heard, place = visual.heard
+        return None if heard.left is None else heard.left[place]
+
+    def _encoder_values(self, policy: Policy, visual: VisualInput, n: int, left: Tensor | None) -> dict[str, Any]:
+        """Fields of `VisualTokens` that come from the vision encoder, of the `n` tokens that are left."""
         if policy.encoder() is None:
             return {}
         if visual.heard is None:
@@ -208,9 +228,10 @@ class Plan:
         for name in ("attention", "keys", "features"):
             of_inputs = getattr(heard, name)
             if of_inputs is not None:
-                values[f"encoder_{name}"] = of_inputs[place]
-                if len(of_inputs[place]) != n:
-                    raise ValueError(f"the encoder gave {len(of_inputs[place])} {name} for {n} visual tokens")
+                value = of_inputs[place] if left is None else of_inputs[place][left]
+                values[f"encoder_{name}"] = value
+                if len(value) != n:
+                    raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")
         if "encoder_features" in values:
             encoder = self.pruner.family.encoder
             values["project"] = self.pruner.base.get_submodule(encoder.projector)  # type: ignore[union-attr, arg-type]

@@ -60,5 +60,6 @@ FAMILY = register_family(
         kinds=("image", "video"),
         shape=merged_shape,
         encoder=ENCODER,
+        tower_stage="its tower packs all pictures into one sequence of patches that merge two by two",
     )
 )

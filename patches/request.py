@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .base import Family, Kind, VisualShape
 from .encoder import EncoderListener, Heard
+from .tower import TowerStage
 
 _PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
@@ -186,9 +188,11 @@ class FeatureTap:
         listener: Callable[[Kind, Any, Source], None],
         lengths: Callable[[list[int]], list[int]],
         encoder: EncoderListener | None = None,
+        tower: TowerStage | None = None,
     ):
         functools.update_wrapper(self, original)  # generate() reads the signature
-        self.kind, self.original, self.listener, self.lengths, self.encoder = kind, original, listener, lengths, encoder
+        self.kind, self.original, self.listener, self.lengths = kind, original, listener, lengths
+        self.encoder, self.tower = encoder, tower
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _TAPPED.get():  # Qwen3-VL encodes videos through its image function: the outer call counts
@@ -204,14 +208,17 @@ class FeatureTap:
         arguments = {**arguments, **arguments.pop("kwargs", {})}
         # Not the pixels: what is noted here lives as long as the features do.
         arguments = {name: value for name, value in arguments.items() if not name.startswith("pixel_values")}
-        heard = None
-        if self.encoder is None:
+        with contextlib.ExitStack() as stack:
+            notes = None if self.encoder is None else stack.enter_context(self.encoder.listening(arguments))
+            cut = None if self.tower is None else stack.enter_context(self.tower.cutting())
             output = self.original(*args, **kwargs)
-            lengths = self.lengths(feature_lengths(output))
-        else:
-            output, notes = self.encoder.listen(lambda: self.original(*args, **kwargs), arguments)
-            lengths = self.lengths(feature_lengths(output))
-            heard = self.encoder.heard(notes, self.kind, lengths, arguments)
+        lengths = self.lengths(feature_lengths(output))
+        heard = None
+        if self.encoder is not None and notes is not None:
+            whole = {} if cut is None else {"whole": cut.whole}
+            heard = self.encoder.heard(notes, self.kind, lengths, arguments, **whole)
+        if self.tower is not None and cut is not None:
+            heard = self.tower.heard(cut, heard or Heard(), self.kind, lengths, arguments)
         source = Source(len(lengths), arguments, heard)
         if not isinstance(output, (Tensor, list, tuple)):
             setattr(output, _SOURCE, source)

@@ -21,5 +21,12 @@ def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
     return layers[i if i < 0 else i - 1].self_attn
 
 
-ENCODER = replace(llava.ENCODER, attention=vision_attention, has_cls=lambda base: True)
-FAMILY = register_family(replace(llava.FAMILY, model_types=("vipllava",), encoder=ENCODER))
+ENCODER = replace(llava.ENCODER, attention=vision_attention, has_cls=lambda base: True, tower=None)
+FAMILY = register_family(
+    replace(
+        llava.FAMILY,
+        model_types=("vipllava",),
+        encoder=ENCODER,
+        tower_stage="its projector reads several layers of the tower side by side",
+    )
+)

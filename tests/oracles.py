@@ -185,12 +185,13 @@ def upper_masks(batch, records) -> dict[int, torch.Tensor]:
 
 
 @torch.no_grad()
-def deep_masked(model, batch, keep, upper, positions: str = "original", steps: int = STEPS) -> Run:
+def deep_masked(model, batch, keep, upper, positions: str = "original", steps: int = STEPS, fed=None) -> Run:
     """The stock model with an additive mask from some layers on, which hides what they have lost.
 
     `upper` says by layer what it and those above hold, until the next.
     """
     text = text_inputs(model, batch.inputs)
+    with_features(text, keep, fed, changed=True)
     padding = text["mask"].clone()
     text["mask"] = text["mask"] & keep
     if positions == "compact":
@@ -260,6 +261,18 @@ def assert_same(run: Run, oracle: Run, atol: float = 1e-5) -> None:
     torch.testing.assert_close(run.logits, oracle.logits, rtol=0, atol=atol)
 
 
+def prune(model, batch, policy, keep, positions: str, **options) -> tuple[Run, torch.Tensor, list]:
+    """A pruned run, what the text model was fed at prefill, and the report."""
+    fed: list[torch.Tensor] = []
+    with pruning(model, policy, keep, positions=positions, **options):
+        handle = text_of(model).register_forward_pre_hook(
+            lambda m, a, k: fed.append(k["inputs_embeds"]), with_kwargs=True
+        )
+        run = generate(model, batch.inputs)
+        handle.remove()
+        return run, fed[0], pruning_report(model)
+
+
 def check_against_oracles(
     model, batch, policy, keep, positions: str, changes_features: bool = False, **options
 ) -> list:
@@ -268,16 +281,9 @@ def check_against_oracles(
     Policies that change features are held against the stock model fed the same features; all others
     must have fed it the stock embeddings to the bit.
     """
-    fed: list[torch.Tensor] = []
-    with pruning(model, policy, keep, positions=positions, **options):
-        handle = text_of(model).register_forward_pre_hook(
-            lambda m, a, k: fed.append(k["inputs_embeds"]), with_kwargs=True
-        )
-        run = generate(model, batch.inputs)
-        handle.remove()
-        records = pruning_report(model)
+    run, fed, records = prune(model, batch, policy, keep, positions, **options)
     kept = keep_mask(batch, records)
-    same = dict(fed=fed[0], changed=changes_features)
+    same = dict(fed=fed, changed=changes_features)
     if FAMILIES[model.config.model_type].hybrid:
         assert_same(run, native_short(model, batch, kept, positions, **same), atol=1e-3)
         return records

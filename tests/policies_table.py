@@ -25,6 +25,16 @@ POLICIES = {
     "fastvid": ("fastvid", {}),
 }
 
+#: Policies that act inside the vision tower by label: policies and options.
+TOWER = {
+    "tome": ("tome", {}),
+    "tome-equal": ("tome", {"proportional_attention": False}),
+    "flowcut": ("flowcut", {"every": 1}),
+    "tome+scope": (["tome", "scope"], {}),
+    "flowcut+fastv": (["flowcut", "fastv"], {}),
+    "tome+divprune+fastv": (["tome", "divprune", "fastv"], {}),
+}
+
 #: Those that feed the language model other features than it would have seen.
 CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge+", "fastvid"}
 

@@ -5,7 +5,7 @@ from .cache import PrunedCacheError
 from .patches import Record, UnsupportedModelError
 from .policies import Policy, UnknownPolicyError, register
 from .schedule import Schedule
-from .visual import DecoderView, EncoderSpec, Selection, VisualTokens
+from .visual import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,8 @@ __all__ = [
     "Record",
     "Schedule",
     "Selection",
+    "TowerCut",
+    "TowerView",
     "UnknownPolicyError",
     "UnsupportedModelError",
     "VisualTokens",

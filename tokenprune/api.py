@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import nn
 
-from .budget import AdaptiveBudget, Budget, HalfwayBudget
+from .budget import AdaptiveBudget, Budget, PartBudget
 from .cache import STATE_ATTRIBUTE
 from .patches import Pruner, Record, family_of, supported_model_types
 from .patches.base import base_of
@@ -18,6 +18,8 @@ M = TypeVar("M", bound=nn.Module)
 PolicyLike = str | Policy | Sequence[str | Policy]
 
 Positions = Literal["original", "compact"]
+#: In the order in which tokens pass them.
+_STAGES = ("encoder", "vision", "decoder")
 Keep = float | int | Sequence[float | int] | None
 
 
@@ -36,9 +38,9 @@ def apply_pruning(
 
     Args:
         model: a transformers model of a supported type.
-        policy: a policy's name (see `list_policies`) or a `Policy` instance; or a list of a vision-stage
-            and a decoder-stage one, which share the way to the budget: the first keeps the geometric
-            mean of all tokens and of the final number.
+        policy: a policy's name (see `list_policies`) or a `Policy` instance; or a list of them that act at
+            different stages (vision tower, before the language model, in the decoder) and share the way
+            to the budget: of two, the first keeps the geometric mean of all tokens and of the final number.
         keep: what stays of each visual input: a ratio in (0, 1], or a number of tokens >= 1. A video
             is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on Qwen-VL), or what
             an adaptive policy finds. For a list of policies also a list: what is left of the whole input
@@ -72,22 +74,13 @@ def apply_pruning(
                 f"policy {stage!r} needs {', '.join(sorted(missing))}, which is not available on model type "
                 f"{model_type!r}"
             )
-    vision = next((s for s in stages if "vision" in s.stage), None)
-    deep = next((s for s in stages if "decoder" in s.stage), None)
-    # Two stages share the way to one budget; one policy's own second stage has no budget to reach.
-    first: Budget | HalfwayBudget | AdaptiveBudget = budgets[0]
-    if len(budgets) == 1 and vision is not None and deep is not None and vision is not deep:
-        first = budgets[0].halfway()
-    if keep is None and vision is not None and vision.adaptive:
-        first = AdaptiveBudget()
-    pruner = Pruner(
-        model,
-        family,
-        vision,
-        first,
-        positions or family.default_positions,
-        None if deep is None else (deep, budgets[-1]),
-    )
+    # Several policies share the way to one budget; a policy's own second stage has none to reach.
+    shared = [b.part(i + 1, len(stages)) if len(budgets) == 1 else b for i, b in enumerate(budgets * len(stages))]
+    acting: dict[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]] = {}
+    for stage, share in zip(stages, shared, strict=False):
+        for where in stage.stage.split(", "):
+            acting[where] = (stage, AdaptiveBudget() if keep is None and stage.adaptive else share)
+    pruner = Pruner(model, family, acting, positions or family.default_positions)
     remove_pruning(model)
     pruner.attach()
     return model
@@ -99,13 +92,13 @@ def _stages(policy: PolicyLike, options: dict[str, Any], keep: Keep) -> tuple[li
     if len(given) > 1 and options:
         raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
     stages = [make_policy(p, **options) for p in given]  # type: ignore[arg-type]
-    for where in ("vision", "decoder"):
+    for where in _STAGES:
         acting = [s for s in stages if where in s.stage]
         if len(acting) > 1:
             raise ValueError(f"only one policy can act at the {where} stage, got {acting!r}")
     if not stages:
         raise ValueError("expected a policy, got an empty list")
-    order = sorted(range(len(stages)), key=lambda i: "vision" not in stages[i].stage)
+    order = sorted(range(len(stages)), key=lambda i: _STAGES.index(stages[i].stage.split(", ")[0]))
     keeps: list[Any] = [keep]
     if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
         if len(keep) != len(stages):

@@ -36,9 +36,9 @@ class Budget:
                 raise ValueError(f"keep={keep!r} is out of range; {_ACCEPTED}")
             object.__setattr__(self, "keep", float(keep))
 
-    def halfway(self) -> HalfwayBudget:
-        """The budget of the first of two stages that together reach this one."""
-        return HalfwayBudget(self)
+    def part(self, stage: int, stages: int) -> Budget | PartBudget:
+        """The budget of a stage, from 1, of several that together reach this one."""
+        return self if stage == stages else PartBudget(self, stage / stages)
 
     def count(self, n: int) -> int:
         """Tokens kept of `n`: `max(1, round(keep * n))` for a ratio (halves to even), `min(keep, n)` else."""
@@ -48,15 +48,22 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class HalfwayBudget:
-    """What the first of two stages leaves: the geometric mean of all tokens and of the final number."""
+class PartBudget:
+    """What one of several stages leaves: as large a share as each of the others.
+
+    Args:
+        final: what the last leaves.
+        way: how much of the way to it is done; of two stages a half, the geometric mean of all tokens and
+            of the final number.
+    """
 
     final: Budget
+    way: float
 
     def count(self, n: int) -> int:
         if isinstance(self.final.keep, float):
-            return max(1, round(math.sqrt(self.final.keep) * n))
-        return round(math.sqrt(self.final.count(n) * n))
+            return max(1, round(self.final.keep**self.way * n))
+        return max(1, round(n * (self.final.count(n) / n) ** self.way)) if n else 0
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _PREFIX = "tokenprune_"
 
-#: Called with (module, query (B, H, Q, d), key (B, H_kv, N, d), keyword arguments of the kernel).
-Reader = Callable[[nn.Module, Tensor, Tensor, dict[str, Any]], None]
+#: Called with (module, query (B, H, Q, d), key and value (B, H_kv, N, d), keyword arguments of the kernel).
+Reader = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]], None]
 
 
 class AttentionTap:
@@ -28,7 +28,7 @@ class AttentionTap:
     Args:
         module: reads `self.config._attn_implementation` and calls the kernel through transformers'
             `ALL_ATTENTION_FUNCTIONS`, as its attention modules do.
-        reader: is handed queries and keys as the kernel gets them (rotary embedding applied, past
+        reader: is handed queries, keys and values as the kernel gets them (rotary embedding applied, past
             keys included), at every call.
     """
 
@@ -52,15 +52,15 @@ class AttentionTap:
             self.module.config = self._config
 
 
-def _proxy(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _proxy(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     tap: AttentionTap = module.config._tokenprune_tap
     name = tap._config._attn_implementation or "eager"
-    tap.reader(module, query, key, kwargs)
+    tap.reader(module, query, key, value, kwargs)
     if name == "eager":  # not in the table: each modelling file has its own
         kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[name]
-    return kernel(_Untapped(module, tap._config), query, key, *args, **kwargs)
+    return kernel(_Untapped(module, tap._config), query, key, value, *args, **kwargs)
 
 
 class _Untapped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -151,6 +151,56 @@ class DecoderView:
                 mask[topk_select(scores[places.to(scores.device)], k)] = True
             kept.append(mask)
         return kept
+
+
+@dataclass(frozen=True)
+class TowerView:
+    """Pictures or tiles of one size, between two layers of a vision tower.
+
+    Attributes:
+        hidden: (B, M, D), what the layer above would be fed; CLS is token 0 where there is one.
+        query, key, value: (B, H, M, d) of the layer below, as its kernel got them.
+        scaling: of its scores.
+        cls: whether there is a CLS token, which has to stay.
+        sizes: (B, M) float32 or wider, how many patches each token stands for.
+        cut: which border this is, from 0, of `n_cuts`.
+        n_before: tokens of a picture at the first border, CLS not counted.
+        n_keep: how many are to be left behind the last border.
+        memory: the policy's own notes, kept from border to border of one call.
+    """
+
+    hidden: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    cls: bool
+    sizes: Tensor
+    cut: int
+    n_cuts: int
+    n_before: int
+    n_keep: int
+    memory: dict[str, Any]
+
+    @property
+    def surplus(self) -> int:
+        """How many tokens have to leave yet."""
+        return self.hidden.shape[1] - int(self.cls) - self.n_keep
+
+
+@dataclass(frozen=True)
+class TowerCut:
+    """What stays at such a border.
+
+    Attributes:
+        keep: (B, M') int64, ascending, CLS included.
+        hidden: (B, M', D) in their place, if they have changed.
+        sizes: (B, M') float32, how many patches each stands for now, if that has changed.
+    """
+
+    keep: Tensor
+    hidden: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
     quality = quality.float()
     kernel = quality[:, :, None] * similarity * quality[:, None]
     own = kernel.diagonal(dim1=1, dim2=2)
-    variance, columns = own.clone(), []
+    variance, columns = own.clone(), list[Tensor]()
     picks = torch.empty(len(kernel), 0, dtype=torch.int64, device=kernel.device)
     gone = excluded.clone()
     for _ in range(k):

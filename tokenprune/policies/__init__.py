@@ -8,6 +8,7 @@ from .eadp import EADP
 from .evs import EVS
 from .fastv import FastV
 from .fastvid import FastVID
+from .flowcut import FlowCut
 from .fopru import FoPru
 from .grid import Grid
 from .holov import HoloV
@@ -20,6 +21,7 @@ from .scope import Scope
 from .sparsevlm import SparseVLM
 from .todre import ToDRE
 from .tokenflex import TokenFlex
+from .tome import ToMe
 from .vidcom2 import VidCom2
 from .visionzip import VisionZip
 from .vispruner import VisPruner
@@ -34,6 +36,7 @@ __all__ = [
     "DivPrune",
     "FastV",
     "FastVID",
+    "FlowCut",
     "FoPru",
     "Grid",
     "HoloV",
@@ -47,6 +50,7 @@ __all__ = [
     "Scope",
     "SparseVLM",
     "ToDRE",
+    "ToMe",
     "TokenFlex",
     "UnknownPolicyError",
     "VidCom2",

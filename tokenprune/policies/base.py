@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..budget import spread
-from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
+from ..visual import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,9 @@ class Policy:
 
     Class attributes:
         name: set by `register`.
-        stage: where the policy acts; `"vision"` is between projector and language model, `"decoder"` at
-            a decoder layer during prefill, `"vision, decoder"` is both.
+        stage: where the policy acts; `"encoder"` is between the layers of the vision tower, `"vision"`
+            between projector and language model, `"decoder"` at a decoder layer during prefill,
+            `"vision, decoder"` at both.
         needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"` (which
             `encoder` spells out).
         exact: whether it keeps exactly the number it is asked for. Policies that keep whole rows or
@@ -43,7 +44,7 @@ class Policy:
     """
 
     name: ClassVar[str] = ""
-    stage: ClassVar[Literal["vision", "decoder", "vision, decoder"]] = "vision"
+    stage: ClassVar[Literal["encoder", "vision", "decoder", "vision, decoder"]] = "vision"
     needs: ClassVar[frozenset[str]] = frozenset()
     per_frame: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False
@@ -52,6 +53,15 @@ class Policy:
     @property
     def exact(self) -> bool:
         return True
+
+    @property
+    def proportional(self) -> bool:
+        """Whether tokens of a vision tower that stand for several are as loud as they were."""
+        return False
+
+    def tower_select(self, view: TowerView) -> TowerCut | None:
+        """What stays at a border between two layers of the vision tower; None: all."""
+        raise NotImplementedError
 
     def encoder(self) -> EncoderSpec | None:
         """What it wants to know of the vision encoder; None: nothing."""

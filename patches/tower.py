@@ -1,0 +1,176 @@
+"""Encoder-stage pruning: tokens leave between the layers of the vision tower, which gets cheaper by that.
+
+Behind the projector the raster is whole again, with zeros where tokens have left, so that the model lays
+its features out as always; before the language model they are dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import Budget, PartBudget
+from ..policies.base import Policy
+from ..saliency import AttentionTap
+from ..visual import TowerView
+from .encoder import Encoder, Heard, Kind
+
+
+@dataclass
+class TowerCall:
+    """One call of the vision tower, as it stands at the layer that is running.
+
+    Attributes:
+        n: tokens of a picture or tile, CLS not counted; 0 until the first cut.
+        kept: (B, K) int64 ascending, which of them are left; None while all are.
+        sizes: (B, M) float, patches that each token stands for, CLS included.
+    """
+
+    n: int = 0
+    n_keep: int = 0
+    kept: Tensor | None = None
+    sizes: Tensor | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
+
+    def whole(self, values: Tensor) -> Tensor:
+        """(B, K, C) values of what is left as (B, N, C), zeros elsewhere."""
+        if self.kept is None:
+            return values
+        index = self.kept.to(values.device)[..., None].expand_as(values)
+        return values.new_zeros(len(values), self.n, values.shape[2]).scatter(1, index, values)
+
+    def left(self) -> Tensor | None:
+        """(B, N, 1) float, one where a token is left; None while all are."""
+        return None if self.kept is None else self.whole(torch.ones_like(self.kept, dtype=torch.float32)[..., None])
+
+
+_CALL: ContextVar[TowerCall | None] = ContextVar("tokenprune_tower", default=None)
+
+
+class TowerStage:
+    """Hooks on the layers of a vision tower, below the one whose output the projector reads, and on the projector."""
+
+    def __init__(self, base: nn.Module, encoder: Encoder, policy: Policy, budget: Budget | PartBudget):
+        assert encoder.tower is not None and encoder.projector is not None
+        self.base, self.encoder, self.policy, self.budget = base, encoder, policy, budget
+        self.layers: list[Any] = list(encoder.tower(base))
+        self.cls = int(encoder.has_cls(base))
+        self._taps = [AttentionTap(layer.self_attn, self._read) for layer in self.layers[:-1]]
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        for tap in self._taps:
+            tap.attach()
+        for i, layer in enumerate(self.layers[1:]):
+            enter = functools.partial(self._enter, i)
+            self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        projector = self.base.get_submodule(self.encoder.projector)  # type: ignore[arg-type]
+        self._handles.append(projector.register_forward_hook(self._leave_projector))
+
+    def detach(self) -> None:
+        for tap in self._taps:
+            tap.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def cutting(self) -> Iterator[TowerCall]:
+        """Let tokens leave in the tower's calls of a block, in this thread alone."""
+        call = TowerCall()
+        token = _CALL.set(call)
+        try:
+            yield call
+        finally:
+            _CALL.reset(token)
+
+    def heard(self, call: TowerCall, heard: Heard, kind: Kind, lengths: list[int], inputs: Mapping[str, Any]) -> Heard:
+        """What was heard, and by visual input what is left."""
+        left = call.left()
+        if left is not None:
+            heard.left = [x[:, 0] > 0.5 for x in self.encoder.regroup(self.base, kind, left, lengths, inputs)]
+        return heard
+
+    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
+        call = _CALL.get()
+        if call is not None:
+            call.heads = (query, key, value, kwargs.get("scaling"))
+
+    def _enter(self, cut: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        call = _CALL.get()
+        if call is None or call.heads is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if call.n == 0:
+            call.n = hidden.shape[1] - self.cls
+            call.n_keep = self.budget.count(call.n)
+            call.sizes = hidden.new_ones(hidden.shape[:2], dtype=torch.promote_types(hidden.dtype, torch.float32))
+        if call.n_keep >= call.n:
+            return None
+        hidden = self._cut(call, cut, hidden)
+        more = self._mask(call, hidden)
+        if args:
+            rest = args[1:] if more is None else (more, *args[2:])
+            return (hidden, *rest), kwargs if more is None or len(args) > 1 else {**kwargs, "attention_mask": more}
+        return args, {**kwargs, "hidden_states": hidden} | ({} if more is None else {"attention_mask": more})
+
+    @torch.no_grad()
+    def _choose(self, call: TowerCall, cut: int, hidden: Tensor) -> Any:
+        assert call.heads is not None and call.sizes is not None
+        query, key, value, scaling = call.heads
+        return self.policy.tower_select(
+            TowerView(
+                hidden=hidden,
+                query=query,
+                key=key,
+                value=value,
+                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+                cls=bool(self.cls),
+                sizes=call.sizes,
+                cut=cut,
+                n_cuts=len(self.layers) - 1,
+                n_before=call.n,
+                n_keep=call.n_keep,
+                memory=call.memory,
+            )
+        )
+
+    def _cut(self, call: TowerCall, cut: int, hidden: Tensor) -> Tensor:
+        chosen = self._choose(call, cut, hidden)
+        call.heads = None
+        if chosen is None:
+            return hidden
+        assert call.sizes is not None
+        keep = chosen.keep
+        kept = keep[:, self.cls :] - self.cls
+        call.kept = kept if call.kept is None else call.kept.gather(1, kept)
+        call.sizes = call.sizes.gather(1, keep) if chosen.sizes is None else chosen.sizes
+        if chosen.hidden is not None:
+            return chosen.hidden
+        return hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[2]))
+
+    def _mask(self, call: TowerCall, hidden: Tensor) -> Tensor | None:
+        """Additive (B, 1, M, M): a token that stands for several is as loud as they were."""
+        if not self.policy.proportional or call.kept is None:
+            return None
+        assert call.sizes is not None
+        loud = call.sizes.log().to(hidden.dtype)[:, None, None]
+        return loud.expand(-1, -1, hidden.shape[1], -1)
+
+    def _leave_projector(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        call = _CALL.get()
+        if call is None or call.kept is None:
+            return None
+        if call.kept.shape[1] != call.n_keep:
+            raise ValueError(
+                f"policy {self.policy!r} left {call.kept.shape[1]} tokens in the vision tower, asked for {call.n_keep}"
+            )
+        return call.whole(output)

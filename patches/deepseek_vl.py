@@ -16,11 +16,15 @@ def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
 
 
 def tower(base: Any) -> Any:
-    model = base.vision_model  # transformers 4 wraps it once more
-    return getattr(model, "vision_model", model).encoder.layers
+    return llava.unwrapped(base.vision_model).encoder.layers
 
 
 ENCODER = replace(
-    llava.ENCODER, attention=vision_attention, has_cls=lambda base: False, projector="aligner", tower=tower
+    llava.ENCODER,
+    attention=vision_attention,
+    has_cls=lambda base: False,
+    projector="aligner",
+    tower=tower,
+    embeddings=lambda base: llava.unwrapped(base.vision_model).embeddings,
 )
 FAMILY = register_family(Family(model_types=("deepseek_vl",), shape=llava.shape, encoder=ENCODER))

@@ -38,6 +38,7 @@ class Encoder:
             `packed(base, inputs)`.
         tower: the layers of the vision tower up to the one whose output the projector reads,
             `tower(base)`; None where tokens cannot leave between them. Needs `projector`.
+        embeddings: the module that makes patches of pixels, `embeddings(base)`; goes with `tower`.
     """
 
     attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
@@ -46,6 +47,7 @@ class Encoder:
     projector: str | None = None
     packed: Callable[[Any, Mapping[str, Any]], list[int]] | None = None
     tower: Callable[[Any], Sequence[nn.Module]] | None = None
+    embeddings: Callable[[Any], nn.Module] | None = None
 
 
 @dataclass

@@ -24,10 +24,17 @@ def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: in
     return VisualShape((grid,) if grid[1] * grid[2] == length else None)
 
 
+def unwrapped(tower: Any) -> Any:
+    """A CLIP or SigLIP tower, which transformers 4 wraps once more."""
+    return getattr(tower, "vision_model", tower)
+
+
 def vision_layers(base: Any) -> Any:
-    """Layers of a CLIP or SigLIP tower; transformers 4 wraps them once more."""
-    tower = base.vision_tower
-    return getattr(tower, "vision_model", tower).encoder.layers
+    return unwrapped(base.vision_tower).encoder.layers
+
+
+def embeddings(base: Any) -> nn.Module:
+    return unwrapped(base.vision_tower).embeddings
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
@@ -54,5 +61,7 @@ def tower(base: Any) -> Any:
     return layers[: i + 1 or None] if i < 0 else layers[:i]
 
 
-ENCODER = Encoder(vision_attention, has_cls, regroup, projector="multi_modal_projector", tower=tower)
+ENCODER = Encoder(
+    vision_attention, has_cls, regroup, projector="multi_modal_projector", tower=tower, embeddings=embeddings
+)
 FAMILY = register_family(Family(model_types=("llava",), shape=shape, encoder=ENCODER))

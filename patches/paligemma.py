@@ -11,10 +11,10 @@ import transformers
 
 from . import gemma3
 from .base import register_family
-from .llava import vision_layers
+from .llava import embeddings, vision_layers
 
 assert gemma3.FAMILY.encoder is not None
-ENCODER = replace(gemma3.FAMILY.encoder, projector="multi_modal_projector", tower=vision_layers)
+ENCODER = replace(gemma3.FAMILY.encoder, projector="multi_modal_projector", tower=vision_layers, embeddings=embeddings)
 FAMILY = replace(gemma3.FAMILY, model_types=("paligemma",), default_keep=0.25, first_position=1, encoder=ENCODER)
 if not transformers.__version__.startswith("4."):
     register_family(FAMILY)

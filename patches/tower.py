@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..budget import Budget, PartBudget
@@ -63,6 +64,7 @@ class TowerStage:
         self.base, self.encoder, self.policy, self.budget = base, encoder, policy, budget
         self.layers: list[Any] = list(encoder.tower(base))
         self.cls = int(encoder.has_cls(base))
+        self._resizes = type(policy).resized is not Policy.resized
         self._taps = [AttentionTap(layer.self_attn, self._read) for layer in self.layers[:-1]]
         self._handles: list[Any] = []
 
@@ -72,6 +74,9 @@ class TowerStage:
         for i, layer in enumerate(self.layers[1:]):
             enter = functools.partial(self._enter, i)
             self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        assert self.encoder.embeddings is not None
+        embeddings = self.encoder.embeddings(self.base)
+        self._handles.append(embeddings.register_forward_pre_hook(self._enter_embeddings, with_kwargs=True))
         projector = self.base.get_submodule(self.encoder.projector)  # type: ignore[arg-type]
         self._handles.append(projector.register_forward_hook(self._leave_projector))
 
@@ -104,9 +109,33 @@ class TowerStage:
         if call is not None:
             call.heads = (query, key, value, kwargs.get("scaling"))
 
+    def _enter_embeddings(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Resize the pictures, if the policy wants smaller ones."""
+        call = _CALL.get()
+        if call is None:
+            return None
+        pixels = args[0] if args else kwargs["pixel_values"]
+        height, width = (side // module.patch_size for side in pixels.shape[-2:])
+        n_keep = self.budget.count(height * width)
+        size = None if n_keep >= height * width else self.policy.resized(height, width, n_keep)
+        if size is None:
+            return None
+        rows, columns = size
+        pixels = F.interpolate(
+            pixels.to(torch.promote_types(pixels.dtype, torch.float32)),
+            (rows * module.patch_size, columns * module.patch_size),
+            mode="bicubic",
+            antialias=True,
+        ).to(pixels.dtype)
+        places = self.policy.places(height, width, rows, columns)
+        call.n, call.n_keep = height * width, len(places)
+        call.kept = torch.tensor(places, device=pixels.device).expand(len(pixels), -1)
+        kwargs = {**kwargs, "interpolate_pos_encoding": True}
+        return ((pixels, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": pixels})
+
     def _enter(self, cut: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         call = _CALL.get()
-        if call is None or call.heads is None:
+        if call is None or call.heads is None or self._resizes:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if call.n == 0:
@@ -169,7 +198,7 @@ class TowerStage:
         call = _CALL.get()
         if call is None or call.kept is None:
             return None
-        if call.kept.shape[1] != call.n_keep:
+        if self.policy.exact and call.kept.shape[1] != call.n_keep:
             raise ValueError(
                 f"policy {self.policy!r} left {call.kept.shape[1]} tokens in the vision tower, asked for {call.n_keep}"
             )

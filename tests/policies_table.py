@@ -31,6 +31,8 @@ TOWER = {
     "tome-equal": ("tome", {"proportional_attention": False}),
     "flowcut": ("flowcut", {"every": 1}),
     "tome+scope": (["tome", "scope"], {}),
+    "downsample": ("downsample", {}),
+    "downsample+divprune": (["downsample", "divprune"], {}),
     "flowcut+fastv": (["flowcut", "fastv"], {}),
     "tome+divprune+fastv": (["tome", "divprune", "fastv"], {}),
 }

@@ -35,6 +35,8 @@ def test_oracle(family, label, positions):
         if family == "llava_next":  # a budget for each tile, and of crops, padding is cut off afterwards
             assert 0.15 * r.n_before < r.n_after < 0.45 * r.n_before
             assert not set(r.indices) & set(r.separators)
+        elif label == "downsample":  # three rows of four, or of three
+            assert r.n_after in (9, 12)
         else:
             assert r.n_after == round(0.3 * r.n_before)
 
@@ -54,7 +56,7 @@ def test_oracle_with_a_stage_in_the_decoder(family, label):
 def test_keeping_all_is_the_stock_model_to_the_bit(family):
     model, batch = get_model(family), ragged_batch(family)
     before = generate(model, batch.inputs)
-    for policy in ("tome", "flowcut"):
+    for policy in ("tome", "flowcut", "downsample"):
         with pruning(model, policy, 1.0):
             assert torch.equal(generate(model, batch.inputs).logits, before.logits)
     with pruning(model, "tome", 0.3):
@@ -174,9 +176,26 @@ def test_the_tower_gets_cheaper(deep):
         return counter.get_total_flops()
 
     full = flops()
-    for policy in ("tome", "flowcut"):
+    for policy in ("tome", "flowcut", "downsample"):
         with pruning(deep, policy, 0.1):
             assert flops() < 0.8 * full
+
+
+@torch.no_grad()
+def test_downsampling_is_the_stock_model_on_a_smaller_picture(deep):
+    images = pixels()
+    small = F.interpolate(images, (3 * PATCH, 3 * PATCH), mode="bicubic", antialias=True)
+    tower, embeddings = deep.model.vision_tower, deep.model.vision_tower.embeddings
+    handle = embeddings.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "interpolate_pos_encoding": True}), with_kwargs=True
+    )
+    expected = deep.model.multi_modal_projector(tower(small, output_hidden_states=True).hidden_states[-2][:, 1:])
+    handle.remove()
+    with pruning(deep, "downsample", 9):
+        got = features(deep, images)
+    places = [y * 6 + x for y in (0, 2, 4) for x in (0, 2, 4)]  # the first of the two in the middle
+    torch.testing.assert_close(got[:, places], expected, rtol=0, atol=1e-12)
+    assert (got == 0).all(-1).sum(1).tolist() == [27] * 3
 
 
 # ---------------------------------------------------------------- the policies

@@ -4,6 +4,7 @@ from .base import Policy, UnknownPolicyError, make_policy, register, registry
 from .cdpruner import CDPruner
 from .dart import DART
 from .divprune import DivPrune
+from .downsample import Downsample
 from .eadp import EADP
 from .evs import EVS
 from .fastv import FastV
@@ -34,6 +35,7 @@ __all__ = [
     "VTW",
     "CDPruner",
     "DivPrune",
+    "Downsample",
     "FastV",
     "FastVID",
     "FlowCut",

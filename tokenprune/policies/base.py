@@ -59,6 +59,16 @@ class Policy:
         """Whether tokens of a vision tower that stand for several are as loud as they were."""
         return False
 
+    def resized(self, height: int, width: int, n_keep: int) -> tuple[int, int] | None:
+        """Rows and columns of tokens that a picture of (height, width) tokens should be resized to before the
+        vision tower, at the encoder stage; None: as it is. Its tokens stand at `places` then."""
+        return None
+
+    @staticmethod
+    def places(height: int, width: int, rows: int, columns: int) -> list[int]:
+        """For each token of a resized picture, row by row, a place of its own in the raster of the whole one."""
+        raise NotImplementedError
+
     def tower_select(self, view: TowerView) -> TowerCut | None:
         """What stays at a border between two layers of the vision tower; None: all."""
         raise NotImplementedError

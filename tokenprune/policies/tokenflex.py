@@ -15,13 +15,13 @@ from .base import Policy, register
 from .merging import mergeable
 
 
-def _bins(k: int, height: int, width: int) -> tuple[int, int]:
+def bins(k: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of about k bins in the picture's shape."""
     rows = min(height, k, max(round(math.sqrt(k * height / width)), math.ceil(k / width), 1))
     return rows, min(width, max(1, round(k / rows)))
 
 
-def _centres(bins: int, length: int) -> list[int]:
+def bin_centres(bins: int, length: int) -> list[int]:
     """Middle of each adaptive-pooling bin, [floor(i n / b), ceil((i + 1) n / b))."""
     return [(i * length // bins + -(-(i + 1) * length // bins) - 1) // 2 for i in range(bins)]
 
@@ -55,10 +55,10 @@ class TokenFlex(Policy):
         sizes = [h * w for h, w in shapes]
         pooled, indices, start = [], [], 0
         for (h, w), size, k in zip(shapes, sizes, spread(n_keep, sizes), strict=True):
-            rows, columns = _bins(max(1, k), h, w)
+            rows, columns = bins(max(1, k), h, w)
             raster = features[start : start + size].view(h, w, -1).permute(2, 0, 1)
             pooled.append(F.adaptive_avg_pool2d(raster, (rows, columns)).flatten(1).T)
-            indices += [start + y * w + x for y in _centres(rows, h) for x in _centres(columns, w)]
+            indices += [start + y * w + x for y in bin_centres(rows, h) for x in bin_centres(columns, w)]
             start += size
         kept = project(torch.cat(pooled))
         return Selection(torch.tensor(indices, device=kept.device), kept)

@@ -41,6 +41,8 @@ class Policy:
         per_frame: whether a video's budget is spread over its frames, each selected on its own;
             otherwise `select` sees all frames of a video at once.
         paper: where the method comes from.
+        keeps: in a few words, what it keeps.
+        deviates: in a few words, where it differs from its paper or the paper's release.
     """
 
     name: ClassVar[str] = ""
@@ -49,6 +51,8 @@ class Policy:
     per_frame: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False
     paper: ClassVar[str] = ""
+    keeps: ClassVar[str] = ""
+    deviates: ClassVar[str] = ""
 
     @property
     def exact(self) -> bool:

@@ -36,6 +36,8 @@ class CDPruner(Policy):
     weight: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "CDPruner, NeurIPS 2025, arXiv:2506.10967"
+    keeps: ClassVar[str] = "diverse tokens, given the question (DPP)"
+    deviates: ClassVar[str] = "relevance from word embeddings, not CLIP's text encoder; scaled by image"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         return self.select_many([tokens], [n_keep])[0]

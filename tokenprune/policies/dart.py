@@ -37,6 +37,8 @@ class DART(Policy):
     pivots: int = 4
     stage: ClassVar[Literal["decoder"]] = "decoder"
     paper: ClassVar[str] = "DART, EMNLP 2025, arXiv:2502.11494"
+    keeps: ClassVar[str] = "tokens unlike a few loud pivots, from a decoder layer on"
+    deviates: ClassVar[str] = "meets the budget exactly; larger norms pick first (the release: the order of a set)"
 
     def __post_init__(self) -> None:
         for name in ("layer", "pivots"):

@@ -26,6 +26,8 @@ class DivPrune(Policy):
 
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "DivPrune, CVPR 2025, arXiv:2503.02175"
+    keeps: ClassVar[str] = "the tokens with the largest minimum cosine distance, greedily"
+    deviates: ClassVar[str] = "float32 distances; never a token twice; newline tokens are no candidates"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         return self.select_many([tokens], [n_keep])[0]

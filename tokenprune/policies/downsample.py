@@ -25,6 +25,7 @@ class Downsample(Policy):
 
     stage: ClassVar[Literal["encoder"]] = "encoder"
     paper: ClassVar[str] = "baseline"
+    keeps: ClassVar[str] = "a smaller picture, before the vision tower"
 
     @property
     def exact(self) -> bool:

@@ -47,6 +47,8 @@ class EADP(Policy):
     inverted: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "EADP, ECCV 2026, arXiv:2607.02484"
+    keeps: ClassVar[str] = "tokens that cover what the telling words of the question point at"
+    deviates: ClassVar[str] = "word embeddings for CLIP's text encoder, their sign as it is (`inverted`)"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         unit = F.normalize(tokens.features.float(), dim=-1)

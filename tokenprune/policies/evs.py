@@ -26,6 +26,8 @@ class EVS(Policy):
 
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "EVS, arXiv:2510.14624"
+    keeps: ClassVar[str] = "tokens that changed since the frame before; images: a grid"
+    deviates: ClassVar[str] = "meets budgets below a frame"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         t, h, w = tokens.grid or (1, 1, len(tokens))

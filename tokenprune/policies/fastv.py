@@ -28,6 +28,7 @@ class FastV(Policy):
     layer: int = 2
     stage: ClassVar[Literal["decoder"]] = "decoder"
     paper: ClassVar[str] = "FastV, ECCV 2024, arXiv:2403.06764"
+    keeps: ClassVar[str] = "what the last token attends to after two decoder layers"
 
     def __post_init__(self) -> None:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:

@@ -48,6 +48,8 @@ class FastVID(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "FastVID, NeurIPS 2025, arXiv:2503.11187"
+    keeps: ClassVar[str] = "salient tokens of every frame, and averages around dense ones in like frames"
+    deviates: ClassVar[str] = "shares the anchors out by the length of the segments"
 
     def __post_init__(self) -> None:
         if not 0 <= self.merged <= 1:

@@ -37,6 +37,8 @@ class FlowCut(Policy):
     momentum: float = 0.5
     stage: ClassVar[Literal["encoder"]] = "encoder"
     paper: ClassVar[str] = "FlowCut, NeurIPS 2025, arXiv:2505.19536"
+    keeps: ClassVar[str] = "tokens from which much flows to CLS, layer by layer in the vision tower"
+    deviates: ClassVar[str] = "the number that leaves at a step does not depend on the entropy of attention"
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:

@@ -36,6 +36,8 @@ class FoPru(Policy):
     include_cls_query: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "FoPru, arXiv:2411.14164"
+    keeps: ClassVar[str] = "what the vision encoder's tokens attend to, by rank or by whole rows"
+    deviates: ClassVar[str] = "layer, head mean and CLS are our reading: there is no code"
 
     def __post_init__(self) -> None:
         if self.strategy not in ("rank", "row"):

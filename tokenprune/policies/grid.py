@@ -35,6 +35,7 @@ class Grid(Policy):
     """
 
     paper: ClassVar[str] = "baseline"
+    keeps: ClassVar[str] = "tokens evenly spaced in rows and columns"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         # A (T, H, W) raster is T*H rows: per_frame has already cut videos, so T is 1 here.

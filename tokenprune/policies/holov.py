@@ -36,6 +36,8 @@ class HoloV(Policy):
     alpha: float = 0.09
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "HoloV, NeurIPS 2025, arXiv:2510.02912"
+    keeps: ClassVar[str] = "in every part of the picture what is attended and varied, by quota"
+    deviates: ClassVar[str] = "ranks by the whole score in a part, sorted; no re-reading in the decoder"
 
     def __post_init__(self) -> None:
         if self.parts < 1:

@@ -39,6 +39,8 @@ class MMTok(Policy):
     alpha: float = 0.5
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "MMTok, ICLR 2026, arXiv:2508.18264"
+    keeps: ClassVar[str] = "tokens that cover the question's words and the picture"
+    deviates: ClassVar[str] = "temperatures at second hand; the question is not rewritten"
 
     def __post_init__(self) -> None:
         for name in ("text_temperature", "vision_temperature"):

@@ -35,6 +35,8 @@ class PruMerge(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     adaptive: ClassVar[bool] = True
     paper: ClassVar[str] = "LLaVA-PruMerge, ICCV 2025, arXiv:2403.15388"
+    keeps: ClassVar[str] = "outliers of CLS attention, each with the tokens most like it"
+    deviates: ClassVar[str] = "output in raster order; a budget may replace the number of outliers"
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="last", rows="cls", joined_heads=True, keys="joined", features=True)
@@ -82,6 +84,8 @@ class PruMergePlus(PruMerge):
     """
 
     paper: ClassVar[str] = "LLaVA-PruMerge+, ICCV 2025, arXiv:2403.15388"
+    keeps: ClassVar[str] = "the same, and evenly spaced tokens"
+    deviates: ClassVar[str] = "with a budget, a quarter by attention and the rest spaced"
 
     def _kept(self, attention: Tensor, n_keep: int | None) -> Tensor:
         n, device = len(attention), attention.device

@@ -31,6 +31,8 @@ class PyramidDrop(Policy):
     schedule: Schedule = field(default_factory=lambda: Schedule((1 / 4, 1 / 2, 3 / 4)))
     stage: ClassVar[Literal["decoder"]] = "decoder"
     paper: ClassVar[str] = "PyramidDrop, CVPR 2025, arXiv:2410.17247"
+    keeps: ClassVar[str] = "fewer and fewer of what the last token attends to, at several decoder layers"
+    deviates: ClassVar[str] = "listens to the layer below a cut (the release computes the one above beforehand)"
 
     def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
         return list(self.schedule.cuts(n_layers, lowest))

@@ -27,6 +27,7 @@ class Random(Policy):
     seed: int = 0
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "baseline"
+    keeps: ClassVar[str] = "a seeded random subset"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         # A few dimensions tell words apart, and embeddings are looked up: the same bits in any batch.

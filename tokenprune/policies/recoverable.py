@@ -71,6 +71,8 @@ class Recoverable(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention", "text"})
     adaptive: ClassVar[bool] = True
     paper: ClassVar[str] = "Recoverable Compression, AAAI 2025, arXiv:2409.01179"
+    keeps: ClassVar[str] = "what CLS attends to, what the question asks for, and the rest merged"
+    deviates: ClassVar[str] = "follows the description where the release differs; word embeddings for CLIP"
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="last", rows="cls", joined_heads=True, keys="joined", features=True)

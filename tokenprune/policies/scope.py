@@ -29,6 +29,7 @@ class Scope(Policy):
     alpha: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "SCOPE, NeurIPS 2025, arXiv:2510.24214"
+    keeps: ClassVar[str] = "tokens that cover the picture, attended ones first"
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", features=True)

@@ -34,6 +34,8 @@ class SparseVLM(PyramidDrop):
 
     schedule: Schedule = field(default_factory=lambda: Schedule((2 / 32, 6 / 32, 15 / 32), (303, 110, 36)))
     paper: ClassVar[str] = "SparseVLM, ICML 2025, arXiv:2410.04417"
+    keeps: ClassVar[str] = "what the telling words attend to, at several decoder layers"
+    deviates: ClassVar[str] = "no recycling, no correction of logits, all heads"
 
     def _scores(self, view: DecoderView) -> Tensor:
         return view.received(self.raters(view))

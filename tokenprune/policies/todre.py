@@ -54,6 +54,8 @@ class ToDRE(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "ToDRE, arXiv:2505.18757"
+    keeps: ClassVar[str] = "diverse tokens from a CLS pivot; deep in the decoder none, where text ignores them"
+    deviates: ClassVar[str] = "mean over heads; 7/8 of the layers rounded down; original order"
 
     def __post_init__(self) -> None:
         if self.objective not in ("max-sum", "k-center"):

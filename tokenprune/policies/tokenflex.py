@@ -41,6 +41,8 @@ class TokenFlex(Policy):
     """
 
     paper: ClassVar[str] = "TokenFLEX, arXiv:2504.03154"
+    keeps: ClassVar[str] = "the raster, averaged down"
+    deviates: ClassVar[str] = "pooling only: the paper trains for it"
 
     @property
     def exact(self) -> bool:

@@ -35,6 +35,8 @@ class ToMe(Policy):
     proportional_attention: bool = True
     stage: ClassVar[Literal["encoder"]] = "encoder"
     paper: ClassVar[str] = "ToMe, ICLR 2023, arXiv:2210.09461"
+    keeps: ClassVar[str] = "like tokens merged at every layer of the vision tower"
+    deviates: ClassVar[str] = "merges behind the MLP of a layer, not before it"
 
     @property
     def proportional(self) -> bool:

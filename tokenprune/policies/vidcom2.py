@@ -37,6 +37,7 @@ class VidCom2(Policy):
     channels: float = 0.5
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "VidCom2, EMNLP 2025, arXiv:2505.14454"
+    keeps: ClassVar[str] = "tokens unlike the rest of frame and video, more from frames that stand out"
 
     def __post_init__(self) -> None:
         if self.sharpness <= 0:

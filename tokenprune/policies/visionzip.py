@@ -34,6 +34,8 @@ class VisionZip(Policy):
     contextual: float = 10 / 64
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "VisionZip, CVPR 2025, arXiv:2412.04467"
+    keeps: ClassVar[str] = "what CLS attends to, and averages of the rest"
+    deviates: ClassVar[str] = "CLS itself is not kept; merged tokens stand where their targets stood"
 
     def __post_init__(self) -> None:
         if not 0 <= self.contextual < 1:

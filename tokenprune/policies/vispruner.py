@@ -35,6 +35,8 @@ class VisPruner(Policy):
     step: int = 8
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "VisPruner, ICCV 2025, arXiv:2412.01818"
+    keeps: ClassVar[str] = "what CLS attends to, and of the rest what has no double"
+    deviates: ClassVar[str] = "takes an odd number of tokens too"
 
     def __post_init__(self) -> None:
         if not 0 <= self.important <= 1:

@@ -28,6 +28,8 @@ class VTW(Policy):
     depth: float = 0.5
     stage: ClassVar[Literal["decoder"]] = "decoder"
     paper: ClassVar[str] = "VTW, AAAI 2025, arXiv:2405.05803"
+    keeps: ClassVar[str] = "all tokens up to a decoder layer, none from it on"
+    deviates: ClassVar[str] = "the layer is given, not calibrated"
 
     def __post_init__(self) -> None:
         if not 0 < self.depth < 1:

@@ -20,6 +20,7 @@ POLICIES = {
     "scope": ("scope", {}),
     "mmtok": ("mmtok", {}),
     "eadp": ("eadp", {}),
+    "auto": ("auto", {}),
     "evs": ("evs", {}),
     "vidcom2": ("vidcom2", {}),
     "fastvid": ("fastvid", {}),

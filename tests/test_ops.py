@@ -115,6 +115,36 @@ def test_max_sum_is_the_references_to_the_bit(case):
 
 @settings(CASES, max_examples=500)
 @given(batches(), st.data())
+def test_distances_that_count_lengths_and_several_first_picks(case, data):
+    """Lengths from a continuum: no two distances are so near that rounding could decide."""
+    x, first, mask, k = case
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    x = torch.randn(x.shape, generator=generator).to(x) * (0.2 + torch.rand(*x.shape[:2], 1, generator=generator)).to(x)
+    length = data.draw(st.sampled_from([0.25, 0.75, 1.0]))
+    if data.draw(st.booleans()):
+        likes = torch.rand(x.shape[:2], generator=generator).to(x.device)
+        likes = likes if mask is None else likes.masked_fill(~mask, -1)
+        best = likes.sort(dim=1, descending=True, stable=True)
+        first = best.indices.masked_fill(best.values < 0, -1)[:, : data.draw(st.integers(1, 5))]
+        first[0, data.draw(st.integers(1, 5)) :] = -1
+    elif data.draw(st.booleans()):
+        first = None
+    expected, answers = by_all(max_min_select, x, k, first, mask, length)
+    for name, picks in answers.items():
+        assert torch.equal(picks, expected), name
+
+
+def test_a_distance_that_counts_lengths_by_hand():
+    """Lengths 1, 3, 1, 1 with mean 1.5: by direction 2 is farthest from 0, by length 1 is."""
+    x = torch.tensor([[[1.0, 0], [3.0, 0], [0.0, 1], [0.8, 0.6]]])
+    first = torch.tensor([0])
+    assert max_min_select(x, 2, first)[0].tolist() == [0, 2]
+    assert max_min_select(x, 2, first, length=1.0)[0].tolist() == [0, 1]
+    assert max_min_select(x, 3, torch.tensor([[3, 1]]))[0].tolist() == [3, 1, 2]
+
+
+@settings(CASES, max_examples=500)
+@given(batches(), st.data())
 def test_coverage_is_the_references_to_the_bit(case, data):
     """Similarities in sixteenths and qualities that are powers of two: gains are exact in any order of summing."""
     x, _, mask, k = case
@@ -257,12 +287,18 @@ def test_long_inputs_are_the_references_without_an_n_by_n_matrix(monkeypatch):
 
     x = torch.randn(1, 300, 32, generator=torch.Generator().manual_seed(1))
     first = torch.tensor([5])
-    expected = [max_min_select(x, 60), max_min_select(x, 60, first), max_sum_select(x, 60, first)]
+    runs = [
+        lambda: max_min_select(x, 60),
+        lambda: max_min_select(x, 60, first),
+        lambda: max_sum_select(x, 60, first),
+        lambda: max_min_select(x, 60, length=0.75),
+        lambda: max_min_select(x, 60, first, length=0.75),
+    ]
+    expected = [run() for run in runs]
     monkeypatch.setattr(host, "_GRAM_LIMIT", 100)
     monkeypatch.setattr(host, "_TILE", 1000)
     monkeypatch.setattr(host, "_gram", None)
-    again = [max_min_select(x, 60), max_min_select(x, 60, first), max_sum_select(x, 60, first)]
-    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+    assert all(torch.equal(a, run()) for a, run in zip(expected, runs, strict=True))
 
 
 PEAK = """
@@ -313,6 +349,8 @@ def test_bad_arguments_are_named():
         max_min_select(x, 6)
     with pytest.raises(ValueError, match=r"features must be \(B, N, D\)"):
         max_min_select(x[0], 2)
+    with pytest.raises(ValueError, match="length=2 must be"):
+        max_min_select(x, 2, length=2)
     with pytest.raises(ValueError, match="first must be"):
         max_sum_select(x, 2, torch.tensor([1]))
     with pytest.raises(ValueError, match="mask must be"):
@@ -341,9 +379,9 @@ def calls(k=3):
     query = torch.randn(2, 4, 6, 8)
     ops = torch.ops.tokenprune
     return [
-        (ops.max_min_select.default, (x, k, None, None)),
-        (ops.max_min_select.default, (x, k, first, mask)),
-        (ops.max_sum_select.default, (x, k, first, None)),
+        (ops.max_min_select.default, (x, k, None, None, 0.0)),
+        (ops.max_min_select.default, (x, k, first[:, None], mask, 0.75)),
+        (ops.max_sum_select.default, (x, k, first[:, None], None)),
         (ops.dpp_select.default, (x, scores.sigmoid(), k, mask)),
         (ops.coverage_select.default, (x.mT.contiguous(), k, scores.sigmoid(), None)),
         (ops.topk_gather.default, (scores, x, k, None, None)),

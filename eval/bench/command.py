@@ -26,6 +26,8 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
         run.settings(options.policy, options.keep, options.positions),
         tuple(options.tasks),
         options.samples,
+        options.split,
+        options.against,
     )
     cells = plan.cells()
     with progress_bar(console) as progress:
@@ -36,7 +38,9 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     keeps, given = ",".join(f"{k:g}" for k in options.keep), ",".join
     ran = {
         "command": f"tokenprune bench --model {plan.model} --policy {given(options.policy)} --keep {keeps} "
-        f"--positions {given(options.positions)} --tasks {given(plan.tasks)} --samples {plan.samples}",
+        f"--positions {given(options.positions)} --tasks {given(plan.tasks)} --samples {plan.samples}"
+        + f" --split {plan.split}" * (plan.split != "test")
+        + f" --against {plan.against}" * (plan.against is not None),
         "machine": describe("cpu"),
         "identity": {k: v for k, v in cells[0].identity().items() if k not in ("policy", "keep", "positions", "task")},
     }

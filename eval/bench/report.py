@@ -20,9 +20,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of a mean (percentiles)."""
     if np.ptp(values) == 0:  # nothing to resample
         return float(values[0]), float(values[0])
-    rng = np.random.default_rng(0)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(_RESAMPLES)]
-    low, high = np.percentile(means, (2.5, 97.5))
+    # A resample is how often each of the few different values is drawn.
+    different, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(values), counts / len(values), _RESAMPLES)
+    low, high = np.percentile(drawn @ different / len(values), (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -34,7 +35,7 @@ def rows(plan: Plan, results: dict[tuple, dict[str, Any]]) -> list[dict[str, Any
         `n`, its interval `low` and `high`, and `visual_tokens` (mean per question, over decoder layers). Of
         `existence` also `precision`, `recall` and `f1` of the answer yes. Against each of `BASELINES` at the
         same budget and positions, paired by question: `vs_NAME` and its interval `vs_NAME_low`, `vs_NAME_high`;
-        likewise `vs_full`.
+        likewise `vs_full`, and against the policy that the plan names.
     """
     out = []
     for setting in plan.settings:
@@ -45,6 +46,8 @@ def rows(plan: Plan, results: dict[tuple, dict[str, Any]]) -> list[dict[str, Any
             for name in BASELINES:
                 positions = "original" if name == "downsample" else setting.positions
                 others[name] = (name, setting.keep, positions)
+            if plan.against is not None:
+                others[plan.against] = (plan.against, setting.keep, setting.positions)
         for task in (*plan.tasks, ALL):
             own = _column(results, s, task, plan, "right")
             low, high = interval(own)
@@ -63,7 +66,7 @@ def rows(plan: Plan, results: dict[tuple, dict[str, Any]]) -> list[dict[str, Any
             if task == "existence":
                 row |= yes_no(results[(*s, task)]["texts"], results[(*s, task)]["answers"])
             for name, other in others.items():
-                if other != s:
+                if other != s and (*other, plan.tasks[0]) in results:
                     row |= _paired(name, own - _column(results, other, task, plan, "right"))
             out.append(row)
     return out

@@ -33,12 +33,16 @@ class Plan:
         settings: the full model first.
         tasks: of `tasks.TASKS`.
         samples: questions per task.
+        split: `"test"` or `"validation"`.
+        against: a policy that every other is compared with, besides the baselines; None: none.
     """
 
     model: minivlm.Name
     settings: tuple[Setting, ...]
     tasks: tuple[str, ...]
     samples: int
+    split: str = "test"
+    against: str | None = None
 
     def cells(self) -> list[Cell]:
         return [Cell(self, setting, task) for setting in self.settings for task in self.tasks]
@@ -76,7 +80,7 @@ class Cell:
     def path(self, out: Path) -> Path:
         s = self.setting
         name = s.name if s.name == "full" else f"{s.name}-{s.keep:g}-{s.positions}"
-        return out / "cells" / self.plan.model / name / f"{self.task}.json"
+        return out / "cells" / self.plan.model / self.plan.split / name / f"{self.task}.json"
 
     def identity(self) -> dict[str, Any]:
         """All that the answers depend on."""
@@ -87,6 +91,7 @@ class Cell:
             "keep": self.setting.keep,
             "positions": self.setting.positions,
             "task": self.task,
+            "split": self.plan.split,
             "samples": self.plan.samples,
             "tokenprune": __version__,
             "transformers": importlib.metadata.version("transformers"),
@@ -112,7 +117,7 @@ def run(
         By `Cell.key`: `identity`, and per question `right`, `texts`, `answers` (the right ones) and `kept`.
     """
     sizes = minivlm.family(plan.model).SIZES
-    draw = functools.cache(lambda task: tasks.samples(task, plan.samples, sizes))
+    draw = functools.cache(lambda task: tasks.samples(task, plan.samples, sizes, plan.split))
     load = functools.cache(lambda: minivlm.load(plan.model))
     every = plan.cells()
     todo = [cell for cell in every if not cell.finished(out)]

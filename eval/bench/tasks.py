@@ -28,16 +28,17 @@ ALL = "all"
 _BALANCED = {"existence": ("yes", "no"), "pair": ("first", "second", "both", "neither")}
 
 
-def samples(task: str, n: int, sizes: Sequence[tuple[int, int]]) -> list[Sample]:
+def samples(task: str, n: int, sizes: Sequence[tuple[int, int]], split: str = "test") -> list[Sample]:
     """The first `n` questions of a task, always the same.
 
     Args:
         task: one of `TASKS`.
         n: how many.
         sizes: height and width of the pictures in pixels, which take turns.
+        split: of the scenes, `"test"` or `"validation"`, which is for choosing hyper-parameters.
     """
     out: list[Sample] = []
-    seed = SEEDS["test"]
+    seed = SEEDS[split]
     while len(out) < n:
         height, width = sizes[len(out) % len(sizes)]
         scenes = tuple(draw_scene(seed + i, height, width) for i in range(2 if task == "pair" else 1))

@@ -44,6 +44,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--tasks", type=_choices(_TASKS), default=",".join(_TASKS), metavar="T,T", help="tasks, of the default ones"
     )
     bench.add_argument("--samples", type=arguments.count, default=300, metavar="N", help="questions per task")
+    bench.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="scenes; choose options on validation ones"
+    )
+    bench.add_argument(
+        "--against",
+        choices=tuple(registry()),
+        metavar="NAME",
+        help="also compare every policy with this one, by question",
+    )
     bench.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="folder of results")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     bench.set_defaults(run=_run)

@@ -8,30 +8,37 @@ from torch import Tensor
 from .dispatch import call
 
 
-def max_min_select(features: Tensor, k: int, first: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """Greedy max-min diversity (farthest point, k-center) on cosine distance.
+def max_min_select(
+    features: Tensor, k: int, first: Tensor | None = None, mask: Tensor | None = None, length: float = 0.0
+) -> Tensor:
+    """Greedy max-min diversity (farthest point, k-center) on cosine distance, or one that sees lengths.
 
     Args:
         features: (B, N, D), any floating dtype; similarities are float32. A zero vector has distance 1
             from everything.
         k: tokens to pick, 1 <= k <= N.
-        first: (B,) int64, the first pick of each row, a candidate. None: the candidate farthest from its
-            nearest neighbour (DivPrune, arXiv:2503.02175, Algorithm 1).
+        first: (B,) int64, the first pick of each row, a candidate; or (B, S), the first picks, different
+            candidates, with -1 behind them in rows that have fewer, but for the first. None: the
+            candidate farthest from its nearest neighbour (DivPrune, arXiv:2503.02175, Algorithm 1).
         mask: (B, N) bool, True for candidates. None: all.
+        length: in [0, 1], how much lengths count beside directions: distance is
+            (1 - length) (1 - cos(x, y)) + length |x - y|^2 / 2, lengths in units of the row's mean.
 
     Returns:
         (B, k) int64, in the order picked, no index twice, lowest index first among equals; -1 where a
         row's candidates are used up. The first j picks for k are the picks for j.
 
     Raises:
-        ValueError: if k or a shape does not fit.
+        ValueError: if k, length or a shape does not fit.
 
     On the CPU no N x N matrix is made above 4096 tokens, nor where a given pivot makes a few products of
     matrix and vector cheaper; above, the missing pivot is found block by block. On a GPU: three
-    launches, whatever k is (per 2 GB of similarities).
+    launches, whatever k is (per 2 GB of similarities; with `length` a few more).
     """
-    _check(features, k, first, mask)
-    return torch.ops.tokenprune.max_min_select(features, k, first, mask)
+    first = _check(features, k, first, mask)
+    if not 0 <= length <= 1:
+        raise ValueError(f"length={length!r} must be in [0, 1]")
+    return torch.ops.tokenprune.max_min_select(features, k, first, mask, float(length))
 
 
 def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -40,7 +47,7 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
     Args:
         features: (B, N, D), any floating dtype; similarities are float32.
         k: tokens to pick, 1 <= k <= N.
-        first: (B,) int64, the first pick of each row, a candidate.
+        first: (B,) or (B, S) int64, as of `max_min_select`.
         mask: (B, N) bool, True for candidates. None: all.
 
     Returns:
@@ -51,30 +58,32 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
 
     Memory and launches are as of `max_min_select`.
     """
-    _check(features, k, first, mask)
+    first = _check(features, k, first, mask)
     return torch.ops.tokenprune.max_sum_select(features, k, first, mask)
 
 
-def _check(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> None:
+def _check(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """`first` as (B, S)."""
     # Shapes only: looking at values would wait for the device.
     if features.ndim != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
     batch, n = features.shape[:2]
     if not 1 <= k <= n:
         raise ValueError(f"k={k} must be between 1 and N={n}")
-    if first is not None and first.shape != (batch,):
-        raise ValueError(f"first must be (B,) = ({batch},), got shape {tuple(first.shape)}")
+    if first is not None and (first.ndim not in (1, 2) or len(first) != batch or 0 in first.shape):
+        raise ValueError(f"first must be (B,) or (B, S) with B = {batch}, got shape {tuple(first.shape)}")
     if mask is not None and mask.shape != (batch, n):
         raise ValueError(f"mask must be (B, N) = ({batch}, {n}), got shape {tuple(mask.shape)}")
+    return first[:, None] if first is not None and first.ndim == 1 else first
 
 
 @torch.library.custom_op(
     "tokenprune::max_min_select",
     mutates_args=(),
-    schema="(Tensor features, SymInt k, Tensor? first, Tensor? mask) -> Tensor",
+    schema="(Tensor features, SymInt k, Tensor? first, Tensor? mask, float length) -> Tensor",
 )
-def _max_min(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor:
-    return call("max_min_select", features, k, first, mask)
+def _max_min(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
+    return call("max_min_select", features, k, first, mask, length)
 
 
 @torch.library.custom_op(
@@ -88,5 +97,5 @@ def _max_sum(features: Tensor, k: int, first: Tensor, mask: Tensor | None) -> Te
 
 @_max_min.register_fake
 @_max_sum.register_fake
-def _picks(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor:
+def _picks(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float = 0.0) -> Tensor:
     return features.new_empty(len(features), k, dtype=torch.int64)

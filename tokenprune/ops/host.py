@@ -21,8 +21,8 @@ _TILE = 1 << 22  # elements of a tile of attention scores: 16 MB in float32, wha
 
 
 @torch.no_grad()
-def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor:
-    return _per_image(features, k, first, mask, np.maximum)
+def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
+    return _per_image(features, k, first, mask, np.maximum, length)
 
 
 @torch.no_grad()
@@ -30,49 +30,57 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None)
     return _per_image(features, k, first, mask, np.add)
 
 
-def _per_image(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, update: np.ufunc) -> Tensor:
+def _per_image(
+    features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, update: np.ufunc, length: float = 0.0
+) -> Tensor:
     picks = torch.full((len(features), k), -1)
     for i, image in enumerate(features):
-        start = None if first is None else int(first[i])
+        start = None if first is None else [j for j in first[i].tolist() if j >= 0]
         if mask is None:
-            picks[i] = torch.from_numpy(_greedy(image, k, start, update))
+            picks[i] = torch.from_numpy(_greedy(image, k, start, update, length))
             continue
         candidates = mask[i].nonzero()[:, 0]
         if len(candidates) == 0:
             continue
         if start is not None:
-            start = int((candidates < start).sum())
-        order = torch.from_numpy(_greedy(image[candidates], min(k, len(candidates)), start, update))
+            start = [int((candidates < j).sum()) for j in start]
+        order = torch.from_numpy(_greedy(image[candidates], min(k, len(candidates)), start, update, length))
         picks[i, : len(order)] = candidates.cpu()[order]
     return picks.to(features.device)
 
 
-def _greedy(features: Tensor, k: int, first: int | None, update: np.ufunc) -> np.ndarray:
+def _greedy(features: Tensor, k: int, first: list[int] | None, update: np.ufunc, length: float) -> np.ndarray:
     """k of the (N, D) tokens: from `first` on, the one with the smallest score, which picks update.
 
     `update` merges scores with the similarities of a pick. Without `first`: the token least like its
-    nearest neighbour.
+    nearest neighbour. With `length`, similarity is the distance that counts lengths, turned.
     """
     n, unit = len(features), _unit(features)
+    own = None
+    if length:
+        own = torch.linalg.vector_norm(features.float(), dim=-1)
+        own /= own.mean().clamp(min=1e-12)
     row_of: Callable[[int], np.ndarray]
     if n <= _GRAM_LIMIT and (first is None or k * _GRAM_GAIN > n):
         gram = _gram(unit)
+        if own is not None:
+            gram = _seen(gram, own, slice(None), length)
         if first is None:
             gram.fill_diagonal_(-torch.inf)  # nobody is their own neighbour
-            first = int(gram.amax(1).argmin())
+            first = [int(gram.amax(1).argmin())]
         row_of = gram.cpu().numpy().__getitem__
     else:
         if first is None:
-            first = int(_likeness(unit).argmin())
+            first = [int(_likeness(unit, own, length).argmin())]
         row = torch.empty(n, device=unit.device)
-        row_of = lambda i: torch.mv(unit, unit[i], out=row).cpu().numpy()
+        row_of = lambda i: _seen(torch.mv(unit, unit[i], out=row), own, i, length).cpu().numpy()
     picks = np.empty(k, np.int64)
-    picks[0] = last = first
+    picks[0] = last = first[0]
     score = np.full(n, 0 if update is np.add else -np.inf, np.float32)
     for i in range(1, k):
         update(score, row_of(last), out=score)
         score[last] = np.inf  # never twice, whatever the rows say
-        picks[i] = last = int(score.argmin())
+        picks[i] = last = first[i] if i < len(first) else int(score.argmin())
     return picks
 
 
@@ -171,12 +179,24 @@ def _gram(unit: Tensor) -> Tensor:
     return gram
 
 
-def _likeness(unit: Tensor) -> Tensor:
+def _seen(cosine: Tensor, own: Tensor | None, i: int | slice, length: float) -> Tensor:
+    """Cosines (..., N) with token i as similarities that count lengths, in place; `own`: lengths."""
+    if own is None:
+        return cosine
+    mine = own[i] if isinstance(i, int) else own[i, None]
+    cosine *= (1 - length) + length * (mine * own)
+    cosine -= length / 2 * (mine**2 + own**2)
+    return cosine
+
+
+def _likeness(unit: Tensor, own: Tensor | None = None, length: float = 0.0) -> Tensor:
     """Similarity (N,) of each token to its nearest neighbour, in memory that does not grow with N x N."""
     n = len(unit)
     best = unit.new_full((n,), -torch.inf)
     for start in range(0, n, step := max(1, _TILE // n)):
         block = unit[start : start + step] @ unit[start:].T
+        if own is not None:
+            block = _seen(block, own[start:], slice(0, len(block)), length)
         block.fill_diagonal_(-torch.inf)
         rest = best[start:]
         torch.maximum(rest, block.amax(0), out=rest)

@@ -7,14 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor:
+def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
     """Each pick is the candidate whose nearest pick is farthest away."""
     similarity, excluded = _similarity(features, mask)
+    if length:
+        own = features.float().norm(dim=-1)
+        mean = own.masked_fill(excluded, 0).sum(1, keepdim=True) / (~excluded).sum(1, keepdim=True).clamp(min=1)
+        own = own / mean.clamp(min=1e-12)
+        product, squares = own[:, :, None] * own[:, None], own[:, :, None] ** 2 + own[:, None] ** 2
+        similarity = (1 - length) * similarity + length * (similarity * product - squares / 2)
     if first is None:
         # Nobody is their own neighbour, nor is a token that is no candidate.
         own = torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
         first = similarity.masked_fill(own | excluded[:, None], -torch.inf).amax(-1)
-        first = first.masked_fill(excluded, torch.inf).argmin(-1)
+        first = first.masked_fill(excluded, torch.inf).argmin(-1, keepdim=True)
     return _greedy(similarity, excluded, first, k, lambda of_picks: of_picks.amax(-1))
 
 
@@ -112,12 +118,14 @@ def _similarity(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _greedy(similarity: Tensor, excluded: Tensor, first: Tensor, k: int, reduce) -> Tensor:
-    """From `first` on, add the candidate with the smallest reduced similarity to all picks so far."""
-    picks = first.masked_fill(excluded.all(1), -1)[:, None]
-    for _ in range(1, k):
+    """From `first` (B, S) on, add the candidate with the smallest reduced similarity to all picks so far."""
+    picks = first[:, :1].masked_fill(excluded.all(1, keepdim=True), -1)
+    for i in range(1, k):
         index = picks.clamp(min=0)[:, None].expand(-1, similarity.shape[1], -1)
         score = reduce(similarity.gather(2, index))
         gone = excluded.scatter(1, picks.clamp(min=0), True)
         best = score.masked_fill(gone, torch.inf).argmin(-1).masked_fill(gone.all(1), -1)
+        if i < first.shape[1]:
+            best = torch.where(first[:, i] >= 0, first[:, i], best)
         picks = torch.cat([picks, best[:, None]], 1)
     return picks

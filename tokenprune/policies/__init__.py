@@ -1,5 +1,6 @@
 """Pruning policies, one file each."""
 
+from .auto import Auto
 from .base import Policy, UnknownPolicyError, make_policy, register, registry
 from .cdpruner import CDPruner
 from .dart import DART
@@ -33,6 +34,7 @@ __all__ = [
     "EADP",
     "EVS",
     "VTW",
+    "Auto",
     "CDPruner",
     "DivPrune",
     "Downsample",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ def greedy_selections(
     n_keep: Sequence[int],
     first: Sequence[Tensor] | None = None,
     quality: Sequence[Tensor] | None = None,
+    **options: Any,
 ) -> list[Selection]:
     """Selections by `max_min_select`, `max_sum_select` or `dpp_select`.
 
@@ -24,8 +26,9 @@ def greedy_selections(
         op: one of these.
         tokens: the visual inputs, of any sizes.
         n_keep: for each, how many.
-        first: for each, the first pick, an int64 scalar; None: the op's own start.
+        first: for each, the first pick or picks, int64, () or (S,); None: the op's own start.
         quality: for each, (N,) as `dpp_select` takes it.
+        **options: of the op, the same for all.
     """
     features = [each.features for each in tokens]
     if not features:
@@ -33,11 +36,11 @@ def greedy_selections(
     if features[0].device.type == "cpu":  # image by image there anyhow: do not copy and pad
         picks = []
         for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
-            more = {} if first is None else {"first": first[i][None]}
-            more |= {} if quality is None else {"quality": quality[i][None]}
+            more = options if first is None else {**options, "first": first[i][None]}
+            more = more if quality is None else {**more, "quality": quality[i][None]}
             picks.append(op(x[None], k=k, **more)[0])
     else:
-        picks = together(op, features, n_keep, first, quality)
+        picks = together(op, features, n_keep, first, quality, **options)
     return [Selection(each.sort().values) for each in picks]
 
 
@@ -47,15 +50,16 @@ def together(
     n_keep: Sequence[int],
     first: Sequence[Tensor] | None,
     quality: Sequence[Tensor] | None = None,
+    **options: Any,
 ) -> list[Tensor]:
     """Picks of all inputs in one call, without waiting for the device."""
     device, longest = features[0].device, max(map(len, features))
-    more: dict[str, Tensor] = {}
+    more: dict[str, Any] = dict(options)
     if any(len(x) < longest for x in features):
         sizes = torch.tensor([len(x) for x in features])
         more["mask"] = (torch.arange(longest) < sizes[:, None]).to(device, non_blocking=True)
     if first is not None:
-        more["first"] = torch.stack([*first])
+        more["first"] = pad_sequence([each.reshape(-1) for each in first], batch_first=True, padding_value=-1)
     if quality is not None:
         more["quality"] = pad_sequence([*quality], batch_first=True)
     picks = op(pad_sequence([*features], batch_first=True), k=max(n_keep), **more)

@@ -19,8 +19,8 @@ from .interpreter import interpreted
 _WORKSPACE = 1 << 31  # bytes of similarities at a time
 
 
-def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor:
-    return _select(features, k, first, mask, summed=False)
+def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
+    return _select(features, k, first, mask, summed=False, length=length)
 
 
 def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None) -> Tensor:
@@ -28,7 +28,9 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None)
 
 
 @torch.no_grad()
-def _select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, summed: bool) -> Tensor:
+def _select(
+    features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, summed: bool, length: float = 0.0
+) -> Tensor:
     features = features.contiguous()
     batch, n, _ = features.shape
     stride = row_stride(n)
@@ -46,16 +48,24 @@ def _select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None,
             picks[some],
             stride,
             summed,
+            length,
         )
     return picks
 
 
 def _launch(
-    features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, picks: Tensor, stride: int, summed: bool
+    features: Tensor,
+    k: int,
+    first: Tensor | None,
+    mask: Tensor | None,
+    picks: Tensor,
+    stride: int,
+    summed: bool,
+    length: float,
 ) -> None:
     batch, n, _ = features.shape
     seek = first is None
-    similarity, likeness, candidates = cosines(features, mask, stride, seek)
+    similarity, likeness, candidates = cosines(features, mask, stride, seek, length)
     block = triton.next_power_of_2(n)
     _greedy[(batch,)](
         similarity,
@@ -65,6 +75,7 @@ def _launch(
         picks,
         n,
         k,
+        0 if first is None else first.shape[1],
         stride,
         MASKED=mask is not None,
         SEEK=seek,
@@ -89,7 +100,9 @@ def images_at_once(n: int, stride: int) -> int:
     return max(1, _WORKSPACE // (4 * n * stride))
 
 
-def cosines(features: Tensor, mask: Tensor | None, stride: int, seek: bool) -> tuple[Tensor, Tensor, Tensor]:
+def cosines(
+    features: Tensor, mask: Tensor | None, stride: int, seek: bool, length: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Similarities (B, N, stride) of (B, N, D); if `seek`, the largest of each token's; and the mask to hand on."""
     batch, n, d = features.shape
     like: dict[str, Any] = dict(dtype=torch.float32, device=features.device)
@@ -97,6 +110,10 @@ def cosines(features: Tensor, mask: Tensor | None, stride: int, seek: bool) -> t
     similarity = torch.empty(batch, n, stride, **like)
     candidates = inverse if mask is None else mask.view(torch.int8)
     _norms[(triton.cdiv(batch * n, 8),)](features, inverse, likeness, batch * n, d, ROWS=8, BLOCK=512)
+    mean = inverse
+    if length:  # of the lengths of candidates, float32 (B,)
+        lengths = 1 / inverse if mask is None else torch.where(mask, 1 / inverse, 0)
+        mean = lengths.sum(1) / (n if mask is None else mask.sum(1).clamp(min=1))
     wide = features.dtype == torch.float32
     tile = 64 if wide or n <= 1024 else 128
     tiles = triton.cdiv(n, tile)
@@ -106,11 +123,14 @@ def cosines(features: Tensor, mask: Tensor | None, stride: int, seek: bool) -> t
         candidates,
         similarity,
         likeness,
+        mean,
         n,
         d,
         stride,
+        length,
         MASKED=mask is not None,
         SEEK=seek,
+        LENGTH=length > 0,
         WIDEN=interpreted(),
         TILE=tile,
         DEPTH=32 if wide else 64,
@@ -143,16 +163,22 @@ def _similarities(
     mask_ptr,
     similarity_ptr,
     likeness_ptr,
+    mean_ptr,
     n,
     d,
     stride,
+    length,
     MASKED: tl.constexpr,
     SEEK: tl.constexpr,
+    LENGTH: tl.constexpr,
     WIDEN: tl.constexpr,
     TILE: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """One tile of cosines and its mirror image; SEEK: the largest of each token's, itself left out."""
+    """One tile of cosines and its mirror image; LENGTH: that count lengths; SEEK: also each token's largest.
+
+    All factors are symmetric: tokens that are each other's nearest are a tie.
+    """
     i, j = tl.program_id(0), tl.program_id(1)
     if i > j:
         return
@@ -173,7 +199,13 @@ def _similarities(
         total = tl.dot(a, b, total, input_precision="ieee")
     row_scale = tl.load(inverse_ptr + image * n + row, mask=row_in, other=0)
     column_scale = tl.load(inverse_ptr + image * n + column, mask=column_in, other=0)
-    total = total * row_scale[:, None] * column_scale[None, :]
+    total = total * (row_scale[:, None] * column_scale[None, :])
+    if LENGTH:
+        mean = tl.load(mean_ptr + image)
+        row_own = tl.where(row_scale > 0, 1 / tl.maximum(row_scale, 1e-30) / tl.maximum(mean, 1e-12), 0)
+        column_own = tl.where(column_scale > 0, 1 / tl.maximum(column_scale, 1e-30) / tl.maximum(mean, 1e-12), 0)
+        total *= (1 - length) + length * (row_own[:, None] * column_own[None, :])
+        total -= length / 2 * ((row_own * row_own)[:, None] + (column_own * column_own)[None, :])
     similarity_ptr += image * n * stride
     both = row_in[:, None] & column_in[None, :]
     tl.store(similarity_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], total, mask=both)
@@ -200,6 +232,7 @@ def _greedy(
     picks_ptr,
     n,
     k,
+    given,
     stride,
     MASKED: tl.constexpr,
     SEEK: tl.constexpr,
@@ -219,7 +252,7 @@ def _greedy(
         likeness = tl.load(likeness_ptr + image * n + place, mask=candidate, other=float("inf"))
         last = tl.argmin(likeness, 0).to(tl.int64)
     else:
-        last = tl.load(first_ptr + image).to(tl.int64)
+        last = tl.load(first_ptr + image * given).to(tl.int64)
     tl.store(picks_ptr, tl.where(anybody, last, -1))
     start = 0.0 if SUM else -float("inf")
     score = tl.where(candidate, start, float("inf"))
@@ -232,4 +265,7 @@ def _greedy(
         score = tl.where(place == last, float("inf"), score)  # never twice
         least, index = tl.min(score, 0, return_indices=True, return_indices_tie_break_left=True)
         last = index.to(tl.int64)
+        if not SEEK:
+            told = tl.load(first_ptr + image * given + step, mask=step < given, other=-1).to(tl.int64)
+            last = tl.where(told >= 0, told, last)
         tl.store(picks_ptr + step, tl.where(least == float("inf"), -1, last))

@@ -1,0 +1,83 @@
+"""auto: our own default; what the question names, and then what is unlike it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ops import max_min_select, topk_select
+from ..visual import Selection, VisualTokens
+from .base import Policy, register
+from .greedy import greedy_selections
+from .relevance import likeness
+
+
+@register("auto")
+@dataclass
+class Auto(Policy):
+    """Max-min diversity from what the question points at.
+
+    The words that point most clearly (largest likeness to one token, in standard deviations of a word's
+    likeness to all) name a share of the budget: the tokens most like any of them. From there on the token
+    farthest from all picked so far is added, as in DivPrune (arXiv:2503.02175), but by a distance that
+    sees lengths as well as directions. Nothing of the vision encoder is read. Without a question the
+    first pick is DivPrune's. A video is selected from as a whole.
+
+    Its three numbers were chosen on validation questions of the embedded models: docs/bench.md.
+
+    Args:
+        asked: share of the budget for what the question names.
+        words: how many words may name it.
+        length: how much lengths count, as `max_min_select` takes it.
+    """
+
+    asked: float = 0.3
+    words: int = 2
+    length: float = 0.75
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
+    per_frame: ClassVar[bool] = False
+    paper: ClassVar[str] = "tokenprune"
+    keeps: ClassVar[str] = "what the question names, and then what is unlike it"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.asked <= 1:
+            raise ValueError(f"asked={self.asked!r} must be a share of the budget, in [0, 1]")
+        if isinstance(self.words, bool) or not isinstance(self.words, int) or self.words < 1:
+            raise ValueError(f"words={self.words!r} must be a whole number >= 1")
+        if not 0 <= self.length <= 1:
+            raise ValueError(f"length={self.length!r} must be in [0, 1]")
+
+    def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
+        return self.select_many([tokens], [n_keep])[0]
+
+    def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
+        # Inputs with and without something asked for begin differently: one call for each kind.
+        named = [self.named(each, round(self.asked * k)) for each, k in zip(tokens, n_keep, strict=True)]
+        out: list[Selection | None] = [None] * len(tokens)
+        for some in (
+            [i for i, first in enumerate(named) if len(first)],
+            [i for i, f in enumerate(named) if not len(f)],
+        ):
+            chosen = greedy_selections(
+                max_min_select,
+                [tokens[i] for i in some],
+                [n_keep[i] for i in some],
+                first=[named[i] for i in some] if some and len(named[some[0]]) else None,
+                length=self.length,
+            )
+            for i, selection in zip(some, chosen, strict=True):
+                out[i] = selection
+        return [selection for selection in out if selection is not None]
+
+    def named(self, tokens: VisualTokens, count: int) -> Tensor:
+        """(count,) tokens that the question names, or none."""
+        words = likeness(tokens)
+        if count == 0 or len(words) == 0:
+            return torch.empty(0, dtype=torch.int64, device=words.device)
+        clear = (words - words.mean(1, keepdim=True)) / words.std(1, keepdim=True, correction=0).clamp(min=1e-6)
+        best = clear.amax(1).topk(min(self.words, len(clear))).indices
+        return topk_select(clear[best].amax(0), count)

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenprune import DecoderView, Schedule, VisualTokens
+from tokenprune.ops import max_min_select
 from tokenprune.policies import (
     DART,
     EADP,
     EVS,
     VTW,
+    Auto,
     CDPruner,
     FastVID,
     HoloV,
@@ -135,7 +137,7 @@ def test_policies_meet_any_budget(n, data):
     )
     for policy in (VisionZip(), PruMerge(), PruMergePlus(), VisPruner(step=3), CDPruner(), HoloV(), Scope(), MMTok()):
         policy.select(tokens, k).check(n, k, repr(policy))
-    for policy in (EADP(), EVS(), VidCom2(), FastVID(every=2), FastVID(merged=1.0, segments=1)):
+    for policy in (Auto(), EADP(), EVS(), VidCom2(), FastVID(every=2), FastVID(merged=1.0, segments=1)):
         policy.select(tokens, k).check(n, k, repr(policy))
 
 
@@ -240,6 +242,37 @@ def test_shares_by_hand():
     assert shares(torch.tensor([1.0, 1, 1]), [9, 9, 9], 7) == [3, 2, 2]
     assert shares(torch.tensor([8.0, 1, 1]), [3, 9, 9], 9) == [3, 3, 3]
     assert shares(torch.tensor([0.0, 0]), [2, 2], 3) == [2, 1]
+
+
+def test_auto_begins_with_what_is_asked_for():
+    """The first word is like tokens 4 and 5 alone, the second a little like all."""
+    features = F.normalize(torch.eye(6)[[0, 0, 1, 2, 3, 3]] + 0.05, dim=-1)
+    tokens = VisualTokens(features, question=torch.stack([torch.eye(6)[3], torch.ones(6)]))
+    assert Auto(words=1).named(tokens, 2).tolist() == [4, 5]
+    kept = picks(Auto(asked=0.5, words=1).select(tokens, 4))
+    assert kept[2:] == [4, 5] and set(kept[:2]) < {0, 2, 3}  # and two of the three other kinds
+    assert picks(Auto(asked=1.0, words=1).select(tokens, 2)) == [4, 5]
+    without = VisualTokens(features)
+    assert picks(Auto().select(without, 3)) == max_min_select(features[None], 3, length=0.75)[0].sort().values.tolist()
+
+
+def test_auto_goes_on_to_what_is_farthest():
+    features = directions(0, 10, 90, 170) * torch.tensor([[1.0], [1], [1], [3]])
+    tokens = VisualTokens(features, question=directions(5))
+    named = Auto(asked=0.5).named(tokens, 1).tolist()
+    assert named[0] in (0, 1) and picks(Auto(asked=0.5).select(tokens, 2)) == [*named, 3]
+
+
+def test_auto_answers_inputs_of_all_kinds_in_one_call():
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        VisualTokens(torch.randn(n, 8, generator=generator), question=torch.randn(q, 8, generator=generator))
+        for n, q in ((20, 3), (9, 0), (14, 1), (11, 0))
+    ]
+    together = Auto().select_many(inputs, [6, 4, 1, 3])
+    assert [picks(s) for s in together] == [
+        picks(Auto().select(each, k)) for each, k in zip(inputs, [6, 4, 1, 3], strict=True)
+    ]
 
 
 # ---------------------------------------------------------------- videos
@@ -379,6 +412,9 @@ def test_dart_by_hand():
         (VidCom2, {"sharpness": 0}, "sharpness=0"),
         (FastVID, {"merged": 2}, "merged=2"),
         (FastVID, {"every": 0}, "every=0"),
+        (Auto, {"asked": 1.5}, "asked=1.5"),
+        (Auto, {"words": 0}, "words=0"),
+        (Auto, {"length": -1}, "length=-1"),
         (DART, {"pivots": 0}, "pivots=0"),
         (VTW, {"depth": 1.0}, "depth=1.0"),
     ],

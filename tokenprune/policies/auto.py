@@ -57,21 +57,14 @@ class Auto(Policy):
     def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
         # Inputs with and without something asked for begin differently: one call for each kind.
         named = [self.named(each, round(self.asked * k)) for each, k in zip(tokens, n_keep, strict=True)]
-        out: list[Selection | None] = [None] * len(tokens)
-        for some in (
-            [i for i, first in enumerate(named) if len(first)],
-            [i for i, f in enumerate(named) if not len(f)],
-        ):
-            chosen = greedy_selections(
-                max_min_select,
-                [tokens[i] for i in some],
-                [n_keep[i] for i in some],
-                first=[named[i] for i in some] if some and len(named[some[0]]) else None,
-                length=self.length,
-            )
-            for i, selection in zip(some, chosen, strict=True):
-                out[i] = selection
-        return [selection for selection in out if selection is not None]
+        out: dict[int, Selection] = {}
+        for begun in (True, False):
+            some = [i for i, first in enumerate(named) if (len(first) > 0) == begun]
+            first = [named[i] for i in some] if begun else None
+            inputs, counts = [tokens[i] for i in some], [n_keep[i] for i in some]
+            chosen = greedy_selections(max_min_select, inputs, counts, first, length=self.length)
+            out |= dict(zip(some, chosen, strict=True))
+        return [out[i] for i in range(len(tokens))]
 
     def named(self, tokens: VisualTokens, count: int) -> Tensor:
         """(count,) tokens that the question names, or none."""

@@ -16,6 +16,7 @@ from . import (
     qwen2_vl,
     qwen3_5,
     qwen3_vl,
+    video_llava,
     vipllava,
 )
 from .base import Family, UnsupportedModelError, family_of, register_family, supported_model_types
@@ -44,5 +45,6 @@ __all__ = [
     "qwen3_vl",
     "register_family",
     "supported_model_types",
+    "video_llava",
     "vipllava",
 ]

@@ -51,6 +51,9 @@ class _Call:
         self.labels.data = labels.masked_fill(~packing.valid | first, -100)
 
 
+#: Whether torch.export is tracing; torch has a public name for it from 2.7 on.
+_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
 _CALL: ContextVar[_Call | None] = ContextVar("tokenprune_call", default=None)
 
 
@@ -208,6 +211,11 @@ class Pruner:
     # ------------------------------------------------------------ the base model: what is visual
 
     def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if _exporting():
+            raise RuntimeError(
+                "torch.export cannot follow pruning, whose selection depends on the data; "
+                "call remove_pruning(model) first and export the stock model"
+            )
         call = kwargs
         if args:
             call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments

@@ -17,7 +17,11 @@ from .base import Family, Kind, VisualShape
 from .encoder import EncoderListener, Heard
 from .tower import TowerStage
 
-_PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+# Video-LLaVA has its own name for images, until transformers 5.24.
+_PIXELS: dict[Kind, tuple[str, ...]] = {
+    "image": ("pixel_values", "pixel_values_images"),
+    "video": ("pixel_values_videos",),
+}
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
 _TAPPED: ContextVar[bool] = ContextVar("tokenprune_tapped", default=False)
 
@@ -70,7 +74,11 @@ class Request:
         too, and a model may generate a placeholder id.
         """
         encoded = call.get("mm_encoder_outputs") or {}
-        fed = [k for k in family.kinds if call.get(_PIXELS[k]) is not None or encoded.get(k) is not None]
+        fed = [
+            kind
+            for kind in family.kinds
+            if any(call.get(name) is not None for name in _PIXELS[kind]) or encoded.get(kind) is not None
+        ]
         if not fed:
             return None
         request = cls(base, family, {kind: _placeholders(base, kind, call) for kind in fed})

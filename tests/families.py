@@ -50,6 +50,8 @@ from transformers import (
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
@@ -253,6 +255,20 @@ def llava_next_video():
     )
 
 
+def video_llava():
+    return VideoLlavaForConditionalGeneration(
+        VideoLlavaConfig(
+            vision_config=CLIPVisionConfig(image_size=LLAVA_SIDE, patch_size=PATCH, **CLIP),
+            text_config=LlamaConfig(**TEXT),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=False,
+        )
+    )
+
+
 _SIGLIP = {k: v for k, v in CLIP.items() if k != "projection_dim"} | dict(image_size=LLAVA_SIDE, patch_size=PATCH)
 
 
@@ -367,6 +383,7 @@ FAMILIES = {
     "qwen3_vl_moe": FamilyCase(qwen3_vl_moe, ((4, 6), (8, 4), (6, 6)), video=True),
     "vipllava": FamilyCase(vipllava, ((24, 24),)),
     "llava_next_video": FamilyCase(llava_next_video, ((40, 24), (20, 48), (48, 44)), video=True),
+    "video_llava": FamilyCase(video_llava, ((24, 24),)),
     "deepseek_vl": FamilyCase(deepseek_vl, ((24, 24),)),
     "internvl": FamilyCase(internvl, ((24, 24),)),
     "aya_vision": FamilyCase(aya_vision, ((24, 24),)),
@@ -434,17 +451,23 @@ def _pixels(name: str, rows: list[list[Picture]], generator) -> dict[str, torch.
         out["pixel_values"] = noise(len(images), 5, 3, LLAVA_SIDE, LLAVA_SIDE)
         out["image_sizes"] = torch.tensor([p.size for p in images])
     elif images:
-        out["pixel_values"] = noise(len(images), 3, LLAVA_SIDE, LLAVA_SIDE)
+        out[_pictures(name)] = noise(len(images), 3, LLAVA_SIDE, LLAVA_SIDE)
     if videos:
         out["pixel_values_videos"] = noise(len(videos), videos[0].frames, 3, LLAVA_SIDE, LLAVA_SIDE)
     return out
+
+
+def _pictures(name: str) -> str:
+    """What the family calls pixels of images: Video-LLaVA has its own name, until transformers 5.24."""
+    accepted = inspect.signature(get_model(name).forward).parameters
+    return "pixel_values" if "pixel_values" in accepted else "pixel_values_images"
 
 
 def _counts(name: str, model, pixels: dict) -> dict[str, list[list[int]]]:
     """Placeholders of each visual input, as runs (Qwen3-VL videos have one run per frame)."""
     base, out = model.model, {}
     with torch.no_grad():
-        for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        for kind, key in (("image", _pictures(name)), ("video", "pixel_values_videos")):
             if key not in pixels:
                 continue
             if name.startswith("qwen"):

@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
+import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -464,35 +467,67 @@ def lora(family):
     assert_same(generate(outer, batch.inputs), run)
 
 
-@cell("Around the model", "8-bit weights (quanto)", "as its own masked original")
+@cell("Around the model", "8-bit and 4-bit weights (quanto)", "as its own masked original")
 def quantised(family):
     quanto = pytest.importorskip("optimum.quanto")
-    model, batch = copy.deepcopy(get_model(family)).float(), ragged_batch(family)
-    quanto.quantize(text_of(model), weights=quanto.qint8)
-    quanto.freeze(text_of(model))
-    inputs = {k: v.float() if v.is_floating_point() else v for k, v in batch.inputs.items()}
-    batch = type(batch)(inputs, batch.visuals)
-    with pruning(model, "divprune", 0.3, positions="original"):
-        run = generate(model, inputs)
-        kept = keep_mask(batch, pruning_report(model))
-    assert_same(run, masked(model, batch, kept), atol=1e-3)
+    for weights in (quanto.qint8, quanto.qint4):
+        model, batch = copy.deepcopy(get_model(family)).float(), ragged_batch(family)
+        quanto.quantize(text_of(model), weights=weights)
+        quanto.freeze(text_of(model))
+        assert any(type(m).__name__ == "QLinear" for m in text_of(model).modules())
+        inputs = {k: v.float() if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        batch = type(batch)(inputs, batch.visuals)
+        with pruning(model, "divprune", 0.3, positions="original"):
+            run = generate(model, inputs)
+            kept = keep_mask(batch, pruning_report(model))
+        assert_same(run, masked(model, batch, kept), atol=1e-3)
 
 
-@cell("Around the model", "accelerate's `cpu_offload`, before and after", "as without")
+@cell("Around the model", "accelerate: weights offloaded to CPU or disk, before and after", "as without")
 def offloaded(family):
     accelerate = pytest.importorskip("accelerate")
-    batch = ragged_batch(family)
+    batch, here = ragged_batch(family), torch.device("cpu")
     with pruning(get_model(family), "divprune", 0.3):
         expected = generate(get_model(family), batch.inputs)
-    for pruned_first in (True, False):
-        model = copy.deepcopy(get_model(family))
-        if pruned_first:
-            apply_pruning(model, "divprune", 0.3)
-        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-        if not pruned_first:
-            apply_pruning(model, "divprune", 0.3)
-        assert_same(generate(model, batch.inputs), expected)
-        remove_pruning(model)
+    with tempfile.TemporaryDirectory() as folder:
+        for pruned_first, disk in itertools.product((True, False), (True, False)):
+            model = copy.deepcopy(get_model(family))
+            if pruned_first:
+                apply_pruning(model, "divprune", 0.3)
+            if disk:
+                accelerate.disk_offload(model, f"{folder}/{pruned_first}", execution_device=here)
+                assert all(p.is_meta for p in model.parameters())
+            else:
+                accelerate.cpu_offload(model, execution_device=here)
+            if not pruned_first:
+                apply_pruning(model, "divprune", 0.3)
+            assert_same(generate(model, batch.inputs), expected)
+            remove_pruning(model)
+
+
+@cell("Around the model", "`save_pretrained`, `copy.deepcopy`", "saves the stock model; a copy prunes for itself")
+def saved(family):
+    model, batch = copy.deepcopy(get_model(family)), ragged_batch(family)
+    before = generate(model, batch.inputs)
+    apply_pruning(model, "divprune", 0.3)
+    pruned = generate(model, batch.inputs)
+    twin = copy.deepcopy(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = type(model).from_pretrained(folder, dtype=torch.float64).eval()
+    loaded.generation_config.eos_token_id = None
+    assert torch.equal(generate(loaded, batch.inputs).logits, before.logits)
+    remove_pruning(model)
+    assert torch.equal(generate(model, batch.inputs).logits, before.logits)
+    assert torch.equal(generate(twin, batch.inputs).logits, pruned.logits)
+
+
+@cell("Around the model", "`torch.export`", "an error that says: remove pruning first", families=("llava",))
+def exported(family):
+    model, batch = copy.deepcopy(get_model(family)), ragged_batch(family)
+    for part in (model, model.model):
+        with pruning(model, "divprune", 0.3), pytest.raises(Exception, match="call remove_pruning\\(model\\) first"):
+            torch.export.export(part, (), {**batch.inputs, "use_cache": False}, strict=False)
 
 
 @cell("Around the model", '`pipeline("image-text-to-text")`', "prunes", families=("embedded",))
@@ -596,5 +631,26 @@ def test_the_page_is_of_this_table():
     assert DOCS.read_text() == page(), "run: python -m tests.test_matrix"
 
 
+README = Path(__file__).parents[1] / "README.md"
+PLACE = re.compile(r"(<!-- matrix -->\n).*?(<!-- end -->)", re.S)
+
+
+def readme() -> str:
+    """The README with the matrix in short: what is tested, by area."""
+    rows = ["| | tested against the masked original, or to fail clearly |", "|---|---|"]
+    for area in dict.fromkeys(one.area for one in CELLS):
+        features = "; ".join(one.feature for one in CELLS if one.area == area)
+        rows.append(f"| **{area}** | {features} |")
+    table = "\n".join(rows)
+    return PLACE.sub(lambda m: f"{m[1]}\n{table}\n\n{m[2]}", README.read_text())
+
+
+def test_the_readmes_matrix_is_of_this_table():
+    text = README.read_text()
+    assert text == readme(), "run: python -m tests.test_matrix"
+    assert CELLS[0].feature in PLACE.search(text)[0]
+
+
 if __name__ == "__main__":
     DOCS.write_text(page())
+    README.write_text(readme())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import itertools
 import re
 import tempfile
@@ -325,6 +326,13 @@ def quantised_cache(family):
     assert torch.equal(run[:, : inputs["input_ids"].shape[1] + 1], expected[:, : inputs["input_ids"].shape[1] + 1])
 
 
+@cell(
+    "Caches", "sliding windows shorter than the prompt", "a shorter prompt's: windows count what is left", ("gemma3",)
+)
+def windows(family):
+    test_traps.test_gemma_windows_count_what_is_left()
+
+
 @cell("Caches", "eight threads at once on one model", "each as alone", families=("llava",))
 def threads(family):
     if transformers.__version__.startswith("5.0"):
@@ -369,6 +377,54 @@ def no_image(family):
 def many_images(family):
     picture = Picture(FAMILIES[family].sizes[0])
     alike(family, make_batch(family, [[1, picture] * 32 + [3]]), do_sample=False)
+
+
+@cell("Inputs", "an image of one token", "it stays", families=("qwen2_5_vl", "qwen3_vl"))
+def one_token(family):
+    batch = make_batch(family, [[3, Picture((2, 2)), 5], [2, Picture((4, 6)), 3]])
+    with pruning(get_model(family), "divprune", 0.1):
+        generate(get_model(family), batch.inputs, steps=2)
+        assert [(r.n_before, r.n_after) for r in pruning_report(get_model(family))] == [(1, 1), (6, 1)]
+    alike(family, batch, do_sample=False)
+
+
+@cell("Inputs", "images of extreme aspect ratio", families=("llava_next", "qwen2_5_vl"))
+def narrow_images(family):
+    thin, flat = ((2, 44), (40, 2)) if family.startswith("qwen") else ((6, 48), (48, 4))
+    alike(family, make_batch(family, [[3, Picture(thin), 5], [2, Picture(flat), 3]]), do_sample=False)
+
+
+@cell("Inputs", "`inputs_embeds` instead of `input_ids` (`forward`)", "same logits", families=("llava", "llava_next"))
+def embeds_given(family):
+    model, batch = get_model(family), ragged_batch(family)
+    inputs = dict(batch.inputs)
+    ids = inputs.pop("input_ids")
+    with torch.no_grad(), pruning(model, "divprune", 0.3):
+        expected = model(input_ids=ids, **inputs).logits
+        assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids), **inputs).logits, expected)
+        assert expected.shape[1] < ids.shape[1]
+
+
+@cell(
+    "Inputs", "precomputed `mm_encoder_outputs`", "same answer; policies that read the encoder want it computed pruned"
+)
+def features_given(family):
+    model, batch = get_model(family), ragged_batch(family)
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers takes none")
+    pictures = {k: v for k, v in batch.inputs.items() if k.startswith(("pixel_values", "image_"))}
+    rest = {k: v for k, v in batch.inputs.items() if k not in pictures}
+    grids = {k: v for k, v in pictures.items() if k.startswith("image_")}  # Qwen numbers its positions by them
+    stock = model.model.get_image_features(**pictures)
+    with torch.no_grad(), pruning(model, "divprune", 0.3):
+        expected = model(**batch.inputs).logits
+        assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": stock}).logits, expected)
+    with torch.no_grad(), pruning(model, "fopru", 0.3):
+        heard = model.model.get_image_features(**pictures)
+        expected = model(**batch.inputs).logits
+        assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": heard}).logits, expected)
+        with pytest.raises(ValueError, match="compute the features with pruning applied"):
+            model(**rest, **grids, mm_encoder_outputs={"image": stock})
 
 
 @cell("Inputs", "a budget above the number of tokens", "everything stays")
@@ -580,7 +636,11 @@ def flat_memory(family):
         assert tensors() <= before + 5
 
 
-@cell("Around the model", "an error or Ctrl-C in the policy, the encoder or a layer", "the model stays usable")
+@cell(
+    "Around the model",
+    "an error, out of memory or Ctrl-C in the policy, the encoder or a layer",
+    "the model stays usable",
+)
 def faults(family):
     model, batch = get_model(family), ragged_batch(family)
     base = model.model

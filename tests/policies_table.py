@@ -13,7 +13,7 @@ POLICIES = {
     "recoverable": ("recoverable", {}),
     "visionzip": ("visionzip", {}),
     "prumerge": ("prumerge", {}),
-    "prumerge+": ("prumerge+", {}),
+    "prumerge_plus": ("prumerge_plus", {}),
     "vispruner": ("vispruner", {"step": 2}),
     "cdpruner": ("cdpruner", {}),
     "holov": ("holov", {"parts": 5}),
@@ -39,7 +39,7 @@ TOWER = {
 }
 
 #: Those that feed the language model other features than it would have seen.
-CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge+", "fastvid"}
+CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge_plus", "fastvid"}
 
 #: Policies with a decoder stage by label: policies and options.
 DEEP = {

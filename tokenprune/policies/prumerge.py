@@ -74,7 +74,7 @@ class PruMerge(Policy):
         return max(1, int((attention > high + 1.5 * (high - low)).sum()))
 
 
-@register("prumerge+")
+@register("prumerge_plus")
 @dataclass
 class PruMergePlus(PruMerge):
     """PruMerge, and tokens evenly spaced over the picture beside the outliers (arXiv:2403.15388, section 3.4).

@@ -1,0 +1,63 @@
+"""The worked example: installed as a package, found by its entry point, held to the oracles."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokenprune import VisualTokens
+from tokenprune.policies import base
+
+from .families import FAMILIES, get_model, ragged_batch
+from .oracles import check_against_oracles
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_policy"
+
+
+@pytest.fixture(scope="module")
+def brightest():
+    spec = importlib.util.spec_from_file_location("brightest", EXAMPLE / "brightest.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["brightest"] = module
+    spec.loader.exec_module(module)
+    yield module.Brightest
+    base._REGISTRY.pop("brightest")
+    del sys.modules["brightest"]
+
+
+def test_by_hand(brightest):
+    tokens = VisualTokens(torch.tensor([[1.0], [9], [8], [2], [3], [1]]))
+    assert brightest(blocks=2).select(tokens, 3).indices.tolist() == [1, 2, 4]
+    assert brightest(blocks=6).select(tokens, 3).indices.tolist() == [1, 2, 4]
+    assert brightest(blocks=3).select(tokens, 2).indices.tolist() == [1, 4]
+    with pytest.raises(ValueError, match="blocks=0"):
+        brightest(blocks=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_oracle(family, brightest):
+    records = check_against_oracles(get_model(family), ragged_batch(family), "brightest", 0.3, "original", blocks=3)
+    assert all(r.n_after == max(1, round(0.3 * r.n_before)) for r in records)
+
+
+SCRIPT = """
+from tokenprune import list_policies
+from tokenprune.policies import make_policy
+assert "brightest" in list_policies()
+print(make_policy("brightest", blocks=4))
+"""
+
+
+def test_it_is_found_once_it_is_installed(tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(EXAMPLE)]
+    subprocess.run(pip, check=True)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "Brightest(blocks=4)"

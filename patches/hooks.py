@@ -20,13 +20,14 @@ from ..policies.base import Policy
 from ..sequence import Packing
 from .base import Family, Kind, UnsupportedModelError, base_of
 from .blocks import shortened
-from .deep import Deep, DeepStage
+from .deep import Deep
 from .encoder import EncoderListener
 from .masks import padding_mask
 from .past import Past
 from .plan import Plan, Record
+from .positions import callers_positions, renumbered
 from .request import FeatureTap, Request, Source
-from .tower import TowerStage
+from .stages import deep_stage, tower_stage
 
 
 @dataclass
@@ -97,9 +98,9 @@ class Pruner:
             )
         spec = None if policy is None else policy.encoder()
         self._encoder = EncoderListener(self.base, family.encoder, spec) if spec and family.encoder else None
-        self.tower = None if "encoder" not in acting else self._tower_stage(*acting["encoder"])
+        self.tower = None if "encoder" not in acting else tower_stage(self.base, family, *acting["encoder"])
         self.deep_budget: Any = None if deep is None else deep[1]
-        self._deep = None if deep is None else self._deep_stage(deep[0])
+        self._deep = None if deep is None else deep_stage(self, deep[0])
         self._handles: list[Any] = []
         self._taps: dict[str, FeatureTap] = {}
         self._wrapped: set[str] = set()
@@ -107,42 +108,6 @@ class Pruner:
     @property
     def _deep_layers(self) -> list[int]:
         return [] if self._deep is None else self._deep.layers
-
-    def _tower_stage(self, policy: Policy, budget: Any) -> TowerStage:
-        encoder = self.family.encoder
-        if encoder is None or encoder.tower is None:
-            raise ValueError(
-                f"policy {policy!r} lets tokens leave inside the vision tower, which model type "
-                f"{self.base.config.model_type!r} does not allow: {self.family.tower_stage}; "
-                "use a policy that acts before the language model"
-            )
-        stage = TowerStage(self.base, encoder, policy, budget)
-        if len(stage.layers) < 2:
-            raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more")
-        implementation = stage.layers[0].self_attn.config._attn_implementation or ""
-        if policy.proportional and "flash" in implementation:
-            raise ValueError(
-                f"policy {policy!r} masks attention in the vision tower by how many patches a token stands for, "
-                f"which {implementation} does not take; use proportional_attention=False, or sdpa in the vision tower"
-            )
-        return stage
-
-    def _deep_stage(self, policy: Policy) -> DeepStage:
-        if self.family.decoder_stage is not None:
-            raise ValueError(
-                f"policy {policy!r} drops tokens between decoder layers, which model type "
-                f"{self.base.config.model_type!r} does not allow: {self.family.decoder_stage}; "
-                "use a policy that acts before the language model (todre: removal=False)"
-            )
-        n, lowest = len(self.text.layers), self.family.first_deep_layer(self.base.config)
-        layers = policy.deep_layers(n, lowest)
-        for layer in layers:
-            if not lowest <= layer < n:
-                raise ValueError(
-                    f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
-                    f"{lowest} to {n - 1}"
-                )
-        return DeepStage(self, policy, layers, lowest)
 
     def attach(self) -> None:
         """Hang the hooks on the instance."""
@@ -243,7 +208,7 @@ class Pruner:
         layout = layout_of(cache)
         assert layout is not None
         if call.get("position_ids") is None:
-            call["position_ids"] = self._positions({}, past, length) + self.family.first_position
+            call["position_ids"] = callers_positions({}, past, length) + self.family.first_position
         mask = padding_mask(call.get("attention_mask"), cache, batch, length)
         if mask is not None or layout.padded:
             call["attention_mask"] = layout.mask(mask, past.physical + length)
@@ -334,9 +299,9 @@ class Pruner:
         packing = Packing.of(keep)
         new = {**kwargs, **self.family.extras(kwargs, keep, packing)}
         new["inputs_embeds"] = packing.take(plan.embeds)
-        positions, shift = self._positions(kwargs, past, length), past.shift
+        positions, shift = callers_positions(kwargs, past, length), past.shift
         if self.positions == "compact":
-            positions, shift = self._renumber(positions, plan.keep, keep, past.shift)
+            positions, shift = renumbered(self.family.positions, positions, plan.keep, keep, past.shift)
         new["position_ids"] = packing.take_last(positions)
         # Always an explicit mask: without one, gaps in positions are read as packed sequences.
         valid = torch.cat([past.mask(mask), packing.valid], 1)
@@ -384,7 +349,7 @@ class Pruner:
         batch, length = tokens.shape[:2]
         past = Past.of(cache, batch, tokens.device)
         new = dict(kwargs)
-        positions = self._positions(kwargs, past, length)
+        positions = callers_positions(kwargs, past, length)
         if layout.shifted:
             positions = positions - past.shift[:, None]
         new["position_ids"] = positions
@@ -402,36 +367,3 @@ class Pruner:
         if self._reads_cache_position:
             new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
         return new
-
-    def _renumber(self, positions: Tensor, stays: Tensor, keep: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Position ids without the gaps that dropped columns leave, and how far each row's end has moved.
-
-        On mRoPE a picture's tokens have coordinates, which no shift can close: kept columns are
-        counted instead, all axes alike, as if they were text.
-
-        Args:
-            positions: (..., B or 1, L), in the caller's numbering.
-            stays: (B, L) bool, False at pruned columns.
-            keep: (B, L) bool, False at pruned columns and at padding.
-            shift: (B,) how far the caller's numbering is ahead already.
-        """
-        if self.family.positions == "1d":
-            closed = positions - (~stays).long().cumsum(1) - shift[:, None]
-        else:
-            rank = keep.long().cumsum(1) - 1
-            first = keep.long().argmax(1, keepdim=True)
-            along = positions[-3] if positions.ndim == 3 else positions  # the temporal axis
-            start = along.expand_as(rank).gather(1, first) - shift[:, None]
-            closed = (start + rank).expand(*positions.shape[:-2], *rank.shape)
-            # A row that loses nothing is the stock model's, whatever its neighbours lose.
-            closed = torch.where(stays.all(1, keepdim=True), positions - shift[:, None], closed)
-        moved = (positions - closed)[..., -1]
-        return closed.clamp(min=0), moved.reshape(-1, len(keep))[-1]
-
-    @staticmethod
-    def _positions(kwargs: dict[str, Any], past: Past, length: int) -> Tensor:
-        """Position ids in the caller's numbering, (..., B or 1, L)."""
-        positions = kwargs.get("position_ids")
-        if positions is not None:
-            return positions[None] if positions.ndim == 1 else positions
-        return past.logical + torch.arange(length, device=past.columns.device)[None]

@@ -58,8 +58,7 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
 
     Memory and launches are as of `max_min_select`.
     """
-    first = _check(features, k, first, mask)
-    return torch.ops.tokenprune.max_sum_select(features, k, first, mask)
+    return torch.ops.tokenprune.max_sum_select(features, k, _check(features, k, first, mask), mask)
 
 
 def _check(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor | None:

@@ -1,0 +1,47 @@
+"""Position ids of a pruned sequence: as the caller numbers it, or renumbered without gaps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .past import Past
+
+
+def renumbered(
+    kind: Literal["1d", "mrope"], positions: Tensor, stays: Tensor, keep: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Position ids without the gaps that dropped columns leave, and how far each row's end has moved.
+
+    On mRoPE a picture's tokens have coordinates, which no shift can close: kept columns are
+    counted instead, all axes alike, as if they were text.
+
+    Args:
+        kind: of the family's positions.
+        positions: (..., B or 1, L), in the caller's numbering.
+        stays: (B, L) bool, False at pruned columns.
+        keep: (B, L) bool, False at pruned columns and at padding.
+        shift: (B,) how far the caller's numbering is ahead already.
+    """
+    if kind == "1d":
+        closed = positions - (~stays).long().cumsum(1) - shift[:, None]
+    else:
+        rank = keep.long().cumsum(1) - 1
+        first = keep.long().argmax(1, keepdim=True)
+        along = positions[-3] if positions.ndim == 3 else positions  # the temporal axis
+        start = along.expand_as(rank).gather(1, first) - shift[:, None]
+        closed = (start + rank).expand(*positions.shape[:-2], *rank.shape)
+        # A row that loses nothing is the stock model's, whatever its neighbours lose.
+        closed = torch.where(stays.all(1, keepdim=True), positions - shift[:, None], closed)
+    moved = (positions - closed)[..., -1]
+    return closed.clamp(min=0), moved.reshape(-1, len(keep))[-1]
+
+
+def callers_positions(kwargs: dict[str, Any], past: Past, length: int) -> Tensor:
+    """Position ids in the caller's numbering, (..., B or 1, L)."""
+    positions = kwargs.get("position_ids")
+    if positions is not None:
+        return positions[None] if positions.ndim == 1 else positions
+    return past.logical + torch.arange(length, device=past.columns.device)[None]

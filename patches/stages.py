@@ -1,0 +1,66 @@
+"""Whether a policy's stage in the vision tower or in the decoder fits a model; all errors come at `apply_pruning`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..budget import Budget, PartBudget
+from ..policies.base import Policy
+from .base import Family
+from .deep import DeepStage
+from .tower import TowerStage
+
+if TYPE_CHECKING:
+    from .hooks import Pruner
+
+
+def tower_stage(base: nn.Module, family: Family, policy: Policy, budget: Any) -> TowerStage:
+    """The stage of a policy that acts inside the vision tower.
+
+    Raises:
+        ValueError: where the model's tower, or its attention implementation, does not allow it.
+    """
+    assert isinstance(budget, Budget | PartBudget)
+    encoder, config = family.encoder, base.config
+    if encoder is None or encoder.tower is None:
+        raise ValueError(
+            f"policy {policy!r} acts inside the vision tower, which model type "
+            f"{config.model_type!r} does not allow: {family.tower_stage}; "  # type: ignore[union-attr]
+            "use a policy that acts before the language model"
+        )
+    stage = TowerStage(base, encoder, policy, budget)
+    if len(stage.layers) < 2:
+        raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
+    implementation = stage.layers[0].self_attn.config._attn_implementation or ""
+    if policy.proportional and "flash" in implementation:
+        raise ValueError(
+            f"policy {policy!r} masks attention in the vision tower by how many patches a token stands for, "
+            f"which {implementation} does not take; use proportional_attention=False, or sdpa in the vision tower"
+        )
+    return stage
+
+
+def deep_stage(pruner: Pruner, policy: Policy) -> DeepStage:
+    """The stage of a policy that drops tokens between decoder layers.
+
+    Raises:
+        ValueError: where the model does not allow it, or not at the policy's layers.
+    """
+    family, config = pruner.family, pruner.base.config
+    if family.decoder_stage is not None:
+        raise ValueError(
+            f"policy {policy!r} drops tokens between decoder layers, which model type "
+            f"{config.model_type!r} does not allow: {family.decoder_stage}; "
+            "use a policy that acts before the language model (todre: removal=False)"
+        )
+    n, lowest = len(pruner.text.layers), family.first_deep_layer(config)
+    layers = policy.deep_layers(n, lowest)
+    for layer in layers:
+        if not lowest <= layer < n:
+            raise ValueError(
+                f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
+                f"{lowest} to {n - 1}"
+            )
+    return DeepStage(pruner, policy, layers, lowest)

@@ -39,13 +39,15 @@ class Sample:
 class Setting:
     """A policy at a budget, or the full model (no policy)."""
 
-    policy: Policy | None = None
+    policy: Policy | tuple[Policy, ...] | None = None
     keep: float | int = 1.0
     positions: Positions = "original"
 
     @property
     def name(self) -> str:
-        return self.policy.name if self.policy is not None else "full"
+        if self.policy is None:
+            return "full"
+        return "+".join(p.name for p in (self.policy if isinstance(self.policy, tuple) else (self.policy,)))
 
     def context(self, model: Any) -> contextlib.AbstractContextManager:
         if self.policy is None:

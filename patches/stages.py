@@ -33,6 +33,9 @@ def tower_stage(base: nn.Module, family: Family, policy: Policy, budget: Any) ->
     stage = TowerStage(base, encoder, policy, budget)
     if len(stage.layers) < 2:
         raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
+    assert encoder.embeddings is not None
+    if stage.resizes and hasattr(encoder.embeddings(base), "class_embedding") and not stage.cls:
+        raise ValueError(f"policy {policy!r} cannot place the CLS token that this model feeds its language model")
     implementation = stage.layers[0].self_attn.config._attn_implementation or ""
     if policy.proportional and "flash" in implementation:
         raise ValueError(

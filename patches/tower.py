@@ -64,7 +64,7 @@ class TowerStage:
         self.base, self.encoder, self.policy, self.budget = base, encoder, policy, budget
         self.layers: list[Any] = list(encoder.tower(base))
         self.cls = int(encoder.has_cls(base))
-        self._resizes = type(policy).resized is not Policy.resized
+        self.resizes = type(policy).resized is not Policy.resized
         self._taps = [AttentionTap(layer.self_attn, self._read) for layer in self.layers[:-1]]
         self._handles: list[Any] = []
 
@@ -135,7 +135,7 @@ class TowerStage:
 
     def _enter(self, cut: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         call = _CALL.get()
-        if call is None or call.heads is None or self._resizes:
+        if call is None or call.heads is None or self.resizes:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if call.n == 0:

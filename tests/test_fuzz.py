@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from .families import ANYRES, FAMILIES, PLAIN_FAMILIES, Picture, get_model, make_batch
 from .oracles import check_against_oracles
-from .policies_table import CHANGES_FEATURES, DEEP, POLICIES
+from .policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
 from .test_decoder import check as check_deep
+from .test_tower import TOWER_FAMILIES
 
 DEEP_LABELS = [f"deep {label}" for label in DEEP]
+TOWER_LABELS = [f"tower {label}" for label in TOWER if "fastv" not in label]
 CASES, SHARDS = int(os.environ.get("CASES", 500)), 20
 SEED = int(os.environ.get("SEED", 0))
 
@@ -47,13 +49,18 @@ def batches(draw, family):
     return [[*row, draw(st.integers(1, 12))] for row in rows]
 
 
+def _labels(family):
+    deep = DEEP_LABELS if family in PLAIN_FAMILIES else []
+    return [*POLICIES, *deep, *(TOWER_LABELS if family in TOWER_FAMILIES else [])]
+
+
 @st.composite
 def cases(draw):
     family = draw(st.sampled_from(list(FAMILIES)))
     return {
         "family": family,
         "rows": draw(batches(family)),
-        "policy": draw(st.sampled_from([*POLICIES, *(DEEP_LABELS if family in PLAIN_FAMILIES else [])])),
+        "policy": draw(st.sampled_from(_labels(family))),
         "keep": draw(st.one_of(st.floats(0.01, 1), st.integers(1, 40))),
         "positions": draw(st.sampled_from(["original", "compact"])),
     }
@@ -64,6 +71,9 @@ def hold(family, rows, policy, keep, positions):
     if policy.startswith("deep "):
         policies, options = DEEP[policy.removeprefix("deep ")]
         check_deep(family, policies, keep, positions=positions, batch=batch, **options)
+    elif policy.startswith("tower "):
+        policies, options = TOWER[policy.removeprefix("tower ")]
+        check_against_oracles(get_model(family), batch, policies, keep, positions, True, **options)
     else:
         name, options = POLICIES[policy]
         check_against_oracles(get_model(family), batch, name, keep, positions, name in CHANGES_FEATURES, **options)

@@ -268,6 +268,16 @@ def test_bad_options_are_named(options):
         FlowCut(**options)
 
 
+def test_downsampling_needs_a_place_for_every_token():
+    vision = CLIPVisionConfig(image_size=LLAVA_SIDE, patch_size=PATCH, **CLIP)
+    config = LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_index=IMAGE,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="cannot place the CLS token"):
+        apply_pruning(LlavaForConditionalGeneration(config), "downsample", 0.5)
+
+
 def test_what_cannot_be_is_said_at_once(deep, monkeypatch):
     monkeypatch.setattr(deep.config.vision_config, "_attn_implementation_internal", "flash_attention_2")
     for layer in deep.model.vision_tower.encoder.layers:

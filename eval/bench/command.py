@@ -21,9 +21,10 @@ _SHORT = {"attribute": "attr.", "existence": "exist.", "counting": "count", "spa
 
 def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """The whole benchmark; returns its rows."""
+    say = lambda text: console.print(text, highlight=False, soft_wrap=True)
     plan = run.Plan(
         options.model,
-        run.settings(options.policy, options.keep, options.positions),
+        run.allowed(options.model, run.settings(options.policy, options.keep, options.positions), say),
         tuple(options.tasks),
         options.samples,
         options.split,
@@ -33,7 +34,7 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     with progress_bar(console) as progress:
         asking = progress.add_task(f"asking {plan.model}", total=len(cells) * plan.samples)
         tick = lambda n: progress.advance(asking, n)
-        results = run.run(plan, options.out, tick, lambda text: console.print(text, highlight=False))
+        results = run.run(plan, options.out, tick, say)
     found = report.rows(plan, results)
     keeps, given = ",".join(f"{k:g}" for k in options.keep), ",".join
     ran = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from ... import __version__
 from ...api import Positions
-from ...policies import make_policy
+from ...policies import Policy, make_policy
 from .. import cells, minivlm
 from ..asking import Sample, Setting, answer, right
 from . import tasks
@@ -56,7 +56,29 @@ def settings(
     out: list[Setting] = [Setting()]
     for keep in keeps:
         out.append(Downsampled(keep=keep))
-        out += [Setting(make_policy(name), keep, p) for p in positions for name in names if name != "downsample"]
+        out += [Setting(_policy(name), keep, p) for p in positions for name in names if name != "downsample"]
+    return tuple(out)
+
+
+def _policy(name: str) -> Policy | tuple[Policy, ...]:
+    """The policy of a name, or those of names joined by `+`."""
+    stages = tuple(map(make_policy, name.split("+")))
+    return stages[0] if len(stages) == 1 else stages
+
+
+def allowed(
+    model: minivlm.Name, settings: Sequence[Setting], note: Callable[[str], None] = lambda text: None
+) -> tuple[Setting, ...]:
+    """The settings that a model allows; `note` is told of the others, and why."""
+    loaded, out, told = minivlm.load(model)[0], [], set()
+    for setting in settings:
+        try:
+            with setting.context(loaded):
+                out.append(setting)
+        except ValueError as error:
+            if setting.name not in told:
+                note(f"left out: {error}")
+            told.add(setting.name)
     return tuple(out)
 
 

@@ -28,7 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=_policies,
         default=",".join(registry()),
         metavar="A,B",
-        help=f"policies, of: {', '.join(registry())}; random, grid and downsample are run in any case",
+        help=f"policies, of: {', '.join(registry())}; A+B composes; random, grid and downsample are run in any case",
     )
     bench.add_argument(
         "--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help="ratios or whole numbers of tokens"
@@ -61,7 +61,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _policies(text: str) -> list[str]:
     """Policies by comma; the baseline that is none may be named among them."""
     names = [name for name in arguments.names(text) if name != "downsample"]
-    return arguments.policies(",".join(names)) if names else []
+    return arguments.stages(",".join(names)) if names else []
 
 
 def _choices(accepted: tuple[str, ...]):

@@ -73,7 +73,7 @@ def tables(found: list[dict[str, Any]]) -> list[Table]:
         )
         for name in ("", "kept", *names, "over random"):
             table.add_column(f"{_SHORT.get(name, name)} ", justify="right" if name else "left", no_wrap=True)
-        for policy in dict.fromkeys(row["policy"] for row in full + here):
+        for policy in ("full", *(name for name, *at in report.ranked(here) if at == [keep, positions])):
             some = [row for row in full + here if row["policy"] == policy]
             table.add_row(
                 f"{policy} ",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .run import BASELINES
@@ -16,28 +17,31 @@ from .tasks import ALL
 def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Exact match over all tasks against visual tokens, with 95 % intervals.
 
-    A colour per policy, baselines in grey; positions kept are a full line, renumbered ones a dotted one.
+    Best at the smallest budget first. A colour and a marker per policy, baselines in grey; positions kept are a
+    full line, renumbered ones a dotted one.
     """
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     ax = figure.subplots()
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["task"] == ALL:
             lines.setdefault((row["policy"], row["positions"]), []).append(row)
-    colours = dict(zip(BASELINES, ("0.7", "0.5", "0.25"), strict=True))
-    for (name, positions), line in lines.items():
+    colours: dict[str, Any] = dict(zip(BASELINES, ("0.7", "0.5", "0.25"), strict=True))
+    best = lambda item: -min(item[1], key=lambda row: row["visual_tokens"])["exact_match"]
+    for (name, positions), line in sorted(lines.items(), key=best):
         some = sorted(line, key=lambda row: row["visual_tokens"])
         value, low, high = (np.array([100 * row[k] for row in some]) for k in ("exact_match", "low", "high"))
         if name == "full":
             ax.axhline(value[0], color="black", linewidth=1, label="full")
             continue
-        colours.setdefault(name, f"C{len(colours) - len(BASELINES)}")
+        place = len(colours) - len(BASELINES)
+        colours.setdefault(name, colormaps["tab20"](place % 20))
         ax.errorbar(
             [row["visual_tokens"] for row in some],
             value,
             yerr=[value - low, high - value],
-            marker="o",
-            markersize=4,
+            marker="os^vDPX*"[list(colours).index(name) % 8],
+            markersize=5,
             capsize=2,
             linestyle=":" if positions == "compact" else "-",
             color=colours[name],
@@ -65,7 +69,8 @@ def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
         figsize=(1.5 + 0.8 * len(names), 0.6 * len(blocks) + 0.36 * sum(heights) + 0.6), layout="constrained"
     )
     axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, ((keep, positions), block) in zip(axes, blocks.items(), strict=True):
+    for ax, ((keep, positions), scores) in zip(axes, blocks.items(), strict=True):
+        block = dict(sorted(scores.items(), key=lambda item: -item[1][-1]))
         values = np.array(list(block.values()))
         ax.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (i, j), value in np.ndenumerate(values):

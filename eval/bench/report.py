@@ -94,6 +94,8 @@ def yes_no(texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
 def markdown(found: Sequence[dict[str, Any]], ran: dict[str, Any]) -> str:
     """Per budget and positions: policies by tasks, exact match in %, and what each gains over random."""
     tasks = list(dict.fromkeys(row["task"] for row in found))
+    given = {key[3:] for row in found for key in row if key.startswith("vs_") and not key.endswith(("_low", "_high"))}
+    others = ["random", "downsample", *sorted(given - {"full", *BASELINES})]
     n = found[0]["n"]
     lines = [
         f"Exact match in %, {n} questions per task ({found[0]['model']}). In brackets the 95 % bootstrap interval; "
@@ -104,20 +106,27 @@ def markdown(found: Sequence[dict[str, Any]], ran: dict[str, Any]) -> str:
         f"{ran['identity']['transformers']}, torch {ran['machine']['torch']}, {ran['machine']['device']}, "
         f"{ran['machine']['threads']} threads, weights {ran['identity']['weights']}.",
         "",
-        f"| | keep | positions | kept | {' | '.join(tasks)} | over random | over downsample |",
-        f"|---|--:|---|--:|{'--:|' * (len(tasks) + 2)}",
+        f"| | keep | positions | kept | {' | '.join(tasks)} | over {' | over '.join(others)} |",
+        f"|---|--:|---|--:|{'--:|' * (len(tasks) + len(others))}",
     ]
-    for setting in dict.fromkeys((row["policy"], row["keep"], row["positions"]) for row in found):
+    for setting in ranked(found):
         some = {row["task"]: row for row in found if (row["policy"], row["keep"], row["positions"]) == setting}
         last = some[ALL]
         cells = [f"{100 * some[t]['exact_match']:.0f}" for t in tasks[:-1]]
         cells.append(f"**{100 * last['exact_match']:.1f}** [{100 * last['low']:.1f}, {100 * last['high']:.1f}]")
-        cells += [gain(last, name) for name in ("random", "downsample")]
+        cells += [gain(last, name) for name in others]
         title = "full" if setting[0] == "full" else f"`{setting[0]}`"
         places = "" if setting[0] in ("full", "downsample") else setting[2]
         keep = "" if setting[0] == "full" else f"{setting[1]:g}"
         lines.append(f"| {title} | {keep} | {places} | {last['visual_tokens']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def ranked(found: Sequence[dict[str, Any]]) -> list[tuple[str, float | int, str]]:
+    """Settings (policy, keep, positions): the full model, then budgets and positions as run, the best policy first."""
+    means = {(r["policy"], r["keep"], r["positions"]): r["exact_match"] for r in found if r["task"] == ALL}
+    budgets = list(dict.fromkeys(setting[1:] for setting in means))
+    return sorted(means, key=lambda s: (s[0] != "full", budgets.index(s[1:]), -means[s]))
 
 
 def gain(row: dict[str, Any], name: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenprune.patches.base import family_by_type
+from tokenprune.patches.llava import unwrapped
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -83,6 +84,10 @@ def deep():
     return spread_weights(LlavaForConditionalGeneration(config))
 
 
+def tower_of(model):
+    return unwrapped(model.model.vision_tower)
+
+
 def pixels(n: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(n, 3, LLAVA_SIDE, LLAVA_SIDE, generator=generator, dtype=torch.float64)
@@ -95,7 +100,7 @@ def features(model, images) -> torch.Tensor:
 
 def record_cuts(model, images, policy, keep):
     """Features of a pruned tower, and what was left before each of its layers, CLS first."""
-    layers, left = model.model.vision_tower.encoder.layers, []
+    layers, left = tower_of(model).encoder.layers, []
     stage = apply_pruning(model, policy, keep).model._tokenprune.tower
     choose = stage._choose
 
@@ -153,7 +158,7 @@ def test_pictures_do_not_depend_on_their_neighbours(deep):
 def test_merging_equal_tokens_loses_nothing(deep, implementation):
     """Without places, patches of one colour are alike: merged, and as loud as they were, they say the same."""
     model = copy.deepcopy(deep)
-    model.model.vision_tower.embeddings.position_embedding.weight.zero_()
+    tower_of(model).embeddings.position_embedding.weight.zero_()
     model.set_attn_implementation({"vision_config": implementation})
     images = torch.ones(1, 3, LLAVA_SIDE, LLAVA_SIDE, dtype=torch.float64)
     images[..., LLAVA_SIDE // 3 :] = -0.5  # two colours: tokens of two kinds
@@ -185,7 +190,7 @@ def test_the_tower_gets_cheaper(deep):
 def test_downsampling_is_the_stock_model_on_a_smaller_picture(deep):
     images = pixels()
     small = F.interpolate(images, (3 * PATCH, 3 * PATCH), mode="bicubic", antialias=True)
-    tower, embeddings = deep.model.vision_tower, deep.model.vision_tower.embeddings
+    tower, embeddings = deep.model.vision_tower, tower_of(deep).embeddings
     handle = embeddings.register_forward_pre_hook(
         lambda module, args, kwargs: (args, {**kwargs, "interpolate_pos_encoding": True}), with_kwargs=True
     )
@@ -280,7 +285,7 @@ def test_downsampling_needs_a_place_for_every_token():
 
 def test_what_cannot_be_is_said_at_once(deep, monkeypatch):
     monkeypatch.setattr(deep.config.vision_config, "_attn_implementation_internal", "flash_attention_2")
-    for layer in deep.model.vision_tower.encoder.layers:
+    for layer in tower_of(deep).encoder.layers:
         monkeypatch.setattr(layer.self_attn.config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(ValueError, match=r"flash_attention_2 does not take; use proportional_attention=False"):
         apply_pruning(deep, "tome", 0.5)

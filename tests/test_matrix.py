@@ -301,6 +301,8 @@ def second_turn(family):
 
 @cell("Caches", "a second turn with a new image, on the cache of the first", families=("llava",))
 def second_picture(family):
+    if not ENCODES_FIRST:
+        pytest.skip("this transformers drops the pixels of a second turn")
     for positions in ("original", "compact"):
         test_traps.test_second_turn_with_a_new_image(positions)
 
@@ -572,7 +574,7 @@ def saved(family):
         model.save_pretrained(folder)
         loaded = type(model).from_pretrained(folder, dtype=torch.float64).eval()
     loaded.generation_config.eos_token_id = None
-    assert torch.equal(generate(loaded, batch.inputs).logits, before.logits)
+    assert_same(generate(loaded, batch.inputs), before)  # rotary frequencies are computed anew
     remove_pruning(model)
     assert torch.equal(generate(model, batch.inputs).logits, before.logits)
     assert torch.equal(generate(twin, batch.inputs).logits, pruned.logits)

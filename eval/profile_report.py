@@ -32,13 +32,13 @@ def load(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) 
 
 
 def checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str | None) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     from . import minivlm
 
     place = minivlm.place(name)
     model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, attn_implementation=attn)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(place)
+    return model.to(device).eval(), minivlm.load_processor(name)
 
 
 def _processed(processor: Any, request: shapes.Request) -> Any:

@@ -53,11 +53,11 @@ def test_ships_small_and_loads_as_stock_classes(name):
 
 
 def test_other_names_are_refused():
-    with pytest.raises(ValueError, match="accepted: llava"):
+    with pytest.raises(ValueError, match="accepted: llava, qwen"):
         load("blip")
 
 
-@pytest.mark.parametrize(("name", "overall"), [("llava", 0.95)])
+@pytest.mark.parametrize(("name", "overall"), [("llava", 0.95), ("qwen", 0.93)])
 def test_answers_held_out_questions(name, overall):
     model, processor = load(name)
     scores = {}

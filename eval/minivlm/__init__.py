@@ -1,7 +1,7 @@
-"""A miniature LLaVA that ships with the package: real transformers classes, trained here, 4 MB.
+"""A miniature LLaVA and a miniature Qwen2.5-VL that ship with the package: real transformers classes, trained here.
 
-`load()` gives model and processor; `scenes` and `questions` draw what it can be asked about; `train` made
-the weights, and can make a miniature Qwen2.5-VL too.
+`load()` gives model and processor; `scenes` and `questions` draw what they can be asked about; `train` made
+the weights.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from ...api import Positions
 
-Name = Literal["llava"]
+Name = Literal["llava", "qwen"]
 NAMES: tuple[Name, ...] = get_args(Name)
 #: Folders that `from_pretrained` takes.
 WEIGHTS: dict[str, Path] = {name: Path(__file__).parent / "weights" / name for name in NAMES}
 #: What commands call them.
-EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"]}
-#: Renumbering costs it: see docs/bench.md.
+EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"], "embedded-qwen": WEIGHTS["qwen"]}
+#: Renumbering costs them: see docs/bench.md.
 POSITIONS: Literal["original"] = "original"
 
 
@@ -36,8 +36,18 @@ def positions(model: str, chosen: Positions | None) -> Positions | None:
     return chosen or (POSITIONS if model in EMBEDDED else None)
 
 
+def load_processor(model: str) -> ProcessorMixin:
+    """The processor of a model of ours, or of a path or id; ours do without torchvision."""
+    from transformers import AutoProcessor
+
+    where = place(model)
+    if where == str(WEIGHTS["qwen"]):  # whose videos want it
+        return family("qwen").load_processor(WEIGHTS["qwen"])
+    return AutoProcessor.from_pretrained(where)
+
+
 def family(name: str) -> ModuleType:
-    """The module of a family, shipped or only trainable: `llava` or `qwen`."""
+    """The module of an embedded model: `llava` or `qwen`."""
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -45,18 +55,18 @@ def load(name: Name = "llava") -> tuple[PreTrainedModel, ProcessorMixin]:
     """An embedded model in float32 on the CPU, and its processor.
 
     Args:
-        name: `llava`, a `LlavaForConditionalGeneration`.
+        name: `llava`, a `LlavaForConditionalGeneration`, or `qwen`, a `Qwen2_5_VLForConditionalGeneration`.
 
     Raises:
         ValueError: for another name.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     if name not in NAMES:
         raise ValueError(f"no embedded model {name!r}; accepted: {', '.join(NAMES)}")
     model = AutoModelForImageTextToText.from_pretrained(WEIGHTS[name], dtype=torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(WEIGHTS[name])
+    return model.eval(), load_processor(str(WEIGHTS[name]))
 
 
 def prompt(question: str, n_images: int = 1) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--model",
         default="embedded",
         metavar="PATH_OR_ID",
-        help="a checkpoint; `embedded` is the one that ships with us",
+        help="a checkpoint; `embedded` (LLaVA) and `embedded-qwen` ship with us",
     )
     evaluate.add_argument(
         "--policy", type=arguments.stages, default="divprune", metavar="A,B", help="policies; A+B composes"

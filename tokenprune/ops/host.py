@@ -175,6 +175,8 @@ def _gram(unit: Tensor) -> Tensor:
     for start in range(0, n, step := max(96, -(-n // (32 * _GRAM_BLOCKS)) * 32)):
         stop = start + step
         torch.mm(unit[start:stop], unit[start:].T, out=gram[start:stop, start:])
+        block = gram[start:stop, start:stop]  # symmetric but for rounding: each other's nearest are to be a tie
+        block.copy_(torch.maximum(block, block.T))
         gram[stop:, start:stop] = gram[start:stop, stop:].T
     return gram
 

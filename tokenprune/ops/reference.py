@@ -114,7 +114,8 @@ def _similarity(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Cosines (B, N, N), and who is no candidate (B, N)."""
     unit = F.normalize(features.float(), dim=-1)
     excluded = torch.zeros(unit.shape[:2], dtype=torch.bool, device=unit.device) if mask is None else ~mask
-    return unit @ unit.mT, excluded
+    similarity = unit @ unit.mT
+    return (similarity + similarity.mT) / 2, excluded  # tokens that are each other's nearest are a tie
 
 
 def _greedy(similarity: Tensor, excluded: Tensor, first: Tensor, k: int, reduce) -> Tensor:

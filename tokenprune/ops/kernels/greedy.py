@@ -197,6 +197,8 @@ def _similarities(
         if WIDEN:
             a, b = a.to(tl.float32), b.to(tl.float32)
         total = tl.dot(a, b, total, input_precision="ieee")
+    if i == j:
+        total = tl.maximum(total, tl.trans(total))  # symmetric but for rounding
     row_scale = tl.load(inverse_ptr + image * n + row, mask=row_in, other=0)
     column_scale = tl.load(inverse_ptr + image * n + column, mask=column_in, other=0)
     total = total * (row_scale[:, None] * column_scale[None, :])

@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 
-from ..ops import attention_received, implementation, max_min_select, max_sum_select, topk_gather
+from ..ops import (
+    attention_received,
+    coverage_select,
+    dpp_select,
+    implementation,
+    max_min_select,
+    max_sum_select,
+    topk_gather,
+)
 from .machine import describe
 
 SIZES, WIDTHS, COUNTS, BATCHES = (576, 1280, 2880, 11_520), (1024, 4096), (64, 0.1, 0.25), (1, 8)
@@ -71,15 +79,29 @@ def greedy_row(device: torch.device, dtype: torch.dtype, B: int, N: int, D: int,
 
 @torch.inference_mode()
 def other_row(device: torch.device, dtype: torch.dtype, n: int) -> dict[str, Any]:
-    """One size: a tenth selected by score and gathered; attention received in a tower of 16 heads."""
+    """One size: a tenth selected by score and gathered, by volume, and by coverage of all; attention received
+    in a tower of 16 heads."""
     scores, features = torch.randn(1, n, device=device), torch.randn(1, n, 4096, device=device, dtype=dtype)
     query, key = (torch.randn(1, 16, n, 64, device=device, dtype=dtype) for _ in range(2))
+    unit, k = F.normalize(features.float(), dim=-1), n // 10
+    similarity, quality = unit @ unit.mT, scores.sigmoid()
     row: dict[str, Any] = {"N": n}
     for name in ("fast", "reference"):
         with implementation("reference" if name == "reference" else _fast(device)):
-            row[f"topk_gather_{name}_ms"] = milliseconds(lambda: topk_gather(scores, features, n // 10), device)
+            row[f"topk_gather_{name}_ms"] = milliseconds(lambda: topk_gather(scores, features, k), device)
+            row[f"dpp_{name}_ms"] = milliseconds(lambda: dpp_select(features, quality, k), device)
+            row[f"coverage_{name}_ms"] = milliseconds(lambda: coverage_select(similarity, k, quality), device)
             row[f"attention_received_{name}_ms"] = milliseconds(lambda: attention_received(query, key), device)
     return row
+
+
+#: By the prefix of their times, the ops of the second table.
+_OTHER = {
+    "topk_gather": "topk_gather",
+    "attention_received": "attention_received",
+    "dpp": "dpp_select",
+    "coverage": "coverage_select",
+}
 
 
 def _fast(device: torch.device) -> str:
@@ -122,12 +144,12 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(values)} |")
     lines += [
         "",
-        "| N | `topk_gather` | its reference | `attention_received` | its reference |",
-        "|--:|--:|--:|--:|--:|",
+        f"| N | {' | '.join(f'`{title}` | its reference' for title in _OTHER.values())} |",
+        f"|--:|{'--:|--:|' * len(_OTHER)}",
     ]
-    names = [f"{op}_{way}_ms" for op in ("topk_gather", "attention_received") for way in ("fast", "reference")]
-    for row in results["other"]:
-        lines.append(f"| {' | '.join([str(row['N']), *(cell(row[name], '.2f') for name in names)])} |")
+    names = [f"{op}_{way}_ms" for op in _OTHER for way in ("fast", "reference")]
+    for row in results["other"]:  # of earlier runs without some of the ops
+        lines.append(f"| {' | '.join([str(row['N']), *(cell(row.get(name), '.2f') for name in names)])} |")
     return "\n".join(lines) + "\n"
 
 

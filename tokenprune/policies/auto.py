@@ -27,7 +27,7 @@ class Auto(Policy):
     sees lengths as well as directions. Nothing of the vision encoder is read. Without a question the
     first pick is DivPrune's. A video is selected from as a whole.
 
-    Its three numbers were chosen on validation questions of the embedded models: docs/bench.md.
+    Its three numbers were chosen on validation questions of the embedded LLaVA: docs/bench.md.
 
     Args:
         asked: share of the budget for what the question names.

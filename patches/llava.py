@@ -53,12 +53,15 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
     return list(values)
 
 
-def tower(base: Any) -> Any:
-    """The layers below the output that the projector reads; none where it reads several outputs."""
-    layers, i = vision_layers(base), base.config.vision_feature_layer
+def below_features(layers: Any, i: int | list[int]) -> Any:
+    """The layers below the output that the projector reads, `vision_feature_layer`; none where it reads several."""
     if not isinstance(i, int):
         return layers[:0]
     return layers[: i + 1 or None] if i < 0 else layers[:i]
+
+
+def tower(base: Any) -> Any:
+    return below_features(vision_layers(base), base.config.vision_feature_layer)
 
 
 ENCODER = Encoder(

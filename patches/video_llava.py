@@ -11,15 +11,16 @@ from . import llava
 from .base import register_family
 
 
+def vision_layers(base: Any) -> Any:
+    return llava.unwrapped(base.image_tower).encoder.layers
+
+
 def tower(base: Any) -> Any:
-    layers, i = llava.unwrapped(base.image_tower).encoder.layers, base.config.vision_feature_layer
-    if not isinstance(i, int):
-        return layers[:0]
-    return layers[: i + 1 or None] if i < 0 else layers[:i]
+    return llava.below_features(vision_layers(base), base.config.vision_feature_layer)
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    return (llava.unwrapped(base.image_tower).encoder.layers if layer == "last" else tower(base))[-1].self_attn
+    return (vision_layers(base) if layer == "last" else tower(base))[-1].self_attn
 
 
 ENCODER = replace(

@@ -57,7 +57,8 @@ _CALL: ContextVar[TowerCall | None] = ContextVar("tokenprune_tower", default=Non
 
 
 class TowerStage:
-    """Hooks on the layers of a vision tower, below the one whose output the projector reads, and on the projector."""
+    """Hooks on the layers of a vision tower, up to the one whose output the projector reads, or on its embeddings
+    for a policy that resizes pictures; and on the projector."""
 
     def __init__(self, base: nn.Module, encoder: Encoder, policy: Policy, budget: Budget | PartBudget):
         assert encoder.tower is not None and encoder.projector is not None
@@ -69,14 +70,16 @@ class TowerStage:
         self._handles: list[Any] = []
 
     def attach(self) -> None:
-        for tap in self._taps:
-            tap.attach()
-        for i, layer in enumerate(self.layers[1:]):
-            enter = functools.partial(self._enter, i)
-            self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-        assert self.encoder.embeddings is not None
-        embeddings = self.encoder.embeddings(self.base)
-        self._handles.append(embeddings.register_forward_pre_hook(self._enter_embeddings, with_kwargs=True))
+        if self.resizes:
+            assert self.encoder.embeddings is not None
+            embeddings = self.encoder.embeddings(self.base)
+            self._handles.append(embeddings.register_forward_pre_hook(self._enter_embeddings, with_kwargs=True))
+        else:
+            for tap in self._taps:
+                tap.attach()
+            for i, layer in enumerate(self.layers[1:]):
+                enter = functools.partial(self._enter, i)
+                self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
         projector = self.base.get_submodule(self.encoder.projector)  # type: ignore[arg-type]
         self._handles.append(projector.register_forward_hook(self._leave_projector))
 
@@ -135,7 +138,7 @@ class TowerStage:
 
     def _enter(self, cut: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         call = _CALL.get()
-        if call is None or call.heads is None or self.resizes:
+        if call is None or call.heads is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if call.n == 0:

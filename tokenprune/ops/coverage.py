@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import check_picks
 from .dispatch import call
 
 
@@ -33,11 +34,7 @@ def coverage_select(similarity: Tensor, k: int, quality: Tensor | None = None, m
     if similarity.ndim != 3:
         raise ValueError(f"similarity must be (B, R, N), got shape {tuple(similarity.shape)}")
     batch, _, n = similarity.shape
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k} must be between 1 and N={n}")
-    for name, given in (("quality", quality), ("mask", mask)):
-        if given is not None and given.shape != (batch, n):
-            raise ValueError(f"{name} must be (B, N) = ({batch}, {n}), got shape {tuple(given.shape)}")
+    check_picks(k, batch, n, quality=quality, mask=mask)
     return torch.ops.tokenprune.coverage_select(similarity, k, quality, mask)
 
 

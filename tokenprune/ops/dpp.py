@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import check_picks
 from .dispatch import call
 
 
@@ -32,11 +33,7 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None = 
         raise ValueError(
             f"features must be (B, N, D) and quality (B, N), got {tuple(features.shape)} and {tuple(quality.shape)}"
         )
-    batch, n = quality.shape
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k} must be between 1 and N={n}")
-    if mask is not None and mask.shape != (batch, n):
-        raise ValueError(f"mask must be (B, N) = ({batch}, {n}), got shape {tuple(mask.shape)}")
+    check_picks(k, *quality.shape, mask=mask)
     return torch.ops.tokenprune.dpp_select(features, quality, k, mask)
 
 

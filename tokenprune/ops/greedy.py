@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import check_picks
 from .dispatch import call
 
 
@@ -63,16 +64,12 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
 
 def _check(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """`first` as (B, S)."""
-    # Shapes only: looking at values would wait for the device.
     if features.ndim != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
     batch, n = features.shape[:2]
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k} must be between 1 and N={n}")
+    check_picks(k, batch, n, mask=mask)
     if first is not None and (first.ndim not in (1, 2) or len(first) != batch or 0 in first.shape):
         raise ValueError(f"first must be (B,) or (B, S) with B = {batch}, got shape {tuple(first.shape)}")
-    if mask is not None and mask.shape != (batch, n):
-        raise ValueError(f"mask must be (B, N) = ({batch}, {n}), got shape {tuple(mask.shape)}")
     return first[:, None] if first is not None and first.ndim == 1 else first
 
 

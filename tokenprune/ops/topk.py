@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_picks
 from .dispatch import call
 
 
@@ -34,10 +35,7 @@ def topk_gather(
         raise ValueError(
             f"scores must be (B, N) and features (B, N, D), got {tuple(scores.shape)} and {tuple(features.shape)}"
         )
-    if not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k={k} must be between 1 and N={scores.shape[1]}")
-    if mask is not None and mask.shape != scores.shape:
-        raise ValueError(f"mask must be (B, N) = {tuple(scores.shape)}, got shape {tuple(mask.shape)}")
+    check_picks(k, *scores.shape, mask=mask)
     if positions is None:
         gathered, indices, _ = torch.ops.tokenprune.topk_gather(scores, features, k, mask, None)
         return indices, gathered

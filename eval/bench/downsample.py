@@ -58,7 +58,9 @@ class Downsampled(Setting):
 
     def encode(self, processor: Any, samples: Sequence[Sample]) -> Any:
         images = [[self._resized(scene.image) for scene in s.scenes] for s in samples]
-        return encode(processor, samples, images, do_resize=False, do_center_crop=False)
+        # transformers 4 refuses an argument that a processor does not know, and Qwen's knows no cropping.
+        crop = {"do_center_crop": False} if hasattr(processor.image_processor, "do_center_crop") else {}
+        return encode(processor, samples, images, do_resize=False, **crop)
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[0] // PATCH, image.shape[1] // PATCH

@@ -1,0 +1,42 @@
+"""Pruned LLaVA-1.5, Qwen2.5-VL and Qwen3-VL for vLLM, as a plugin that leaves the engine as it is.
+
+    TOKENPRUNE_POLICY=divprune TOKENPRUNE_KEEP=0.25 vllm serve llava-hf/llava-1.5-7b-hf
+
+The prompt has as many placeholders as visual tokens are kept, from the start: the scheduler, the paged KV
+cache, prefix caching and the parallel layouts work with the pruned sequence and know nothing of pruning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+logger = logging.getLogger(__name__)
+
+#: Stock architecture -> the class that prunes it, `module:class` as vLLM's registry has it.
+ARCHITECTURES = {
+    "LlavaForConditionalGeneration": "tokenprune.serve.llava:PrunedLlava",
+    "Qwen2_5_VLForConditionalGeneration": "tokenprune.serve.qwen2_5_vl:PrunedQwen2_5_VL",
+    "Qwen3VLForConditionalGeneration": "tokenprune.serve.qwen3_vl:PrunedQwen3VL",
+}
+#: How a checkpoint asks for pruning by itself, `--hf-overrides '{"architectures": ["Tokenprune..."], ...}'`.
+PREFIX = "Tokenprune"
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`: called by vLLM in each of its processes, perhaps more than once.
+
+    The classes are registered under names of their own. They take the stock architectures' places only
+    where the environment asks for pruning, so that installing this package changes nothing.
+    """
+    from vllm import ModelRegistry
+
+    from .settings import POLICY
+
+    asked = bool(os.environ.get(POLICY))
+    for name, place in ARCHITECTURES.items():
+        ModelRegistry.register_model(PREFIX + name, place)
+        if asked:
+            ModelRegistry.register_model(name, place)
+    if asked:
+        logger.info("visual tokens will be pruned: %s=%s", POLICY, os.environ[POLICY])

@@ -1,0 +1,153 @@
+"""Prompts with as many placeholders as visual tokens are kept, and no cache entry shared between budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing import BaseMultiModalProcessor
+from vllm.multimodal.processing.context import InputProcessingContext
+from vllm.multimodal.processing.processor import PromptUpdateDetails
+
+from ..budget import Budget, spread
+from .settings import Settings
+
+#: A request's `mm_processor_kwargs` may name its budget, `{"keep": 0.1}`.
+KEEP = "keep"
+#: What is added to them: it is hashed with every image and video.
+ASKED = "tokenprune"
+MODALITIES = ("image", "video")
+#: Beside each image or video on its way to the model: its budget, and the tokens a text-guided policy reads.
+BUDGET, TEXT, QUESTION = "tokenprune_budget_{}", "tokenprune_text_{}", "tokenprune_question_{}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Context(InputProcessingContext):
+    """What a processor knows of the model; keeps our arguments from Hugging Face's processors."""
+
+    def get_merged_mm_kwargs(self, kwargs: Mapping[str, object], **rest: Any) -> dict[str, Any]:
+        merged = super().get_merged_mm_kwargs(kwargs, **rest)
+        return {name: value for name, value in merged.items() if name not in (KEEP, ASKED)}
+
+
+class PruningProcessor(BaseMultiModalProcessor):
+    """Mixed in before a stock processor: cuts the placeholders it makes down to the budget."""
+
+    def __init__(self, info: Any, *args: Any, **kwargs: Any):
+        info.ctx = Context(info.ctx.model_config, info.ctx.tokenizer)
+        super().__init__(info, *args, **kwargs)
+        self.settings = Settings.of(info.ctx.model_config.hf_config)
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """The engine sizes its caches for the largest input: a request may ask for all tokens."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        return dataclasses.replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEEP: 1.0})
+
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = {**inputs.hf_processor_mm_kwargs}
+        asked[ASKED] = {
+            "policy": self.settings.name,
+            "options": dict(self.settings.options),
+            "keep": self._keep(asked.pop(KEEP, None)),
+        }
+        if "text" in self.settings.policy.needs:
+            asked[ASKED].update(self._words(inputs.prompt))
+        return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=asked), *args, **kwargs)
+
+    def _keep(self, requested: Any) -> float | int:
+        """Of the request, else of the engine's `--mm-processor-kwargs`, else of the settings."""
+        if requested is None:
+            config = self.info.ctx.model_config.get_multimodal_config()
+            requested = (config.mm_processor_kwargs or {}).get(KEEP)
+        return self.settings.keep if requested is None else Budget(requested).keep
+
+    def _words(self, prompt: Sequence[int]) -> dict[str, list[int]]:
+        """The prompt's text, and what of it follows the last picture."""
+        visual = self.visual_ids()
+        text = [token for token in prompt if token not in visual]
+        last = max((i for i, token in enumerate(prompt) if token in visual), default=-1)
+        return {"text": text, "question": list(prompt[last + 1 :]) or text}
+
+    def visual_ids(self) -> set[int]:
+        """Ids of placeholder tokens."""
+        config = self.info.ctx.model_config.hf_config
+        names = ("image_token_index", "image_token_id", "video_token_id")
+        return {getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
+        processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        asked, counts = hf_kwargs[ASKED], mm_items.get_all_counts()
+        for modality in MODALITIES:
+            if n := counts.get(modality, 0):
+                processed[BUDGET.format(modality)] = torch.tensor([_encoded(asked["keep"])] * n, dtype=torch.float64)
+                for name, words in ((TEXT, "text"), (QUESTION, "question")):
+                    if words in asked:
+                        processed[name.format(modality)] = [torch.tensor(asked[words], dtype=torch.int64)] * n
+        return processed
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        ours = {
+            name.format(modality): MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+            for modality in MODALITIES
+            for name in (BUDGET, TEXT, QUESTION)
+            if name.format(modality) in hf_inputs
+        }
+        return {**super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs), **ours}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+    ) -> list[Any]:
+        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        budget = Budget(hf_processor_mm_kwargs[ASKED]["keep"])
+        visual = self.visual_ids()
+
+        def pruned(stock: Any, modality: str) -> Any:
+            def replacement(item: int) -> Any:
+                whole = stock(item) if callable(stock) else stock
+                return self._cut(whole, budget, visual, modality)
+
+            return replacement
+
+        return [
+            dataclasses.replace(update, replacement=pruned(update.replacement, update.modality)) for update in updates
+        ]
+
+    def _cut(self, whole: Any, budget: Budget, visual: set[int], modality: str) -> Any:
+        """A placeholder of the pruned length; frames, where text stands between them, get a share each."""
+        details = whole if isinstance(whole, PromptUpdateDetails) else None
+        full = list(whole if details is None else details.full)
+        runs = _runs(full, visual)
+        n = sum(stop - start for start, stop in runs)
+        k = budget.count(n)
+        if k == n:
+            return whole
+        if len(runs) > 1 and not self.settings.policy.per_frame:
+            raise ValueError(
+                f"policy {self.settings.name!r} chooses over all frames of a {modality}, and this model's prompt wants "
+                "to know beforehand how many tokens each frame keeps; serve a policy that spreads the budget over "
+                "frames, for example divprune, or send keep=1.0 with this request"
+            )
+        shares = spread(k, [stop - start for start, stop in runs])
+        for (start, stop), share in reversed(list(zip(runs, shares, strict=True))):
+            del full[start + share : stop]
+        return full if details is None else dataclasses.replace(details, full=full)
+
+
+def _encoded(keep: float | int) -> tuple[float, float]:
+    """A budget as a row of a tensor: (keep ratio, number of tokens), one of them 0."""
+    return (0.0, float(keep)) if isinstance(keep, int) else (keep, 0.0)
+
+
+def decoded(row: torch.Tensor) -> Budget:
+    ratio, count = row.tolist()
+    return Budget(int(count) if count else ratio)
+
+
+def _runs(full: Sequence[int], visual: set[int]) -> list[tuple[int, int]]:
+    """(start, stop) of each stretch of visual tokens."""
+    inside = [token in visual for token in full]
+    borders = [i for i in range(len(full) + 1) if (inside[i] if i < len(full) else False) != (inside[i - 1] if i else False)]
+    return list(zip(borders[::2], borders[1::2], strict=True))

@@ -1,0 +1,122 @@
+"""What the pruned models have in common: selection behind the vision tower."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..policies.base import select
+from ..visual import EncoderSpec, Grid, Selection, VisualTokens
+from .positions import pack
+from .processing import BUDGET, QUESTION, TEXT, decoded
+from .settings import Settings, check_encoder
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["image", "video"]
+#: Its kind, the arguments for the stock model, and of each input its raster and mRoPE coordinates, (N, 3) int64.
+Part = tuple[Kind, dict[str, Any], list[Grid], list[Tensor | None]]
+
+
+class PrunedModel:
+    """Mixed in before a stock model of the engine: keeps what the policy chooses of each image or video.
+
+    A subclass says how the arguments of `embed_multimodal` fall into parts and what raster each input has.
+    """
+
+    #: What its vision tower lets be heard; None: nothing.
+    heard: ClassVar[EncoderSpec | None] = None
+
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        config = vllm_config.model_config
+        settings = Settings.of(config.hf_config)
+        check_encoder(settings.policy, self.heard)
+        multimodal = config.get_multimodal_config()
+        if multimodal.is_multimodal_pruning_enabled():
+            raise ValueError("--video-pruning-rate prunes once more what tokenprune prunes; leave one of them out")
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        if config.get_multimodal_config().enable_mm_embeds and settings.policy.encoder() is not None:
+            raise ValueError(
+                f"policy {settings.name!r} reads the vision tower, and --enable-mm-embeds lets requests do without it; "
+                "leave one of them out"
+            )
+        self.settings = settings
+        # What the engine runs the tower on at once is counted in kept tokens; its memory goes with all of them.
+        self.most_at_once = vllm_config.scheduler_config.max_num_batched_tokens
+
+    def parts(self, kwargs: Mapping[str, Any]) -> Iterator[Part]:
+        """One call's arguments in parts of one kind, each of one input or of at most `most_at_once` tokens."""
+        raise NotImplementedError
+
+    def heard_of(self, n: int) -> list[dict[str, Any]]:
+        """Fields of `VisualTokens` of the `n` inputs that went through the tower last."""
+        return [{} for _ in range(n)]
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        ours = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("tokenprune_")}
+        if not ours:  # nothing visual, or the engine's own dummy input
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        embeddings: list[Tensor] = []
+        done = {"image": 0, "video": 0}
+        for kind, part, grids, coordinates in self.parts(kwargs):
+            whole = list(super().embed_multimodal(**part))  # type: ignore[misc]
+            words = [self._words(ours, kind, done[kind] + i) for i in range(len(whole))]
+            budgets = ours[BUDGET.format(kind)][done[kind] : done[kind] + len(whole)]
+            counts = [decoded(budget).count(len(each)) for budget, each in zip(budgets, whole, strict=True)]
+            embeddings += self._kept(kind, whole, grids, coordinates, words, counts)
+            done[kind] += len(whole)
+        return tuple(embeddings)
+
+    def _words(self, ours: Mapping[str, Any], kind: Kind, i: int) -> dict[str, Tensor]:
+        """The embedded text that a text-guided policy reads."""
+        found = {}
+        for field, name in (("text", TEXT), ("question", QUESTION)):
+            ids = ours.get(name.format(kind))
+            if ids is not None:
+                table = self.language_model  # type: ignore[attr-defined]
+                found[field] = table.embed_input_ids(ids[i].to(next(table.parameters()).device))
+        return found
+
+    def _kept(
+        self,
+        kind: Kind,
+        whole: Sequence[Tensor],
+        grids: Sequence[Grid],
+        coordinates: Sequence[Tensor | None],
+        words: Sequence[Mapping[str, Tensor]],
+        counts: Sequence[int],
+    ) -> list[Tensor]:
+        width = self.visual_width(whole[0])
+        tokens = [
+            VisualTokens(features=each[:, :width], grids=(grid,), kind=kind, **text, **encoder)
+            for each, grid, text, encoder in zip(whole, grids, words, self.heard_of(len(whole)), strict=True)
+        ]
+        kept = []
+        for each, chosen, place in zip(whole, self._chosen(tokens, counts), coordinates, strict=True):
+            rows = each[chosen.indices]
+            if chosen.features is not None:  # planes for deeper layers, behind the first, stay the tokens' own
+                rows = torch.cat([chosen.features.to(each.dtype), rows[:, width:]], 1)
+            if place is not None:
+                place = pack(place.to(rows.device)[chosen.indices], rows.dtype)
+                rows = torch.cat([rows, place], 1)
+            kept.append(rows)
+        return kept
+
+    def _chosen(self, tokens: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        """What the policy says; one input that it fails on must not take the engine down."""
+        try:
+            return select(self.settings.policy, tokens, counts)
+        except Exception as error:
+            if len(tokens) > 1:
+                return [self._chosen([each], [k])[0] for each, k in zip(tokens, counts, strict=True)]
+            n, k = len(tokens[0]), counts[0]
+            logger.error("policy %r failed on %d visual tokens, so each %.3gth is kept: %s", self.settings.name, n, n / k, error)
+            return [Selection(torch.arange(k, device=tokens[0].features.device) * n // k)]
+
+    def visual_width(self, embedding: Tensor) -> int:
+        """Columns of an embedding that are the visual token; others go to deeper layers."""
+        return embedding.shape[1]

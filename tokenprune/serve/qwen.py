@@ -1,0 +1,112 @@
+"""What Qwen2.5-VL and Qwen3-VL have in common in vLLM: rasters of any size, mRoPE."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..visual import Grid
+from .positions import number, renumber
+from .pruned import Kind, Part, PrunedModel
+
+#: Per kind, the rasters of its inputs, and the arguments that hold all inputs' rows one after the other.
+ARGUMENTS: dict[Kind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "image": ("image_grid_thw", ("pixel_values",), ("image_embeds",)),
+    "video": ("video_grid_thw", ("pixel_values_videos",), ("video_embeds",)),
+}
+
+
+class PrunedQwen(PrunedModel):
+    """Mixed in before a stock Qwen: survivors keep the positions they have in the whole prompt."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # The engine lets a model number its visual tokens late where its own video pruning is on. This one
+        # prunes by itself, so the switch is thrown for the engine's eyes, on this engine's config alone.
+        config = self.multimodal_config  # type: ignore[has-type]
+        vars(config)["is_multimodal_pruning_enabled"] = partial(bool, True)
+
+    def parts(self, kwargs: Mapping[str, Any]) -> Iterator[Part]:
+        merge = self.config.vision_config.spatial_merge_size**2  # type: ignore[attr-defined]
+        # In the order in which the stock model answers.
+        kinds = dict.fromkeys(kind for name in kwargs for kind in ARGUMENTS if name in _flat(kind))
+        for kind in kinds:
+            of_grids, patches, tokens = ARGUMENTS[kind]
+            grids = kwargs[of_grids]
+            sizes = grids.prod(-1).tolist()
+            for start, stop in _chunks([size // merge for size in sizes], self.most_at_once):
+                first, last = sum(sizes[:start]), sum(sizes[:stop])
+                part = {}
+                for name, value in kwargs.items():
+                    if name in patches:
+                        part[name] = value[first:last]
+                    elif name in tokens:
+                        part[name] = value[first // merge : last // merge]
+                    elif name not in [n for other in ARGUMENTS if other != kind for n in (ARGUMENTS[other][0], *_flat(other))]:
+                        part[name] = value[start:stop] if _per_input(value, len(sizes)) else value
+                rasters = [self.raster(grid) for grid in grids[start:stop].tolist()]
+                steps = self.seconds(kind, part, stop - start)
+                yield kind, part, rasters, [self.coordinates(r, s) for r, s in zip(rasters, steps, strict=True)]
+
+    def raster(self, grid: Sequence[int]) -> Grid:
+        """(T, H, W) visual tokens of (T, H, W) patches."""
+        side = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        return grid[0], grid[1] // side, grid[2] // side
+
+    def seconds(self, kind: Kind, part: Mapping[str, Any], n: int) -> list[float]:
+        """How far the temporal position goes on from frame to frame, of each input."""
+        return [0.0] * n
+
+    @staticmethod
+    def coordinates(raster: Grid, step: float) -> Tensor:
+        """(N, 3) of the tokens of an input."""
+        t, h, w = (torch.arange(size) for size in raster)
+        return torch.stack(torch.meshgrid((t * step).long(), h, w, indexing="ij"), -1).view(-1, 3)
+
+    def media(self, input_tokens: list[int], mm_features: Any) -> Iterator[tuple[int, int, int]]:
+        """(offset, kept, span) of each picture or frame in the prompt, in order."""
+        raise NotImplementedError
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
+        return number(len(input_tokens), self.media(input_tokens, mm_features))
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        ids = torch.as_tensor(input_ids)
+        config = self.config  # type: ignore[attr-defined]
+        visual = (ids == config.image_token_id) | (ids == config.video_token_id)
+        return renumber(visual, multimodal_embeddings, mrope_positions, num_computed_tokens)
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """None of the tower's CUDA graphs: they would go past the selection."""
+        return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
+
+
+def _flat(kind: Kind) -> tuple[str, ...]:
+    return ARGUMENTS[kind][1] + ARGUMENTS[kind][2]
+
+
+def _per_input(value: Any, n: int) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() > 0 and len(value) == n)
+
+
+def _chunks(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of stretches that sum to `most` at most, or hold one."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > most:
+            yield start, i
+            start, total = i, 0
+        total += size
+    if len(sizes) > start:
+        yield start, len(sizes)

@@ -1,0 +1,135 @@
+"""Which policy and budget an engine prunes with, and which policies it cannot have."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..budget import Budget
+from ..patches.base import family_by_type
+from ..policies.base import Policy, make_policy
+from ..visual import EncoderSpec
+
+POLICY, KEEP, OPTIONS = "TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS"
+#: The same by `--hf-overrides`: an attribute of the checkpoint's config.
+ATTRIBUTE = "tokenprune"
+
+
+class UnservablePolicyError(ValueError):
+    """The policy cannot be had inside the engine; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What an engine prunes with.
+
+    Attributes:
+        policy: a vision-stage policy whose count is known beforehand.
+        keep: budget of a request that names none.
+        name, options: what `policy` was made of; they enter the hash of every image and video.
+    """
+
+    policy: Policy
+    keep: float | int
+    name: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: Any) -> Settings:
+        """The settings for a checkpoint: those in its config (`--hf-overrides`), else the environment's.
+
+        Raises:
+            ValueError: for a missing policy, an unknown one, or options or a budget out of range.
+            UnservablePolicyError: for a policy that the engine cannot have.
+        """
+        given = getattr(config, ATTRIBUTE, None)
+        if given is None:
+            given = _environment()
+        elif not isinstance(given, Mapping) or not set(given) <= {"policy", "keep", "options"}:
+            raise ValueError(f"{ATTRIBUTE}={given!r} is not understood; accepted keys: policy, keep, options")
+        name, options = given.get("policy"), given.get("options") or {}
+        if not name:
+            raise ValueError(
+                f"no policy: set {POLICY}, or pass --hf-overrides '{{\"{ATTRIBUTE}\": {{\"policy\": \"divprune\"}}}}'"
+            )
+        keep = given.get("keep")
+        if keep is None:
+            keep = family_by_type(config.model_type).default_keep
+        policy = make_policy(name, **options)
+        _refuse(policy)
+        return cls(policy, Budget(keep).keep, name, dict(options))
+
+
+def _environment() -> dict[str, Any]:
+    keep, options = os.environ.get(KEEP), os.environ.get(OPTIONS)
+    return {
+        "policy": os.environ.get(POLICY),
+        "keep": None if not keep else parse_keep(keep, KEEP),
+        "options": None if not options else _parsed(options, OPTIONS, '{"seed": 1}'),
+    }
+
+
+def _parsed(text: str, name: str, example: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={text!r} is no JSON ({error}); for example: {example}") from None
+
+
+def parse_keep(text: str, name: str) -> float | int:
+    """A budget as written: `1` is one token, `1.0` all of them."""
+    value = _parsed(text, name, "0.25")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name}={text!r} is no number; accepted: a keep ratio as 0.25, or a number of tokens as 64")
+    return value
+
+
+def _refuse(policy: Policy) -> None:
+    """Raise for what no engine that sizes its cache beforehand can do."""
+    name = policy.name or type(policy).__name__
+    if "encoder" in policy.stage:
+        raise UnservablePolicyError(f"policy {name!r} acts inside the vision tower, which is the engine's own; {_INSTEAD}")
+    if policy.deep_layers(32, 1):
+        off = " (its option removal=False leaves the vision stage)" if hasattr(policy, "removal") else ""
+        raise UnservablePolicyError(
+            f"policy {name!r} removes tokens inside the decoder, where the engine's paged KV cache has the same "
+            f"tokens in all layers{off}; {_INSTEAD}"
+        )
+    if not policy.exact:
+        raise UnservablePolicyError(
+            f"policy {name!r} keeps a number that is known only after it has chosen, and the engine wants it "
+            f"before the vision tower runs; {_INSTEAD}"
+        )
+
+
+_INSTEAD = "serve a vision-stage policy, for example divprune, cdpruner or auto"
+
+
+def check_encoder(policy: Policy, heard: EncoderSpec | None) -> None:
+    """Raise unless what a policy wants of the vision encoder is among what a model's tower lets be heard.
+
+    Args:
+        policy: already accepted by `Settings.of`.
+        heard: of the tower; None: nothing.
+
+    Raises:
+        UnservablePolicyError: naming what is missing.
+    """
+    spec = policy.encoder()
+    if spec is None or (spec.rows is None and spec.keys is None):
+        return
+    if heard is None:
+        if spec.keys is None and spec.rows == "cls" and spec.without_cls is None:
+            return
+        raise UnservablePolicyError(
+            f"policy {policy.name!r} reads attention of the vision tower, which is not heard on this model inside "
+            f"the engine; {_INSTEAD}"
+        )
+    if spec.layer != heard.layer:
+        raise UnservablePolicyError(
+            f"policy {policy.name!r} reads the vision tower's last layer, which the engine does not build: its "
+            f"tower ends with the layer that the projector reads; {_INSTEAD}"
+        )

@@ -2,8 +2,8 @@
 
 The engine numbers a prompt before the vision tower has run, and which tokens survive is known after it.
 Text needs no correction: it stands where it would in the whole prompt, whose pictures' sizes are known.
-Visual tokens bring their coordinates along, as columns behind their embedding, and are numbered when they
-are put into the sequence.
+Visual tokens are numbered by where their picture begins. They bring their coordinates in it along, as
+columns behind their embedding, and the model adds those to the positions of the step they are part of.
 """
 
 from __future__ import annotations
@@ -53,29 +53,33 @@ def number(length: int, media: Iterable[tuple[int, int, int]]) -> tuple[Tensor, 
     return positions.expand(3, -1).clone(), following - place
 
 
-def renumber(
-    visual: Tensor, embeddings: Sequence[Tensor], positions: Tensor, computed: int
-) -> tuple[list[Tensor], Tensor, int]:
-    """Number the visual tokens of a chunk of a prompt by the coordinates they bring.
+class Offsets:
+    """How far each visual token of a step stands from where its picture begins.
+
+    A buffer that lives as long as the model, written before every step, so that a captured graph reads it too.
 
     Args:
-        visual: (N,) bool, places of visual tokens in the prompt.
-        embeddings: (n, D + 6) each, those of this chunk in order.
-        positions: (3, N) of the prompt so far.
-        computed: tokens of the prompt before this chunk.
-
-    Returns:
-        the embeddings without coordinates, (3, N) positions, and the difference for generated tokens.
+        length: most tokens of a step.
+        device: where the model is.
     """
-    positions = positions.clone()
-    places = visual.nonzero()[:, 0]
-    places = places[places >= computed].to(positions.device)
-    place = torch.arange(len(visual), device=positions.device)
-    text = torch.where(visual.to(positions.device), -1, place).cummax(0).values  # the text before each
-    start = torch.where(text < 0, 0, positions[0, text.clamp(min=0)] + 1)
-    done = 0
-    for each in embeddings:
-        here = places[done : done + len(each)]
-        positions[:, here] = start[here] + unpack(each[:, -COLUMNS:]).T.to(positions.device)
-        done += len(each)
-    return [each[:, :-COLUMNS] for each in embeddings], positions, int(positions.max()) + 1 - positions.shape[1]
+
+    def __init__(self, length: int, device: torch.device):
+        self.buffer = torch.zeros(3, length, dtype=torch.int64, device=device)
+
+    def split(self, embeddings: Sequence[Tensor], visual: Tensor | None) -> list[Tensor]:
+        """Take the columns off a step's embeddings, (n, D + 6) each, and keep them for its visual tokens.
+
+        Args:
+            embeddings: in order; none in a step without visual tokens.
+            visual: (M,) bool, where they go among the step's tokens.
+        """
+        self.buffer.zero_()
+        if embeddings:
+            assert visual is not None
+            places = visual.to(self.buffer.device).nonzero()[:, 0]
+            self.buffer[:, places] = unpack(torch.cat([each[:, -COLUMNS:] for each in embeddings])).T
+        return [each[:, :-COLUMNS] for each in embeddings]
+
+    def add(self, positions: Tensor) -> Tensor:
+        """(3, M) positions with the visual tokens at their places."""
+        return positions + self.buffer[:, : positions.shape[-1]]

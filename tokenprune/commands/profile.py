@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import logging
+import os
 from pathlib import Path
 
 from . import arguments
@@ -40,6 +43,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     profile.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
     profile.add_argument("--attn", choices=("sdpa", "eager", "flash_attention_2"), help="attention implementation")
     profile.add_argument("--device", help="default cuda if there is one")
+    profile.add_argument(
+        "--engine", choices=("transformers", "vllm"), default="transformers",
+        help="vllm: throughput and time to first token under load, with the plugin of `tokenprune-vlm[vllm]`",
+    )  # fmt: skip
+    profile.add_argument(
+        "--concurrency", type=arguments.counts, default="1,8,32", metavar="N,N", help="clients at a time, of --engine vllm"
+    )
+    profile.add_argument("--requests", type=count, default=32, metavar="N", help="of a round, of --engine vllm")
     profile.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     profile.add_argument("--plot", type=Path, metavar="PNG", help="also draw latency by phase and the savings")
     profile.set_defaults(run=_run)
@@ -49,9 +60,14 @@ def _run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     arguments.quiet_transformers()
-    from ..eval import profile_report
+    from ..eval import engine_profile, profile_report
 
+    if args.engine == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise SystemExit("tokenprune profile: --engine vllm needs vLLM: pip install 'tokenprune-vlm[vllm]'")
+        logging.getLogger("vllm").setLevel(logging.WARNING)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     try:
-        profile_report.run(args, Console())
+        (engine_profile if args.engine == "vllm" else profile_report).run(args, Console())
     except (OSError, ValueError) as error:  # no such checkpoint, an input the model does not take
         raise SystemExit(f"tokenprune profile: {error}") from None

@@ -13,7 +13,7 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ..budget import Budget, spread
-from .settings import Settings
+from .settings import PER_FRAME, Settings
 
 #: A request's `mm_processor_kwargs` may name its budget, `{"keep": 0.1}`.
 KEEP = "keep"
@@ -51,6 +51,7 @@ class PruningProcessor(BaseMultiModalProcessor):
         asked[ASKED] = {
             "policy": self.settings.name,
             "options": dict(self.settings.options),
+            "per_frame": self.settings.per_frame,
             "keep": self._keep(asked.pop(KEEP, None)),
         }
         if "text" in self.settings.policy.needs:
@@ -124,11 +125,11 @@ class PruningProcessor(BaseMultiModalProcessor):
         k = budget.count(n)
         if k == n:
             return whole
-        if len(runs) > 1 and not self.settings.policy.per_frame:
+        if len(runs) > 1 and not self.settings.per_frame:
             raise ValueError(
                 f"policy {self.settings.name!r} chooses over all frames of a {modality}, and this model's prompt wants "
-                "to know beforehand how many tokens each frame keeps; serve a policy that spreads the budget over "
-                "frames, for example divprune, or send keep=1.0 with this request"
+                f"to know beforehand how many tokens each frame keeps; set {PER_FRAME}=1 to have it choose in each "
+                "frame on its own, or send keep=1.0 with this request"
             )
         shares = spread(k, [stop - start for start, stop in runs])
         for (start, stop), share in reversed(list(zip(runs, shares, strict=True))):

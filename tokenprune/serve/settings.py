@@ -14,6 +14,7 @@ from ..policies.base import Policy, make_policy
 from ..visual import EncoderSpec
 
 POLICY, KEEP, OPTIONS = "TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS"
+PER_FRAME = "TOKENPRUNE_PER_FRAME"
 #: The same by `--hf-overrides`: an attribute of the checkpoint's config.
 ATTRIBUTE = "tokenprune"
 
@@ -30,12 +31,15 @@ class Settings:
         policy: a vision-stage policy whose count is known beforehand.
         keep: budget of a request that names none.
         name, options: what `policy` was made of; they enter the hash of every image and video.
+        per_frame: spread a video's budget over its frames and choose in each on its own, whatever the policy
+            would do by itself; Qwen3-VL's prompts need that.
     """
 
     policy: Policy
     keep: float | int
     name: str
     options: Mapping[str, Any]
+    per_frame: bool = False
 
     @classmethod
     def of(cls, config: Any) -> Settings:
@@ -48,8 +52,8 @@ class Settings:
         given = getattr(config, ATTRIBUTE, None)
         if given is None:
             given = _environment()
-        elif not isinstance(given, Mapping) or not set(given) <= {"policy", "keep", "options"}:
-            raise ValueError(f"{ATTRIBUTE}={given!r} is not understood; accepted keys: policy, keep, options")
+        elif not isinstance(given, Mapping) or not set(given) <= set(_KEYS):
+            raise ValueError(f"{ATTRIBUTE}={given!r} is not understood; accepted keys: {', '.join(_KEYS)}")
         name, options = given.get("policy"), given.get("options") or {}
         if not name:
             raise ValueError(
@@ -60,7 +64,12 @@ class Settings:
             keep = family_by_type(config.model_type).default_keep
         policy = make_policy(name, **options)
         _refuse(policy)
-        return cls(policy, Budget(keep).keep, name, dict(options))
+        if given.get("per_frame"):
+            policy.per_frame = True  # type: ignore[misc]
+        return cls(policy, Budget(keep).keep, name, dict(options), policy.per_frame)
+
+
+_KEYS = ("policy", "keep", "options", "per_frame")
 
 
 def _environment() -> dict[str, Any]:
@@ -69,6 +78,7 @@ def _environment() -> dict[str, Any]:
         "policy": os.environ.get(POLICY),
         "keep": None if not keep else parse_keep(keep, KEEP),
         "options": None if not options else _parsed(options, OPTIONS, '{"seed": 1}'),
+        "per_frame": bool(_parsed(os.environ.get(PER_FRAME) or "0", PER_FRAME, "1")),
     }
 
 

@@ -1,0 +1,52 @@
+"""Tables and plots of `tokenprune profile --engine vllm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+CAPTION = "Medians over rounds; x full: the median of the ratios within each round. TTFT includes the picture's processing."
+
+
+def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    out = Table(title=title, box=box.SIMPLE, caption=CAPTION, caption_justify="left")
+    for name in ("clients", "", "prompt tokens", "requests/s", "x full", "TTFT ms", "x full"):
+        out.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in sorted(rows, key=lambda row: (row["concurrency"], row["policy"] != "full")):
+        full = row["policy"] == "full"
+        out.add_row(
+            str(row["concurrency"]),
+            "full" if full else f"{row['policy']} {row['keep']:g}",
+            str(row["prompt_tokens"]),
+            f"{row['requests_per_second']:.2f}",
+            "" if full else f"{row['throughput_ratio']:.2f}",
+            f"{row['ttft_ms']:.0f}",
+            "" if full else f"{row['ttft_ratio']:.2f}",
+        )
+    return out
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Throughput and time to first token, relative to the full model, over concurrency: 1 is where pruning is in vain."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, value, name in zip(
+        figure.subplots(1, 2), ("throughput_ratio", "ttft_ratio"), ("throughput, x full", "TTFT, x full"), strict=True
+    ):
+        for setting in dict.fromkeys((row["policy"], row["keep"]) for row in rows if row["policy"] != "full"):
+            some = [row for row in rows if (row["policy"], row["keep"]) == setting]
+            axes.plot([r["concurrency"] for r in some], [r[value] for r in some], marker="o", label=f"{setting[0]} {setting[1]:g}")
+        axes.axhline(1, color="0.6", linewidth=1)
+        axes.set(xlabel="clients at a time", ylabel=name, xscale="log")
+        ticks = sorted({row["concurrency"] for row in rows})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

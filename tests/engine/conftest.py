@@ -1,0 +1,46 @@
+"""Tests of the vLLM plugin against the real engine on the CPU, offline: `make test-vllm`."""
+
+import gc
+import importlib.util
+import os
+
+import pytest
+
+from tokenprune.serve import register
+
+from .support import HERE, Engine, qwen3_vl
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+if importlib.util.find_spec("vllm") is None:  # it pins other versions, so it has an environment of its own
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def qwen3_folder(tmp_path_factory):
+    return qwen3_vl(tmp_path_factory.mktemp("qwen3_vl"))
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Starts engines that prune as the environment tells them, one after the other."""
+    running: list[Engine] = []
+
+    def start(where, policy=None, keep=0.25, options=None, **settings):
+        stop()
+        for name, value in zip(HERE, (policy, keep, options), strict=True):
+            monkeypatch.delenv(name, raising=False)
+            if policy is not None and value is not None:
+                monkeypatch.setenv(name, str(value))
+        register()  # which the engine does once in a process
+        running.append(Engine(where, **settings))
+        return running[-1]
+
+    def stop():
+        while running:
+            running.pop().stop()
+            gc.collect()
+
+    yield start
+    stop()

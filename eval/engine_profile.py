@@ -67,7 +67,9 @@ def folder(config: str, layers: int | None, where: Path) -> tuple[Path, int]:
     shape = shapes.SHAPES[config]
     settings = shape.build(layers or shape.layers).to_dict()
     ours = json.loads((source / "config.json").read_text())
-    settings |= {key: value for key, value in ours.items() if key.endswith(("token_id", "token_index", "architectures"))}
+    settings |= {
+        key: value for key, value in ours.items() if key.endswith(("token_id", "token_index", "architectures"))
+    }
     text = settings["text_config"]
     text |= {key: value for key, value in ours["text_config"].items() if key.endswith("token_id")}
     (where / "config.json").write_text(json.dumps(settings))
@@ -106,7 +108,6 @@ class _Server:
         from . import minivlm
 
         self.load = load
-        self.processor = minivlm.load_processor(model)
         per_picture = 64 + 2 * (load.side // 4) ** 2  # more than any model here makes of it
         self.engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -117,10 +118,8 @@ class _Server:
                 disable_log_stats=True,
             )
         )  # fmt: skip
-        content = [*[{"type": "image"}] * load.images, {"type": "text", "text": PROMPT}]
-        self.prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        asked: Any = minivlm.prompt(PROMPT, load.images)
+        self.prompt = minivlm.load_processor(model).apply_chat_template(asked, add_generation_prompt=True)
         self._drawn = 0
 
     @staticmethod
@@ -282,7 +281,12 @@ def run(options: Any, console: Any) -> None:
     if options.json:
         import vllm
 
-        head = {"machine": machine | {"vllm": vllm.__version__}, "model": name, "layers": options.layers, "dtype": dtype}
+        head = {
+            "machine": machine | {"vllm": vllm.__version__},
+            "model": name,
+            "layers": options.layers,
+            "dtype": dtype,
+        }
         asked = {"requests": load.requests, "images": load.images, "side": load.side, "new_tokens": load.new_tokens}
         found = {**head, "load": asked, "rounds": options.rounds, "rows": rows, "verdicts": verdicts}
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-CAPTION = "Medians over rounds; x full: the median of the ratios within each round. TTFT includes the picture's processing."
+CAPTION = (
+    "Medians over rounds; x full: the median of the ratios within each round. TTFT includes the picture's processing."
+)
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
@@ -31,7 +33,7 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Throughput and time to first token, relative to the full model, over concurrency: 1 is where pruning is in vain."""
+    """Throughput and time to first token relative to the full model, by concurrency."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -40,7 +42,12 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     ):
         for setting in dict.fromkeys((row["policy"], row["keep"]) for row in rows if row["policy"] != "full"):
             some = [row for row in rows if (row["policy"], row["keep"]) == setting]
-            axes.plot([r["concurrency"] for r in some], [r[value] for r in some], marker="o", label=f"{setting[0]} {setting[1]:g}")
+            axes.plot(
+                [r["concurrency"] for r in some],
+                [r[value] for r in some],
+                marker="o",
+                label=f"{setting[0]} {setting[1]:g}",
+            )
         axes.axhline(1, color="0.6", linewidth=1)
         axes.set(xlabel="clients at a time", ylabel=name, xscale="log")
         ticks = sorted({row["concurrency"] for row in rows})

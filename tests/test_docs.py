@@ -7,10 +7,11 @@ import pytest
 
 from tokenprune.commands.policies import markdown, summary
 from tokenprune.policies import registry
+from tokenprune.serve.settings import table as served
 
 ROOT = Path(__file__).parents[1]
-TABLES = {"README.md": summary, "docs/policies.md": markdown}
-PLACE = re.compile(r"(<!-- policies\b[^\n]*-->\n).*?(<!-- end -->)", re.S)
+TABLES = {"README.md": summary, "docs/policies.md": markdown, "docs/serving.md": served}
+PLACE = re.compile(r"(<!-- (?:policies|served)\b[^\n]*-->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(name: str) -> str:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokenprune.policies.base import registry
 from tokenprune.serve.positions import COLUMNS, Offsets, number, pack, unpack
 from tokenprune.serve.settings import (
+    CLIP,
     KEEP,
     OPTIONS,
     PER_FRAME,
@@ -18,12 +20,10 @@ from tokenprune.serve.settings import (
     check_encoder,
     parse_keep,
 )
-from tokenprune.visual import EncoderSpec
 
 from .families import get_model
 
 LLAVA = SimpleNamespace(model_type="llava")
-CLIP = EncoderSpec(layer="feature")
 
 
 @pytest.fixture(autouse=True)

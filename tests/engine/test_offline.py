@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from tokenprune.budget import Budget
 from tokenprune.eval.asking import held_out
+
+from tokenprune.budget import Budget
 
 from .support import BLOCK, HERE, answers, pairs, requests, tokens
 
@@ -35,7 +36,9 @@ def test_answers_are_those_of_the_hugging_face_path(engine, name, policy, keep):
         visual = sum(token in started.visual for token in out.prompt_token_ids)
         assert visual == len(sample.scenes) * Budget(keep).count(VISUAL)
     started.llm.reset_prefix_cache()
-    assert started.blocks_of(requests(name, samples[-1:])[0]) == math.ceil((len(outputs[-1].prompt_token_ids) + 1) / BLOCK)
+    assert started.blocks_of(requests(name, samples[-1:])[0]) == math.ceil(
+        (len(outputs[-1].prompt_token_ids) + 1) / BLOCK
+    )
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from tokenprune import pruning
 from tokenprune.policies.base import registry
 from tokenprune.serve.settings import PER_FRAME
@@ -49,7 +50,10 @@ def test_pictures(engine, qwen3_folder, stock, policy):
     ]
     started = engine(qwen3_folder, policy, 0.3)
     outputs = started.ask(
-        [{"prompt": text, "multi_modal_data": {"image": [Image.fromarray(i) for i in images]}} for text, images in cases]
+        [
+            {"prompt": text, "multi_modal_data": {"image": [Image.fromarray(i) for i in images]}}
+            for text, images in cases
+        ]
     )
     expected = [_expected(stock, policy, 0.3, text=[text], images=[images]) for text, images in cases]
     assert tokens(outputs) == [answer for answer, _ in expected]
@@ -72,9 +76,7 @@ def test_videos(engine, qwen3_folder, stock, monkeypatch):
         asked.append({"prompt": text, "multi_modal_data": {"video": [(video, metadata)]}})
         told = {name: value for name, value in metadata.items() if name != "do_sample_frames"}
         expected.append(
-            _expected(
-                stock, policy, 0.3, text=[text], videos=[video], video_metadata=[told], do_sample_frames=False
-            )
+            _expected(stock, policy, 0.3, text=[text], videos=[video], video_metadata=[told], do_sample_frames=False)
         )
     outputs = started.ask(asked)
     assert tokens(outputs) == [answer for answer, _ in expected]

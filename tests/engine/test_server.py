@@ -12,9 +12,10 @@ import time
 import httpx
 import pytest
 from PIL import Image
-from tokenprune.budget import Budget
 from tokenprune.eval import minivlm
 from tokenprune.eval.asking import held_out
+
+from tokenprune.budget import Budget
 from tokenprune.serve.settings import KEEP, POLICY
 
 from .support import NEW_TOKENS, answers, loaded
@@ -31,7 +32,8 @@ def server(tmp_path_factory):
         port = found.getsockname()[1]
     environment = {**os.environ, POLICY: "divprune", KEEP: "0.25", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "--host", "127.0.0.1", "--port", str(port),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL,
+        "--host", "127.0.0.1", "--port", str(port),
         "--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8",
         "--limit-mm-per-prompt", '{"image": 2}', "--trust-request-mm-kwargs",
     ]  # fmt: skip
@@ -131,7 +133,7 @@ def _still_serves(server):
         _body("a", [_picture(held_out(1)[0].scene.image)] * 3),  # more pictures than the server takes
         _body("a", [_picture(held_out(1)[0].scene.image)], mm_processor_kwargs={"keep": 0}),
         _body("a", [_picture(held_out(1)[0].scene.image)], mm_processor_kwargs={"keep": "all"}),
-        _body("a", [_picture(held_out(1)[0].scene.image)] * 2, mm_processor_kwargs={"keep": float(1e9)}),
+        _body("a", [_picture(held_out(1)[0].scene.image)] * 2, mm_processor_kwargs={"keep": 1e9}),
     ],
     ids=["no picture", "no base64", "over-long", "too many", "keep 0", "keep all", "keep 1e9"],
 )

@@ -48,7 +48,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="vllm: throughput and time to first token under load, with the plugin of `tokenprune-vlm[vllm]`",
     )  # fmt: skip
     profile.add_argument(
-        "--concurrency", type=arguments.counts, default="1,8,32", metavar="N,N", help="clients at a time, of --engine vllm"
+        "--concurrency",
+        type=arguments.counts,
+        default="1,8,32",
+        metavar="N,N",
+        help="clients at a time, of --engine vllm",
     )
     profile.add_argument("--requests", type=count, default=32, metavar="N", help="of a round, of --engine vllm")
     profile.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")

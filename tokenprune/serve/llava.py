@@ -18,10 +18,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..ops import attention_received
 from ..patches.llava import tile_grid
-from ..visual import EncoderSpec
 from .processing import PruningProcessor
 from .pruned import Part, PrunedModel
-from .settings import UnservablePolicyError
+from .settings import CLIP
 
 
 class Processor(PruningProcessor, LlavaMultiModalProcessor):
@@ -31,7 +30,7 @@ class Processor(PruningProcessor, LlavaMultiModalProcessor):
 def _info(ctx: Any) -> LlavaProcessingInfo:
     vision = ctx.get_hf_config().vision_config.model_type
     if vision not in ("clip_vision_model", "siglip_vision_model"):
-        raise UnservablePolicyError(f"LLaVA with a tower of type {vision!r} cannot be pruned here; accepted: CLIP, SigLIP")
+        raise ValueError(f"LLaVA with a tower of type {vision!r} cannot be pruned here; accepted: CLIP, SigLIP")
     return LlavaProcessingInfo(ctx)
 
 
@@ -42,7 +41,7 @@ class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
     Positions count the tokens that are kept (`positions="compact"`): the engine numbers 1-D positions itself.
     """
 
-    heard = EncoderSpec(layer="feature")
+    heard = CLIP
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -97,18 +96,19 @@ class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
         cls = int(self.config.vision_feature_select_strategy == "default")
         heads = attention.num_heads_per_partition
         query, key, _ = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in output[0].chunk(3, -1))
-        ranks = get_tensor_model_parallel_world_size() // (attention.num_heads // heads and 1)
-        mean = (lambda x: tensor_model_parallel_all_reduce(x) / ranks) if heads < attention.num_heads else (lambda x: x)
-        if spec.keys == "mean":
-            self._note("encoder_keys", mean(key.mean(1))[:, cls:])
-        elif spec.keys == "joined":
-            self._note("encoder_keys", key.transpose(1, 2).flatten(2)[:, cls:])
+        if spec.keys is not None:
+            self._note("encoder_keys", self._over_ranks(key.mean(1))[:, cls:])
         rows = spec.rows if cls or spec.rows != "cls" else spec.without_cls
         if rows is None:
             return
-        length = query.shape[2]
-        start, stop = (0, 1) if rows == "cls" else (0 if spec.cls_query else cls, length)
+        start, stop = (0, 1) if rows == "cls" else (0 if spec.cls_query else cls, query.shape[2])
         received = attention_received(
             query, key, rows=torch.arange(start, stop, device=query.device), scaling=attention.scale
         )
-        self._note("encoder_attention", mean(received)[:, cls:])
+        self._note("encoder_attention", self._over_ranks(received)[:, cls:])
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        """The mean over all heads of what is the mean over this rank's."""
+        if self._attention[0].num_heads_per_partition == self._attention[0].num_heads:
+            return values
+        return tensor_model_parallel_all_reduce(values) / get_tensor_model_parallel_world_size()

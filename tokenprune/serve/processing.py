@@ -149,6 +149,6 @@ def decoded(row: torch.Tensor) -> Budget:
 
 def _runs(full: Sequence[int], visual: set[int]) -> list[tuple[int, int]]:
     """(start, stop) of each stretch of visual tokens."""
-    inside = [token in visual for token in full]
-    borders = [i for i in range(len(full) + 1) if (inside[i] if i < len(full) else False) != (inside[i - 1] if i else False)]
+    inside = [False, *(token in visual for token in full), False]
+    borders = [i for i in range(len(full) + 1) if inside[i] != inside[i + 1]]
     return list(zip(borders[::2], borders[1::2], strict=True))

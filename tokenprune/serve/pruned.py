@@ -87,7 +87,7 @@ class PrunedModel:
         whole: Sequence[Tensor],
         grids: Sequence[Grid],
         coordinates: Sequence[Tensor | None],
-        words: Sequence[Mapping[str, Tensor]],
+        words: Sequence[Mapping[str, Any]],
         counts: Sequence[int],
     ) -> list[Tensor]:
         width = self.visual_width(whole[0])
@@ -114,7 +114,7 @@ class PrunedModel:
             if len(tokens) > 1:
                 return [self._chosen([each], [k])[0] for each, k in zip(tokens, counts, strict=True)]
             n, k = len(tokens[0]), counts[0]
-            logger.error("policy %r failed on %d visual tokens, so each %.3gth is kept: %s", self.settings.name, n, n / k, error)
+            logger.error("policy %r failed, so %d of %d tokens are kept evenly: %s", self.settings.name, k, n, error)
             return [Selection(torch.arange(k, device=tokens[0].features.device) * n // k)]
 
     def visual_width(self, embedding: Tensor) -> int:

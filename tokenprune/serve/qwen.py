@@ -54,13 +54,14 @@ class PrunedQwen(PrunedModel):
             sizes = grids.prod(-1).tolist()
             for start, stop in _chunks([size // merge for size in sizes], self.most_at_once):
                 first, last = sum(sizes[:start]), sum(sizes[:stop])
+                others = {n for other in ARGUMENTS if other != kind for n in (ARGUMENTS[other][0], *_flat(other))}
                 part = {}
                 for name, value in kwargs.items():
                     if name in patches:
                         part[name] = value[first:last]
                     elif name in tokens:
                         part[name] = value[first // merge : last // merge]
-                    elif name not in [n for other in ARGUMENTS if other != kind for n in (ARGUMENTS[other][0], *_flat(other))]:
+                    elif name not in others:
                         part[name] = value[start:stop] if _per_input(value, len(sizes)) else value
                 rasters = [self.raster(grid) for grid in grids[start:stop].tolist()]
                 steps = self.seconds(kind, part, stop - start)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..budget import Budget
 from ..patches.base import family_by_type
-from ..policies.base import Policy, make_policy
+from ..policies.base import Policy, make_policy, registry
 from ..visual import EncoderSpec
 
 POLICY, KEEP, OPTIONS = "TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS"
@@ -19,8 +19,20 @@ PER_FRAME = "TOKENPRUNE_PER_FRAME"
 ATTRIBUTE = "tokenprune"
 
 
+#: What a CLIP or SigLIP tower inside the engine lets be heard; a Qwen tower nothing.
+CLIP = EncoderSpec(layer="feature", keys="mean", features=True)
+
+
 class UnservablePolicyError(ValueError):
-    """The policy cannot be had inside the engine; the message says why."""
+    """The policy cannot be had inside the engine.
+
+    Attributes:
+        short: why, in a few words.
+    """
+
+    def __init__(self, policy: str, short: str, why: str):
+        super().__init__(f"policy {policy!r} {why}; serve one of the vision stage, as divprune, cdpruner or auto")
+        self.short = short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Settings:
         name, options = given.get("policy"), given.get("options") or {}
         if not name:
             raise ValueError(
-                f"no policy: set {POLICY}, or pass --hf-overrides '{{\"{ATTRIBUTE}\": {{\"policy\": \"divprune\"}}}}'"
+                f'no policy: set {POLICY}, or pass --hf-overrides \'{{"{ATTRIBUTE}": {{"policy": "divprune"}}}}\''
             )
         keep = given.get("keep")
         if keep is None:
@@ -101,21 +113,20 @@ def _refuse(policy: Policy) -> None:
     """Raise for what no engine that sizes its cache beforehand can do."""
     name = policy.name or type(policy).__name__
     if "encoder" in policy.stage:
-        raise UnservablePolicyError(f"policy {name!r} acts inside the vision tower, which is the engine's own; {_INSTEAD}")
+        raise UnservablePolicyError(name, "vision tower", "acts inside the vision tower, which is the engine's own")
     if "decoder" in policy.stage:
         off = " (its option removal=False leaves the vision stage)" if hasattr(policy, "removal") else ""
         raise UnservablePolicyError(
-            f"policy {name!r} removes tokens inside the decoder, where the engine's paged KV cache has the same "
-            f"tokens in all layers{off}; {_INSTEAD}"
+            name,
+            "with `removal=False`" if off else "decoder",
+            f"removes tokens inside the decoder, and a paged KV cache has the same tokens in all layers{off}",
         )
     if not policy.exact:
         raise UnservablePolicyError(
-            f"policy {name!r} keeps a number that is known only after it has chosen, and the engine wants it "
-            f"before the vision tower runs; {_INSTEAD}"
+            name,
+            "count not known beforehand",
+            "keeps a number that is known only after it has chosen, and the engine wants it before the tower runs",
         )
-
-
-_INSTEAD = "serve a vision-stage policy, for example divprune, cdpruner or auto"
 
 
 def check_encoder(policy: Policy, heard: EncoderSpec | None) -> None:
@@ -128,18 +139,40 @@ def check_encoder(policy: Policy, heard: EncoderSpec | None) -> None:
     Raises:
         UnservablePolicyError: naming what is missing.
     """
-    spec = policy.encoder()
+    spec, name = policy.encoder(), policy.name
     if spec is None or (spec.rows is None and spec.keys is None):
         return
     if heard is None:
         if spec.keys is None and spec.rows == "cls" and spec.without_cls is None:
-            return
+            return  # it does without
         raise UnservablePolicyError(
-            f"policy {policy.name!r} reads attention of the vision tower, which is not heard on this model inside "
-            f"the engine; {_INSTEAD}"
+            name, "tower's attention", "reads attention of the vision tower, which is not heard on this model here"
         )
     if spec.layer != heard.layer:
         raise UnservablePolicyError(
-            f"policy {policy.name!r} reads the vision tower's last layer, which the engine does not build: its "
-            f"tower ends with the layer that the projector reads; {_INSTEAD}"
+            name,
+            "tower's last layer",
+            "reads the vision tower's last layer, which the engine does not build: its tower ends with the layer "
+            "that the projector reads",
         )
+    if spec.joined_heads or spec.keys not in (None, heard.keys):
+        raise UnservablePolicyError(name, "joined heads", "reads all heads joined, which are spread over ranks here")
+
+
+def table() -> str:
+    """Markdown: which policies are served on which models, and why others are not."""
+    lines = ["| policy | LLaVA-1.5 | Qwen2.5-VL, Qwen3-VL |", "|---|---|---|"]
+    for name in registry():
+        cells = [_cell(name, heard) for heard in (CLIP, None)]
+        lines.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def _cell(name: str, heard: EncoderSpec | None) -> str:
+    policy = make_policy(name)
+    try:
+        _refuse(policy)
+        check_encoder(policy, heard)
+    except UnservablePolicyError as error:
+        return error.short
+    return "served, by prompt" if "text" in policy.needs else "served"

@@ -105,6 +105,8 @@ def test_settings_by_hf_overrides_and_mm_processor_kwargs(engine):
         ("llava", "fastv", {}, "inside the decoder"),
         ("llava", "tokenflex", {}, "only after it has chosen"),
         ("llava", "todre", {}, "removal=False"),
+        ("llava", "prumerge", {}, "last layer"),
+        ("qwen", "visionzip", {}, "not heard"),
         ("llava", "nosuch", {}, "unknown policy"),
         ("qwen", "divprune", {"video_pruning_rate": 0.5, "videos": 1}, "--video-pruning-rate"),
     ],
@@ -112,3 +114,27 @@ def test_settings_by_hf_overrides_and_mm_processor_kwargs(engine):
 def test_refused_at_start_up(engine, name, policy, settings, message):
     with pytest.raises(Exception, match=message):
         engine(name, policy, 0.25, **settings)
+
+
+def test_a_failing_policy_keeps_tokens_evenly_and_the_engine_goes_on(engine, caplog):
+    samples = held_out(4)
+    started = engine("qwen", "divprune", 0.25)
+    policy = started.model.settings.policy
+
+    def fail(tokens, n_keep):
+        raise ArithmeticError("no picks today")
+
+    policy.select_many = fail
+    failed = started.ask(requests("qwen", samples))
+    assert "no picks today" in caplog.text
+    for out in failed:
+        assert sum(token in started.visual for token in out.prompt_token_ids) == Budget(0.25).count(VISUAL)
+        assert out.outputs[0].token_ids
+    del policy.select_many
+    others = held_out(8)[4:]
+    assert tokens(started.ask(requests("qwen", others))) == answers("qwen", others, "divprune", 0.25)
+
+
+def test_a_bad_budget_among_the_engines_arguments(engine):
+    with pytest.raises(ValueError, match="accepted"):
+        engine("llava", "divprune", 0.25, mm_processor_kwargs={"keep": 2.0})

@@ -8,10 +8,7 @@ cache, prefix caching and the parallel layouts work with the pruned sequence and
 
 from __future__ import annotations
 
-import logging
 import os
-
-logger = logging.getLogger(__name__)
 
 #: Stock architecture -> the class that prunes it, `module:class` as vLLM's registry has it.
 ARCHITECTURES = {
@@ -30,6 +27,7 @@ def register() -> None:
     where the environment asks for pruning, so that installing this package changes nothing.
     """
     from vllm import ModelRegistry
+    from vllm.logger import init_logger
 
     from .settings import POLICY
 
@@ -39,4 +37,5 @@ def register() -> None:
         if asked:
             ModelRegistry.register_model(name, place)
     if asked:
+        logger = init_logger("vllm.tokenprune")  # ours has no handler in the engine's processes
         logger.info("visual tokens will be pruned: %s=%s", POLICY, os.environ[POLICY])

@@ -24,7 +24,7 @@ from .settings import CLIP
 
 
 class Processor(PruningProcessor, LlavaMultiModalProcessor):
-    pass
+    heard = CLIP
 
 
 def _info(ctx: Any) -> LlavaProcessingInfo:
@@ -40,8 +40,6 @@ class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
 
     Positions count the tokens that are kept (`positions="compact"`): the engine numbers 1-D positions itself.
     """
-
-    heard = CLIP
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -13,7 +13,8 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ..budget import Budget, spread
-from .settings import PER_FRAME, Settings
+from ..visual import EncoderSpec
+from .settings import PER_FRAME, Settings, check_encoder
 
 #: A request's `mm_processor_kwargs` may name its budget, `{"keep": 0.1}`.
 KEEP = "keep"
@@ -36,10 +37,15 @@ class Context(InputProcessingContext):
 class PruningProcessor(BaseMultiModalProcessor):
     """Mixed in before a stock processor: cuts the placeholders it makes down to the budget."""
 
+    #: What the model's vision tower lets be heard; None: nothing.
+    heard: ClassVar[EncoderSpec | None] = None
+
     def __init__(self, info: Any, *args: Any, **kwargs: Any):
         info.ctx = Context(info.ctx.model_config, info.ctx.tokenizer)
         super().__init__(info, *args, **kwargs)
         self.settings = Settings.of(info.ctx.model_config.hf_config)
+        check_encoder(self.settings.policy, self.heard)
+        self._keep(None)  # of the engine's own arguments: a bad one stops it here
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """The engine sizes its caches for the largest input: a request may ask for all tokens."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..policies.base import select
-from ..visual import EncoderSpec, Grid, Selection, VisualTokens
+from ..visual import Grid, Selection, VisualTokens
 from .positions import pack
 from .processing import BUDGET, QUESTION, TEXT, decoded
-from .settings import Settings, check_encoder
+from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +28,9 @@ class PrunedModel:
     A subclass says how the arguments of `embed_multimodal` fall into parts and what raster each input has.
     """
 
-    #: What its vision tower lets be heard; None: nothing.
-    heard: ClassVar[EncoderSpec | None] = None
-
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         config = vllm_config.model_config
         settings = Settings.of(config.hf_config)
-        check_encoder(settings.policy, self.heard)
         multimodal = config.get_multimodal_config()
         if multimodal.is_multimodal_pruning_enabled():
             raise ValueError("--video-pruning-rate prunes once more what tokenprune prunes; leave one of them out")

@@ -1,0 +1,42 @@
+"""Videos of Qwen2.5-VL: one stretch of tokens, whose temporal coordinates go on by the clock."""
+
+import numpy as np
+import pytest
+import torch
+from tokenprune import pruning
+from tokenprune.eval import minivlm
+
+from .support import NEW_TOKENS, loaded, tokens
+
+PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|> what colour is the {} ?<|im_end|>\n<|im_start|>"
+
+
+@pytest.mark.parametrize("policy", ["divprune", "evs"])  # evs compares frames
+def test_answers_are_those_of_the_hugging_face_path(engine, policy):
+    from transformers import Qwen2_5_VLProcessor
+
+    processor, model = Qwen2_5_VLProcessor.from_pretrained(minivlm.WEIGHTS["qwen"]), loaded("qwen")[0]
+    rng, asked, expected, kept = np.random.default_rng(0), [], [], []
+    for word, frames in (("circle", 4), ("square", 6), ("cross", 8)):
+        still = rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+        video = np.where(rng.random((frames, 64, 96, 1)) < 0.2, rng.integers(0, 256, (frames, 64, 96, 3)), still)
+        video = video.astype(np.uint8)
+        metadata = {
+            "fps": 2.0, "duration": frames / 2, "total_num_frames": frames, "frames_indices": list(range(frames)),
+            "video_backend": "opencv",
+        }  # fmt: skip
+        text = PROMPT.format(word)
+        asked.append(
+            {"prompt": text, "multi_modal_data": {"video": [(video, metadata | {"do_sample_frames": False})]}}
+        )
+        inputs = processor(
+            text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+        )
+        with pruning(model, policy, 0.3), torch.inference_mode():
+            out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        expected.append(out[0, inputs["input_ids"].shape[1] :].tolist())
+        kept.append(round(0.3 * int(inputs["video_grid_thw"].prod()) / 4))
+    started = engine("qwen", policy, 0.3, videos=1)
+    outputs = started.ask(asked)
+    assert [sum(token in started.visual for token in out.prompt_token_ids) for out in outputs] == kept
+    assert tokens(outputs) == expected

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from tokenprune import pruning
 from tokenprune.eval import minivlm
+
+from tokenprune import pruning
 
 from .support import NEW_TOKENS, loaded, tokens
 
@@ -26,9 +27,7 @@ def test_answers_are_those_of_the_hugging_face_path(engine, policy):
             "video_backend": "opencv",
         }  # fmt: skip
         text = PROMPT.format(word)
-        asked.append(
-            {"prompt": text, "multi_modal_data": {"video": [(video, metadata | {"do_sample_frames": False})]}}
-        )
+        asked.append({"prompt": text, "multi_modal_data": {"video": [(video, metadata | {"do_sample_frames": False})]}})
         inputs = processor(
             text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
         )

@@ -266,7 +266,7 @@ def run(options: Any, console: Any) -> None:
                     model, policy, options.keep, options.concurrency, load, options.rounds, dtype,
                     options.model is None, lambda: progress.advance(task),
                 )  # fmt: skip
-    machine = describe("cpu" if not _cuda() else "cuda")
+    machine = describe()
     console.width = max(console.width, 100)
     layers = f", {options.layers} decoder layers" if options.model is None and options.layers else ""
     title = f"{name}{layers}, vLLM, {dtype}, {load.requests} requests a round, {load.new_tokens} new tokens"
@@ -293,9 +293,3 @@ def run(options: Any, console: Any) -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.plot:
         draw(options.plot, rows, title)
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

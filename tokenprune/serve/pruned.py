@@ -35,7 +35,7 @@ class PrunedModel:
         if multimodal.is_multimodal_pruning_enabled():
             raise ValueError("--video-pruning-rate prunes once more what tokenprune prunes; leave one of them out")
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        if config.get_multimodal_config().enable_mm_embeds and settings.policy.encoder() is not None:
+        if multimodal.enable_mm_embeds and settings.policy.encoder() is not None:
             raise ValueError(
                 f"policy {settings.name!r} reads the vision tower, and --enable-mm-embeds lets requests do without it; "
                 "leave one of them out"

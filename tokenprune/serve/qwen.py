@@ -52,9 +52,9 @@ class PrunedQwen(PrunedModel):
             of_grids, patches, tokens = ARGUMENTS[kind]
             grids = kwargs[of_grids]
             sizes = grids.prod(-1).tolist()
+            others = {n for other in ARGUMENTS if other != kind for n in (ARGUMENTS[other][0], *_flat(other))}
             for start, stop in _chunks([size // merge for size in sizes], self.most_at_once):
                 first, last = sum(sizes[:start]), sum(sizes[:stop])
-                others = {n for other in ARGUMENTS if other != kind for n in (ARGUMENTS[other][0], *_flat(other))}
                 part = {}
                 for name, value in kwargs.items():
                     if name in patches:

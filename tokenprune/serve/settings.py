@@ -43,15 +43,17 @@ class Settings:
         policy: a vision-stage policy whose count is known beforehand.
         keep: budget of a request that names none.
         name, options: what `policy` was made of; they enter the hash of every image and video.
-        per_frame: spread a video's budget over its frames and choose in each on its own, whatever the policy
-            would do by itself; Qwen3-VL's prompts need that.
     """
 
     policy: Policy
     keep: float | int
     name: str
     options: Mapping[str, Any]
-    per_frame: bool = False
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether a video's budget is spread over its frames, as Qwen3-VL's prompts need it."""
+        return self.policy.per_frame
 
     @classmethod
     def of(cls, config: Any) -> Settings:
@@ -78,7 +80,7 @@ class Settings:
         _refuse(policy)
         if given.get("per_frame"):
             policy.per_frame = True  # type: ignore[misc]
-        return cls(policy, Budget(keep).keep, name, dict(options), policy.per_frame)
+        return cls(policy, Budget(keep).keep, name, dict(options))
 
 
 _KEYS = ("policy", "keep", "options", "per_frame")

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from . import grid, grid_report, minivlm, published
+from . import grid, grid_report, published
 from .grid import NoHarness
 from .machine import describe
 
@@ -18,10 +18,9 @@ __all__ = ["NoHarness", "run"]
 
 def run(options: argparse.Namespace, console: Console) -> None:
     figures = published.load(options.compare) if options.compare else None
-    positions = minivlm.positions(options.model, options.positions)
     plan = grid.Plan(
         model=options.model,
-        settings=grid.settings(options.policy, options.keep, positions, not options.no_full),
+        settings=grid.settings(options.policy, options.keep, options.positions, not options.no_full),
         tasks=tuple(options.tasks),
         backend=options.backend,
         arguments=options.model_args,

@@ -189,7 +189,7 @@ def evaluate(cell: Cell, manager: Any) -> dict[str, Any] | None:
 
 
 def settings(
-    policies: Sequence[str], keeps: Sequence[float | int], positions: str | None, full: bool
+    policies: Sequence[str], keeps: Sequence[float | int], positions: str, full: bool
 ) -> tuple[PruningOptions, ...]:
     """The full model first, then every policy at every budget."""
     pruned = tuple(PruningOptions(policy, keep, positions) for policy in policies for keep in keeps)

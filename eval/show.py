@@ -18,7 +18,6 @@ from rich.progress import track
 
 from ..api import Positions, pruning, pruning_report
 from ..patches import Record
-from . import minivlm
 from .asking import held_out
 from .pictures import dim, kept_indices, kept_masks, seen
 from .profile_report import checkpoint
@@ -44,7 +43,7 @@ def panel(
     question: str,
     policy: str | None,
     keep: float | int,
-    positions: Positions | None,
+    positions: Positions,
     new_tokens: int,
 ) -> Panel:
     """The answer, and the picture with its dropped tokens dark; the full model without a policy."""
@@ -114,11 +113,10 @@ def rows(
         samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about another picture
         asked = [(Image.fromarray(s.scene.image), options.question or s.question.text) for s in samples]
     model, processor = checkpoint(options.model, dtype, device, None)
-    positions = minivlm.positions(options.model, options.positions)
     found = []
     for image, question in track(asked, "looking", console=console, transient=True):
         ask = functools.partial(
-            panel, model, processor, image, question, positions=positions, new_tokens=options.new_tokens
+            panel, model, processor, image, question, positions=options.positions, new_tokens=options.new_tokens
         )
         full = ask(policy=None, keep=1.0)
         for keep in keeps:

@@ -83,12 +83,6 @@ class Family:
     decoder_stage: str | None = None
     first_deep_layer: Callable[[Any], int] = lambda config: 1
 
-    @property
-    def default_positions(self) -> Literal["original", "compact"]:
-        """Renumbered on 1-D RoPE, where a published ablation favours it (RESTORE, ICML 2026, on
-        LLaVA-1.5 at 64 tokens: 92.2 % against 90.6 %); kept where positions are coordinates."""
-        return "compact" if self.positions == "1d" else "original"
-
 
 _FAMILIES: dict[str, Family] = {}
 

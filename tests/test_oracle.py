@@ -80,9 +80,10 @@ def test_stock_model_is_untouched_by_pruning_in_between(family):
 def test_oracle_can_fail():
     """Another choice of tokens gives other logits, so agreement means something."""
     model, batch = get_model("llava"), ragged_batch("llava")
-    with pruning(model, "random", 0.3, positions="original"):
+    with pruning(model, "random", 0.3):
         run = generate(model, batch.inputs)
         kept = keep_mask(batch, pruning_report(model))
+    assert_same(run, masked(model, batch, kept))  # positions are kept unless asked otherwise
     other = kept.clone()
     row, columns, _ = batch.visuals[0]
     other[row, columns] = ~other[row, columns]

@@ -28,7 +28,7 @@ def apply_pruning(
     policy: PolicyLike,
     keep: Keep = None,
     *,
-    positions: Positions | None = None,
+    positions: Positions = "original",
     **options: Any,
 ) -> M:
     """Make a vision-language model drop visual tokens.
@@ -47,7 +47,6 @@ def apply_pruning(
             after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
         positions: `"original"`: surviving tokens keep their position ids; `"compact"`: they are
             renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates).
-            None: compact on 1-D RoPE, original on mRoPE.
         **options: hyper-parameters of a policy given by name.
 
     Returns:
@@ -62,11 +61,8 @@ def apply_pruning(
     model_type = cast(Any, model).config.model_type
     stages, keeps = _stages(policy, options, keep)
     budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
-    if positions not in (None, *get_args(Positions)):
-        raise ValueError(
-            f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}, "
-            "or None (family default)"
-        )
+    if positions not in get_args(Positions):
+        raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}")
     provided = {"text"} | ({"encoder_attention"} if family.encoder is not None else set())
     for stage in stages:
         if missing := stage.needs - provided:
@@ -80,7 +76,7 @@ def apply_pruning(
     for stage, share in zip(stages, shared, strict=False):
         for where in stage.stage.split(", "):
             acting[where] = (stage, AdaptiveBudget() if keep is None and stage.adaptive else share)
-    pruner = Pruner(model, family, acting, positions or family.default_positions)
+    pruner = Pruner(model, family, acting, positions)
     remove_pruning(model)
     pruner.attach()
     return model
@@ -125,7 +121,7 @@ def pruning(
     policy: PolicyLike,
     keep: Keep = None,
     *,
-    positions: Positions | None = None,
+    positions: Positions = "original",
     **options: Any,
 ) -> Iterator[M]:
     """`apply_pruning` for a `with` block; afterwards the model is as it was, pruned or not."""

@@ -25,7 +25,7 @@ class PruningOptions:
     Attributes:
         policy: names joined by `+`, which composes stages, or `none` for the full model.
         keep: as of `apply_pruning`.
-        positions: as of `apply_pruning`.
+        positions: as of `apply_pruning`; None is its default.
         options: of the policy, where it is a single one.
     """
 
@@ -75,7 +75,7 @@ class PruningOptions:
         """Prune the model, or leave it be where `policy=none`."""
         policies = self.policies()
         if policies:
-            apply_pruning(model, policies, self.keep, positions=self.positions)  # type: ignore[arg-type]
+            apply_pruning(model, policies, self.keep, positions=self.positions or "original")  # type: ignore[arg-type]
 
     def arguments(self) -> str:
         """These options as a part of `--model_args`, our version with them: all that answers depend on."""

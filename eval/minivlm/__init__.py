@@ -14,26 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from ...api import Positions
-
 Name = Literal["llava", "qwen"]
 NAMES: tuple[Name, ...] = get_args(Name)
 #: Folders that `from_pretrained` takes.
 WEIGHTS: dict[str, Path] = {name: Path(__file__).parent / "weights" / name for name in NAMES}
 #: What commands call them.
 EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"], "embedded-qwen": WEIGHTS["qwen"]}
-#: Renumbering costs them: see docs/bench.md.
-POSITIONS: Literal["original"] = "original"
 
 
 def place(model: str) -> str:
     """Where `from_pretrained` finds a model: a folder of ours, or the path or id it is."""
     return str(EMBEDDED.get(model, model))
-
-
-def positions(model: str, chosen: Positions | None) -> Positions | None:
-    """The positions to prune a model with: those chosen, else those that suit it, else its family's."""
-    return chosen or (POSITIONS if model in EMBEDDED else None)
 
 
 def load_processor(model: str) -> ProcessorMixin:

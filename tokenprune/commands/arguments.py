@@ -1,4 +1,4 @@
-"""Types of command-line arguments that several commands take."""
+"""Command-line arguments, and types of them, that several commands take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import argparse
 
 from ..budget import Budget
 from ..policies import make_policy
+
+
+def positions(parser: argparse.ArgumentParser) -> None:
+    """Adds `--positions`."""
+    parser.add_argument(
+        "--positions",
+        choices=("original", "compact"),
+        default="original",
+        help="position ids of surviving tokens: kept, or renumbered without gaps",
+    )
 
 
 def policies(text: str) -> list[str]:

@@ -31,12 +31,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="K,K",
         help="ratios in (0, 1], or whole numbers of tokens",
     )
-    demo.add_argument(
-        "--positions",
-        choices=("original", "compact"),
-        default="original",
-        help="position ids of surviving tokens: kept, or renumbered; this model reads places off them",
-    )
+    arguments.positions(demo)
     demo.add_argument("--samples", type=arguments.count, default=600, metavar="N", help="held-out questions to ask")
     demo.add_argument(
         "--out", type=Path, default=Path("out/demo.png"), metavar="PNG", help="picture of what was kept, to write"

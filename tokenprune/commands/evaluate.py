@@ -30,9 +30,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help="ratios or whole numbers of tokens"
     )
-    evaluate.add_argument(
-        "--positions", choices=("original", "compact"), help="default the family's; embedded: original"
-    )
+    arguments.positions(evaluate)
     evaluate.add_argument(
         "--tasks",
         type=arguments.names,

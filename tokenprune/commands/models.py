@@ -25,5 +25,5 @@ def _run(args: argparse.Namespace) -> None:
         family = family_by_type(name)
         kinds = ", ".join(f"{kind}s" for kind in family.kinds)
         positions = "1-D" if family.positions == "1d" else "mRoPE"
-        table.add_row(name, kinds, f"{positions}, {family.default_positions}", f"{family.default_keep:g}")
+        table.add_row(name, kinds, positions, f"{family.default_keep:g}")
     Console().print(table)

@@ -33,7 +33,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--policy", type=arguments.stages, metavar="A,B", help="in the gallery; default those evaluated"
     )
     report.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K", help="in the gallery")
-    report.add_argument("--positions", choices=("original", "compact"), help="default the family's; embedded: original")
+    arguments.positions(report)
     report.add_argument("--new-tokens", type=arguments.count, default=24, metavar="N", help="length of its answers")
     report.add_argument("--device", help="default cuda if there is one")
     report.add_argument("--title", default="Visual token pruning", help="of the page")

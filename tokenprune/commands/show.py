@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--policy", type=arguments.stages, default="divprune,random", metavar="A,B", help="policies; A+B composes"
     )
     show.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K,K", help="ratios or whole numbers")
-    show.add_argument("--positions", choices=("original", "compact"), help="default the family's; embedded: original")
+    arguments.positions(show)
     show.add_argument("--question", metavar="TEXT", help="what to ask; default: to describe the picture")
     show.add_argument("--new-tokens", type=arguments.count, default=24, metavar="N", help="length of the answer")
     show.add_argument("--device", help="default cuda if there is one")

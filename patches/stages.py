@@ -45,6 +45,12 @@ def tower_stage(base: nn.Module, family: Family, policy: Policy, budget: Any) ->
     return stage
 
 
+def allows_deep_stage(base: nn.Module, family: Family) -> bool:
+    """Whether tokens can leave between decoder layers of a model."""
+    layers: Any = base.get_submodule(family.text_model).layers
+    return family.decoder_stage is None and family.first_deep_layer(base.config) < len(layers)
+
+
 def deep_stage(pruner: Pruner, policy: Policy) -> DeepStage:
     """The stage of a policy that drops tokens between decoder layers.
 

@@ -20,7 +20,7 @@ POLICIES = {
     "scope": ("scope", {}),
     "mmtok": ("mmtok", {}),
     "eadp": ("eadp", {}),
-    "auto": ("auto", {}),
+    "auto": ("auto", {"depths": ()}),
     "evs": ("evs", {}),
     "vidcom2": ("vidcom2", {}),
     "fastvid": ("fastvid", {}),
@@ -51,4 +51,5 @@ DEEP = {
     "sparsevlm": ("sparsevlm", {}),
     "vtw": ("vtw", {}),
     "dart": ("dart", {}),
+    "auto": ("auto", {}),
 }

@@ -158,6 +158,14 @@ def test_budgets_of_stages():
         with pruning(model, policy, keep):
             generate(model, batch.inputs, steps=2)
             assert all((r.n_after, len(r.deep_indices)) == (18, 4) for r in pruning_report(model))
+    for policy, left in (("auto", (24, 7)), (["auto"], (24, 7)), (["auto", "fastv"], (16, 7))):
+        with pruning(model, policy, 0.2):
+            generate(model, batch.inputs, steps=2)
+            assert all((r.n_after, len(r.deep_indices)) == left for r in pruning_report(model))
+    for alone in (pruning(model, ["auto"], [0.2]), pruning(model, "auto", 0.2, depths=())):
+        with alone:
+            generate(model, batch.inputs, steps=2)
+            assert all((r.n_after, r.cuts) == (7, ()) for r in pruning_report(model))
     with pytest.raises(ValueError, match="one budget for each of 2 policies"):
         apply_pruning(model, ["divprune", "fastv"], [0.5])
     with pytest.raises(ValueError, match=r"keep=2\.0.*accepted"):
@@ -378,3 +386,7 @@ def test_no_decoder_stage_where_layers_cannot_follow(family):
     for policy in ("fastv", "todre", ["divprune", "fastv"]):
         with pytest.raises(ValueError, match=rf"'{family}' does not allow.*removal=False"):
             apply_pruning(get_model(family), policy)
+    model = get_model(family)
+    with pruning(model, "auto", 0.2):  # does without
+        generate(model, ragged_batch(family).inputs, steps=2)
+        assert all((r.n_after, r.cuts) == (max(1, round(0.2 * r.n_before)), ()) for r in pruning_report(model))

@@ -1,5 +1,6 @@
 """What the later policies pick, worked out by hand or by the definition spelt out."""
 
+import functools
 import math
 
 import pytest
@@ -275,6 +276,20 @@ def test_auto_answers_inputs_of_all_kinds_in_one_call():
     ]
 
 
+def test_auto_chooses_again_in_the_decoder():
+    """Text and two pictures; of the first, tokens 0, 1 and 2 have become nearly the same, token 3 lies across."""
+    hidden = directions(45, 0, 1, 2, 90, 0, 180)
+    deeper = Auto(depths=(0.25, 0.5)).deeper()
+    assert deeper.deep_layers(32, 3) == [8, 16] and deeper.deep_layers(4, 3) == [3]
+    seen = functools.partial(view, [[1, 2, 3, 4], [5, 6]], layer=2, hidden=hidden)
+    assert kept_places(deeper.deep_select(seen([2, 2]))) == [[0, 3], [0, 1]]
+    assert kept_places(deeper.deep_select(seen([3, 1]))) == [[0, 2, 3], [0]]
+    # at the first cut half of the way: of four that shall be one, two
+    assert kept_places(deeper.deep_select(seen([1, 2], layer=1))) == [[0, 3], [0, 1]]
+    assert kept_places(deeper.deep_select(seen([4, 2]))) == [[0, 1, 2, 3], [0, 1]]
+    assert Auto(depths=()).deeper() is None
+
+
 # ---------------------------------------------------------------- videos
 
 
@@ -415,6 +430,7 @@ def test_dart_by_hand():
         (Auto, {"asked": 1.5}, "asked=1.5"),
         (Auto, {"words": 0}, "words=0"),
         (Auto, {"length": -1}, "length=-1"),
+        (Auto, {"depths": (0.5, 1.0)}, r"depths=\(0.5, 1.0\)"),
         (DART, {"pivots": 0}, "pivots=0"),
         (VTW, {"depth": 1.0}, "depth=1.0"),
     ],

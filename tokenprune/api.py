@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -12,6 +13,7 @@ from .budget import AdaptiveBudget, Budget, PartBudget
 from .cache import STATE_ATTRIBUTE
 from .patches import Pruner, Record, family_of, supported_model_types
 from .patches.base import base_of
+from .patches.stages import allows_deep_stage
 from .policies import Policy, make_policy, registry
 
 M = TypeVar("M", bound=nn.Module)
@@ -59,7 +61,7 @@ def apply_pruning(
     """
     family = family_of(model)
     model_type = cast(Any, model).config.model_type
-    stages, keeps = _stages(policy, options, keep)
+    stages, keeps = _stages(policy, options, keep, allows_deep_stage(base_of(model), family))
     budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
     if positions not in get_args(Positions):
         raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}")
@@ -71,9 +73,10 @@ def apply_pruning(
                 f"{model_type!r}"
             )
     # Several policies share the way to one budget; a policy's own second stage has none to reach.
-    shared = [b.part(i + 1, len(stages)) if len(budgets) == 1 else b for i, b in enumerate(budgets * len(stages))]
+    done = list(itertools.accumulate(stage.steps for stage in stages))
+    shared = [budgets[0].part(steps, done[-1]) for steps in done] if len(budgets) == 1 else budgets
     acting: dict[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]] = {}
-    for stage, share in zip(stages, shared, strict=False):
+    for stage, share in zip(stages, shared, strict=True):
         for where in stage.stage.split(", "):
             acting[where] = (stage, AdaptiveBudget() if keep is None and stage.adaptive else share)
     pruner = Pruner(model, family, acting, positions)
@@ -82,12 +85,19 @@ def apply_pruning(
     return model
 
 
-def _stages(policy: PolicyLike, options: dict[str, Any], keep: Keep) -> tuple[list[Policy], list[float | int | None]]:
-    """The policies in the order they act, at most one at each stage; and their budgets, or the one they share."""
+def _stages(
+    policy: PolicyLike, options: dict[str, Any], keep: Keep, deep: bool
+) -> tuple[list[Policy], list[float | int | None]]:
+    """The policies in the order they act, at most one at each stage; and their budgets, or the one they share.
+
+    `deep` says whether a policy may go on in the decoder if it likes.
+    """
     given = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
     if len(given) > 1 and options:
         raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
     stages = [make_policy(p, **options) for p in given]  # type: ignore[arg-type]
+    if deep and not isinstance(keep, list | tuple) and not any("decoder" in s.stage for s in stages):
+        stages += [more for s in stages if (more := s.deeper()) is not None]
     for where in _STAGES:
         acting = [s for s in stages if where in s.stage]
         if len(acting) > 1:

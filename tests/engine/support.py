@@ -35,9 +35,11 @@ def pairs(n: int) -> list[Sample]:
 
 
 def answers(name, samples, policy=None, keep=1.0, **options) -> list[list[int]]:
-    """Greedy tokens of the Hugging Face path, row by row."""
+    """Greedy tokens of the Hugging Face path, row by row; as in the engine, nothing leaves in the decoder."""
     model, processor = loaded(name)
-    context = pruning(model, policy, keep, positions=POSITIONS[name], **options) if policy else contextlib.nullcontext()
+    context = contextlib.nullcontext()
+    if policy:
+        context = pruning(model, [policy], [keep], positions=POSITIONS[name], **options)
     found = []
     with context, torch.inference_mode():
         for sample in samples:

@@ -20,6 +20,12 @@ def _defaults(cls: type[Policy]) -> list[str]:
     return [f"{f.name}={getattr(made, f.name)!r}" for f in dataclasses.fields(cls) if f.init]
 
 
+def _acts(cls: type[Policy]) -> str:
+    """Its stages, the one that it goes on in included."""
+    deeper = cls().deeper()
+    return cls.stage if deeper is None else f"{cls.stage}, {deeper.stage}"
+
+
 def _link(paper: str) -> str:
     name, _, number = paper.rpartition("arXiv:")
     return f"[{number}](https://arxiv.org/abs/{number})" if name else paper
@@ -31,7 +37,7 @@ def markdown() -> str:
     for name, cls in registry().items():
         reads = ", ".join(need.replace("_", " ") for need in sorted(cls.needs)) or "features"
         defaults = ", ".join(f"`{d}`" for d in _defaults(cls)) or "-"
-        where = f"{cls.stage}{', finds its own count' * cls.adaptive}"
+        where = f"{_acts(cls)}{', finds its own count' * cls.adaptive}"
         lines.append(f"| `{name}` | {where} | {reads} | {defaults} | {_link(cls.paper)} | {cls.deviates or '-'} |")
     return "\n".join(lines) + "\n"
 
@@ -39,7 +45,7 @@ def markdown() -> str:
 def summary() -> str:
     """The table of policies in the README: what they keep."""
     lines = ["| policy | acts | what it keeps | paper |", "|---|---|---|---|"]
-    lines += [f"| `{name}` | {cls.stage} | {cls.keeps} | {_link(cls.paper)} |" for name, cls in registry().items()]
+    lines += [f"| `{name}` | {_acts(cls)} | {cls.keeps} | {_link(cls.paper)} |" for name, cls in registry().items()]
     return "\n".join(lines) + "\n"
 
 
@@ -57,6 +63,6 @@ def _run(args: argparse.Namespace) -> None:
         table.add_column(name, no_wrap="options" not in name, overflow="fold")
     for name, cls in registry().items():
         needs = "\n".join(sorted(cls.needs))
-        stage, paper = cls.stage.replace(", ", "\n"), cls.paper.rpartition("arXiv:")[2]
+        stage, paper = _acts(cls).replace(", ", "\n"), cls.paper.rpartition("arXiv:")[2]
         table.add_row(f"{name} ", f"{stage} ", needs or "-", "\n".join(_defaults(cls)) or "-", paper)
     console.print(table)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..ops import max_min_select, topk_select
-from ..visual import Selection, VisualTokens
+from ..schedule import Schedule
+from ..visual import DecoderView, Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
 from .relevance import likeness
@@ -19,7 +20,7 @@ from .relevance import likeness
 @register("auto")
 @dataclass
 class Auto(Policy):
-    """Max-min diversity from what the question points at.
+    """Max-min diversity from what the question points at, and fewer and fewer of it on the way through the decoder.
 
     The words that point most clearly (largest likeness to one token, in standard deviations of a word's
     likeness to all) name a share of the budget: the tokens most like any of them. From there on the token
@@ -27,21 +28,28 @@ class Auto(Policy):
     sees lengths as well as directions. Nothing of the vision encoder is read. Without a question the
     first pick is DivPrune's. A video is selected from as a whole.
 
-    Its three numbers were chosen on validation questions of the embedded LLaVA: docs/bench.md.
+    At some depths of the decoder DivPrune's choice is made again, among what is left, by the hidden states: as
+    PyramidDrop (arXiv:2410.17247) has it, pictures are needed less the deeper they are, but no attention is read.
+    Each choice leaves the same share: of three, `keep=0.1` lets 0.56 into the decoder, and 0.32, 0.18, 0.1 pass.
+    Without such choices (`depths=()`, and where a model's decoder cannot be cut) the budget enters.
+
+    Its numbers were chosen on validation questions of the embedded models: docs/bench.md.
 
     Args:
-        asked: share of the budget for what the question names.
+        asked: share of the first choice for what the question names.
         words: how many words may name it.
-        length: how much lengths count, as `max_min_select` takes it.
+        length: how much lengths count in the first choice, as `max_min_select` takes it.
+        depths: where to choose again, as shares of the decoder's layers, ascending.
     """
 
     asked: float = 0.3
     words: int = 2
     length: float = 0.75
+    depths: tuple[float, ...] = (0.25, 0.5, 0.75)
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "tokenprune"
-    keeps: ClassVar[str] = "what the question names, and then what is unlike it"
+    keeps: ClassVar[str] = "what the question names, and then what is unlike it; less with each quarter of the decoder"
 
     def __post_init__(self) -> None:
         if not 0 <= self.asked <= 1:
@@ -50,6 +58,11 @@ class Auto(Policy):
             raise ValueError(f"words={self.words!r} must be a whole number >= 1")
         if not 0 <= self.length <= 1:
             raise ValueError(f"length={self.length!r} must be in [0, 1]")
+        self.depths = tuple(self.depths)
+        self.deeper()
+
+    def deeper(self) -> Policy | None:
+        return _Deeper(Schedule(self.depths)) if self.depths else None
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         return self.select_many([tokens], [n_keep])[0]
@@ -74,3 +87,34 @@ class Auto(Policy):
         clear = (words - words.mean(1, keepdim=True)) / words.std(1, keepdim=True, correction=0).clamp(min=1e-6)
         best = clear.amax(1).topk(min(self.words, len(clear))).indices
         return topk_select(clear[best].amax(0), count)
+
+
+@dataclass
+class _Deeper(Policy):
+    """Chooses again, of the tokens that entered the decoder."""
+
+    schedule: Schedule
+    name: ClassVar[str] = "auto"
+    stage: ClassVar[Literal["decoder"]] = "decoder"
+
+    @property
+    def steps(self) -> int:
+        return len(self.schedule.depths)
+
+    def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
+        return sorted(self.schedule.cuts(n_layers, lowest))
+
+    def deep_select(self, view: DecoderView) -> list[Tensor] | None:
+        cut = self.schedule.cuts(view.n_layers, view.lowest)[view.layer]
+        left = [
+            min(len(places), self.schedule.left(cut, n, k))
+            for places, n, k in zip(view.visual, view.entered, view.n_keep, strict=True)
+        ]
+        kept = [torch.arange(len(places)) < k for places, k in zip(view.visual, left, strict=True)]
+        some = [i for i, mask in enumerate(kept) if mask.any() and not mask.all()]
+        if some:
+            hidden = view.hidden()
+            tokens = [VisualTokens(hidden[view.visual[i]]) for i in some]
+            for i, chosen in zip(some, greedy_selections(max_min_select, tokens, [left[i] for i in some]), strict=True):
+                kept[i] = torch.zeros_like(kept[i]).index_fill(0, chosen.indices.to(kept[i].device), True)
+        return kept

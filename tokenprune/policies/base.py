@@ -63,6 +63,11 @@ class Policy:
         """Whether tokens of a vision tower that stand for several are as loud as they were."""
         return False
 
+    @property
+    def steps(self) -> int:
+        """In how many steps, each of the same share, it goes its part of the way to a budget that policies share."""
+        return 1
+
     def resized(self, height: int, width: int, n_keep: int) -> tuple[int, int] | None:
         """Rows and columns of tokens that a picture of (height, width) tokens should be resized to before the
         vision tower, at the encoder stage; None: as it is. Its tokens stand at `places` then."""
@@ -93,6 +98,12 @@ class Policy:
             per visual input a (N,) bool mask of its surviving tokens; None: all stay.
         """
         raise NotImplementedError
+
+    def deeper(self) -> Policy | None:
+        """A policy that goes on in the decoder where this one ends before it: they share a budget as policies of a
+        list do. It is left out where tokens cannot leave a model's decoder, where another policy of a list acts
+        there, and where a list of budgets says what each policy leaves."""
+        return None
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         """Choose `n_keep` of the N tokens.

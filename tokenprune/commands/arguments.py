@@ -7,12 +7,14 @@ import argparse
 from ..budget import Budget
 from ..policies import make_policy
 
+POSITIONS = ("original", "compact")
+
 
 def positions(parser: argparse.ArgumentParser) -> None:
     """Adds `--positions`."""
     parser.add_argument(
         "--positions",
-        choices=("original", "compact"),
+        choices=POSITIONS,
         default="original",
         help="position ids of surviving tokens: kept, or renumbered without gaps",
     )

@@ -9,7 +9,6 @@ from ..eval import minivlm
 from ..policies import registry
 from . import arguments
 
-_POSITIONS = ("original", "compact")
 _TASKS = ("attribute", "existence", "counting", "spatial", "letter", "word", "table", "pair", "small")
 
 
@@ -35,10 +34,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     bench.add_argument(
         "--positions",
-        type=_choices(_POSITIONS),
+        type=_choices(arguments.POSITIONS),
         default="original",
         metavar="P,P",
-        help=f"of surviving tokens: {', '.join(_POSITIONS)}",
+        help=f"of surviving tokens: {', '.join(arguments.POSITIONS)}",
     )
     bench.add_argument(
         "--tasks", type=_choices(_TASKS), default=",".join(_TASKS), metavar="T,T", help="tasks, of the default ones"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..schedule import Schedule
 from ..visual import DecoderView, Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
+from .pyramiddrop import PyramidDrop
 from .relevance import likeness
 
 
@@ -59,7 +60,7 @@ class Auto(Policy):
         if not 0 <= self.length <= 1:
             raise ValueError(f"length={self.length!r} must be in [0, 1]")
         self.depths = tuple(self.depths)
-        self.deeper()
+        self.deeper()  # whose schedule checks them
 
     def deeper(self) -> Policy | None:
         return _Deeper(Schedule(self.depths)) if self.depths else None
@@ -90,26 +91,17 @@ class Auto(Policy):
 
 
 @dataclass
-class _Deeper(Policy):
+class _Deeper(PyramidDrop):
     """Chooses again, of the tokens that entered the decoder."""
 
-    schedule: Schedule
     name: ClassVar[str] = "auto"
-    stage: ClassVar[Literal["decoder"]] = "decoder"
 
     @property
     def steps(self) -> int:
         return len(self.schedule.depths)
 
-    def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
-        return sorted(self.schedule.cuts(n_layers, lowest))
-
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
-        cut = self.schedule.cuts(view.n_layers, view.lowest)[view.layer]
-        left = [
-            min(len(places), self.schedule.left(cut, n, k))
-            for places, n, k in zip(view.visual, view.entered, view.n_keep, strict=True)
-        ]
+        left = self._counts(view)
         kept = [torch.arange(len(places)) < k for places, k in zip(view.visual, left, strict=True)]
         some = [i for i, mask in enumerate(kept) if mask.any() and not mask.all()]
         if some:

@@ -38,14 +38,18 @@ class PyramidDrop(Policy):
         return list(self.schedule.cuts(n_layers, lowest))
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
-        cut = self.schedule.cuts(view.n_layers, view.lowest)[view.layer]
-        counts = [
-            min(len(places), self.schedule.left(cut, n, k))
-            for places, n, k in zip(view.visual, view.entered, view.n_keep, strict=True)
-        ]
+        counts = self._counts(view)
         if all(len(places) == k for places, k in zip(view.visual, counts, strict=True)):
             return None
         return view.best(self._scores(view), counts)
+
+    def _counts(self, view: DecoderView) -> list[int]:
+        """Per visual input, how many tokens the schedule leaves at this layer."""
+        cut = self.schedule.cuts(view.n_layers, view.lowest)[view.layer]
+        return [
+            min(len(places), self.schedule.left(cut, n, k))
+            for places, n, k in zip(view.visual, view.entered, view.n_keep, strict=True)
+        ]
 
     def _scores(self, view: DecoderView) -> Tensor:
         """(M,) by place, larger for what stays longer."""

@@ -73,8 +73,8 @@ def apply_pruning(
                 f"{model_type!r}"
             )
     # Several policies share the way to one budget; a policy's own second stage has none to reach.
-    done = list(itertools.accumulate(stage.steps for stage in stages))
-    shared = [budgets[0].part(steps, done[-1]) for steps in done] if len(budgets) == 1 else budgets
+    done = list(itertools.accumulate(stage.way for stage in stages))
+    shared = [budgets[0].part(way, done[-1]) for way in done] if len(budgets) == 1 else budgets
     acting: dict[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]] = {}
     for stage, share in zip(stages, shared, strict=True):
         for where in stage.stage.split(", "):

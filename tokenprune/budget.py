@@ -36,9 +36,9 @@ class Budget:
                 raise ValueError(f"keep={keep!r} is out of range; {_ACCEPTED}")
             object.__setattr__(self, "keep", float(keep))
 
-    def part(self, stage: int, stages: int) -> Budget | PartBudget:
-        """The budget of a stage, from 1, of several that together reach this one."""
-        return self if stage == stages else PartBudget(self, stage / stages)
+    def part(self, done: float, whole: float) -> Budget | PartBudget:
+        """What is left when `done` of the `whole` way to this budget is gone."""
+        return self if done == whole else PartBudget(self, done / whole)
 
     def count(self, n: int) -> int:
         """Tokens kept of `n`: `max(1, round(keep * n))` for a ratio (halves to even), `min(keep, n)` else."""

@@ -63,10 +63,9 @@ class Policy:
         """Whether tokens of a vision tower that stand for several are as loud as they were."""
         return False
 
-    @property
-    def steps(self) -> int:
-        """In how many steps, each of the same share, it goes its part of the way to a budget that policies share."""
-        return 1
+    #: How far it goes towards a budget that policies share, beside the others: policies of 1 and 3 go a quarter of
+    #: the way, in ratios, and the rest.
+    way: ClassVar[float] = 1.0
 
     def resized(self, height: int, width: int, n_keep: int) -> tuple[int, int] | None:
         """Rows and columns of tokens that a picture of (height, width) tokens should be resized to before the

@@ -13,10 +13,19 @@ from tokenprune.eval import demo
 from tokenprune.eval.asking import TYPES, Setting, answer, held_out, right
 from tokenprune.eval.bench.tasks import TASKS, samples
 from tokenprune.eval.minivlm import NAMES, WEIGHTS, llava, load, prompt, qwen, train
-from tokenprune.eval.minivlm.data import IGNORE, encode, encode_question, make_data, pair_questions
+from tokenprune.eval.minivlm.data import (
+    ABSENT,
+    IGNORE,
+    encode,
+    encode_question,
+    make_data,
+    pair_questions,
+    shapes_named,
+    split,
+)
 from tokenprune.eval.minivlm.data import TYPES as TRAINED
 from tokenprune.eval.minivlm.drawing import SHAPES
-from tokenprune.eval.minivlm.losses import Packing
+from tokenprune.eval.minivlm.losses import Grounding, Packing
 from tokenprune.eval.minivlm.questions import all_questions, ask, compare
 from tokenprune.eval.minivlm.scenes import GRID, SEEDS, cell_name, draw_scene
 from transformers import (
@@ -170,7 +179,7 @@ def test_packed_questions_are_answered_as_one_by_one(name, n_images, float64):
     ids, targets = (torch.from_numpy(np.stack(column)) for column in zip(*encoded, strict=True))
     images = torch.from_numpy(np.stack([s.image for s in scenes]))
     tokens = family.project(model, family.tower(model, images, pooled=False)[0]).flatten(0, 1)[None]
-    packed = Packing(family, model, n_images, size, len(asked)).logits(model, tokens, ids[None])[0]
+    packed = Packing(family, model, n_images, size, len(asked))(model, tokens, ids[None])[0][0]
     for question, logits, target in zip(asked, packed, targets, strict=True):
         text = processor.apply_chat_template(prompt(question.text, n_images), add_generation_prompt=True)
         inputs = processor(images=[s.image for s in scenes], text=[text], return_tensors="pt")
@@ -188,6 +197,55 @@ def test_words_are_tokenized_as_the_tokenizer_does(name):
         for q in ask(draw_scene(seed), seed, 20):
             for text in (q.text, q.answer):
                 assert encode(text, family.IDS) == tokenizer(text, add_special_tokens=False).input_ids
+
+
+def test_training_scenes_alike_share_two_colours_and_two_kinds():
+    for seed in range(40):
+        plain, alike = draw_scene(seed), draw_scene(seed, alike=True)
+        assert len(alike.shapes) == len(plain.shapes) == len({(s.colour, s.kind) for s in alike.shapes})
+        assert len({s.colour for s in alike.shapes}) <= 2 and len({s.kind for s in alike.shapes}) <= 2
+
+
+def test_names_in_questions_know_their_cells():
+    for seed in range(20):
+        scene = draw_scene(seed)
+        cells = {f"{s.colour} {s.kind}": s.cell for s in scene.shapes}
+        for q in ask(scene, seed, 40):
+            words, named = split(q.text), shapes_named(q.text, scene)
+            found = {" ".join(words[i - 1 : i + 1]): cell for i, cell in named.tolist() if i >= 0}
+            assert len(found) == {"exists": 1, "where": 1, "relation": 2}.get(q.type, 0)
+            assert all(cells.get(name, ABSENT) == cell for name, cell in found.items())
+            if q.type == "exists":
+                assert (q.answer == "no") == (ABSENT in found.values())
+
+
+def test_grounding_reads_the_names_and_nothing_else():
+    """States that tell the cell at the named places: right there, whatever stands elsewhere."""
+    named = torch.tensor([[[[2, 4], [5, ABSENT]], [[-1, -1], [-1, -1]]]])
+    hidden = torch.randn(1, 2, 7, ABSENT + 1)
+    for place, cell in named[0, 0].tolist():
+        hidden[0, 0, place] = 9 * torch.nn.functional.one_hot(torch.tensor(cell), ABSENT + 1)
+    grounding = Grounding(ABSENT + 1)
+    with torch.no_grad():
+        grounding.places.weight.copy_(torch.eye(ABSENT + 1))
+        grounding.places.bias.zero_()
+    loss, share = grounding.loss(hidden, named)
+    assert loss < 0.01 and share == 1
+
+
+@current
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_that_start_by_looking_for_likes(name):
+    """Such a head gives a state its largest logit with itself; of the others, this cannot be said."""
+    model = FAMILIES[name].build_model()
+    train.attend_to_likes(model)
+    states = torch.nn.functional.rms_norm(torch.randn(50, 128), (128,))
+    for layer in model.model.language_model.layers:
+        query, key = (p(states).unflatten(1, (-1, 32)) for p in (layer.self_attn.q_proj, layer.self_attn.k_proj))
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        most = torch.einsum("ihd,jhd->hij", query, key).argmax(-1)
+        likes = (most == torch.arange(50)).float().mean(1)
+        assert (likes[:2] > 0.95).all() and (likes[2:] < 0.5).all()
 
 
 def test_pairs_of_pictures_are_encoded_as_they_are_asked():

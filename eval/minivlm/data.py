@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,15 +21,21 @@ from .questions import PAIR, QUESTION_TYPES, ask, ask_pair, pair_answer
 from .scenes import SEEDS, Scene, draw_scene
 
 TYPES = (*QUESTION_TYPES, PAIR)
-QUESTIONS_PER_IMAGE = 14
+QUESTIONS_PER_IMAGE = 16
 QA_LEN = 15  # longest question with its answer, in tokens
 IGNORE = -100
-_MORE = {"table": 4, "relation": 3, "where": 2}
+_MORE = {"table": 4, "relation": 3, "where": 2, "exists": 4}
+ABSENT = 9  # instead of a cell of the raster, for a shape that is not there
+
+
+def split(text: str) -> list[str]:
+    """The words of a question or an answer, as the tokenizer splits it."""
+    return text.replace("?", " ?").split()
 
 
 def encode(text: str, ids: dict[str, int]) -> list[int]:
     """What the tokenizer makes of a question or an answer."""
-    return [ids[word] for word in text.replace("?", " ?").split()]
+    return [ids[word] for word in split(text)]
 
 
 def encode_question(family: ModuleType, text: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +49,17 @@ def encode_question(family: ModuleType, text: str, answer: str) -> tuple[np.ndar
     return ids, targets
 
 
+def shapes_named(text: str, scene: Scene) -> np.ndarray:
+    """Of up to two shapes that a question names, (2, 2): position of the name's last word, and its cell; or -1."""
+    cells = {(s.colour, s.kind): s.cell for s in scene.shapes}
+    named = [
+        (i + 1, cells.get((colour, kind), ABSENT))
+        for i, (colour, kind) in enumerate(itertools.pairwise(split(text)))
+        if colour in COLOUR_NAMES and kind in SHAPES
+    ]
+    return np.array([*named, (-1, -1), (-1, -1)][:2], np.int8)
+
+
 @dataclass
 class Data:
     """Scenes of one size, encoded."""
@@ -51,6 +69,7 @@ class Data:
     ids: Tensor  # (n, QUESTIONS_PER_IMAGE, QA_LEN) int16
     targets: Tensor  # likewise, IGNORE where there is no loss
     types: Tensor  # (n, QUESTIONS_PER_IMAGE) int8, index into TYPES, -1 for an empty slot
+    named: Tensor  # (n, QUESTIONS_PER_IMAGE, 2, 2) int8: `shapes_named`
     contents: Tensor  # (n, n_contents) uint8: what the picture holds
     kinds: Tensor  # (n, 6) bool: which kinds of shape
 
@@ -87,22 +106,24 @@ def contents(scene: Scene) -> np.ndarray:
     return np.concatenate([part.ravel() for part in parts])
 
 
-def _encode(job: tuple[str, int, int, int]) -> tuple[np.ndarray, ...]:
-    name, seed, height, width = job
+def _encode(job: tuple[str, int, int, int, bool]) -> tuple[np.ndarray, ...]:
+    name, seed, height, width, alike = job
     family = importlib.import_module(name)  # a module does not travel to another process
-    scene = draw_scene(seed, height, width)
+    scene = draw_scene(seed, height, width, alike)
     # What is learnt last is asked most: what tells the rows of a table apart, and places.
     more = [q for kind, n in _MORE.items() for q in ask(scene, seed, n, (kind,))]
     asked = list(dict.fromkeys([*ask(scene, seed, len(QUESTION_TYPES)), *more]))[:QUESTIONS_PER_IMAGE]
     ids = np.zeros((QUESTIONS_PER_IMAGE, QA_LEN), np.int16)
     targets = np.full_like(ids, IGNORE)
     types = np.full(QUESTIONS_PER_IMAGE, -1, np.int8)
+    named = np.full((QUESTIONS_PER_IMAGE, 2, 2), -1, np.int8)
     for i, q in enumerate(asked):
         ids[i], targets[i] = encode_question(family, q.text, q.answer)
         types[i] = TYPES.index(q.type)
+        named[i] = shapes_named(q.text, scene)
     kinds = np.isin(SHAPES, [s.kind for s in scene.shapes])
     labels = scene.labels.reshape(len(scene.labels), -1)
-    return scene.image, labels, ids, targets, types, contents(scene), kinds
+    return scene.image, labels, ids, targets, types, named, contents(scene), kinds
 
 
 def make_data(family: ModuleType, split: str, n: int, workers: int = 2) -> list[Data]:
@@ -111,7 +132,8 @@ def make_data(family: ModuleType, split: str, n: int, workers: int = 2) -> list[
     for k, size in enumerate(family.SIZES):
         seeds = range(SEEDS[split] + k, SEEDS[split] + n, len(family.SIZES))
         with ProcessPoolExecutor(workers) as pool:
-            jobs = [(family.__name__, seed, *size) for seed in seeds]
+            # Every other scene to train on has shapes alike: of others, colour alone names most.
+            jobs = [(family.__name__, seed, *size, split == "train" and i % 2 == 1) for i, seed in enumerate(seeds)]
             drawn = pool.map(_encode, jobs, chunksize=64)
             rows = list(tqdm(drawn, total=len(jobs), desc=f"drawing {split} {size[0]}x{size[1]}"))
         out.append(Data(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))))

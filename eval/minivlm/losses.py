@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import IGNORE, N_CONTENTS, QA_LEN
+from .data import ABSENT, IGNORE, N_CONTENTS, QA_LEN
 from .drawing import CHARACTERS, COLOUR_NAMES, KINDS, LETTERS, PATCH, SHAPES, WORD_LENGTH
 from .scenes import COLUMNS, ROWS
 
@@ -93,6 +93,22 @@ class Alignment:
         return loss
 
 
+class Grounding(nn.Module):
+    """Training-only classifier on the language model: halfway up, a name should know where the shape is, if it is."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.places = nn.Linear(width, ABSENT + 1)
+
+    def loss(self, hidden: Tensor, named: Tensor) -> tuple[Tensor, float]:
+        """Loss of hidden states (B, n_questions, QA_LEN, D) against (B, n_questions, 2, 2) names, and accuracy."""
+        place, cell = named.long().unbind(-1)
+        states = hidden.take_along_dim(place.clamp(min=0)[..., None], 2)
+        there = place >= 0
+        logits, target = self.places(states[there]).float(), cell[there]
+        return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean().item()
+
+
 class Packing:
     """One sequence for some pictures and many questions that do not see each other."""
 
@@ -111,21 +127,25 @@ class Packing:
         answers = positions[..., start:]
         self.positions = torch.cat([positions[..., :start], *[answers] * n_questions], -1)
 
-    def logits(self, model: Any, tokens: Tensor, ids: Tensor) -> Tensor:
-        """Next-token logits of the questions, (B, n_questions, QA_LEN, V), from (B, N, D) visual tokens."""
+    def __call__(self, model: Any, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Next-token logits of the questions, (B, n_questions, QA_LEN, V), from (B, N, D) visual tokens, and their
+        hidden states halfway up, (B, n_questions, QA_LEN, D)."""
         embed = model.get_input_embeddings()
         before = embed(self.before).expand(len(ids), -1, -1).clone()
         before[:, self.visual] = tokens.to(before.dtype)
         positions = self.positions
         if positions.ndim == 3:
             positions = positions.expand(-1, len(ids), -1)
-        hidden = model.model.language_model(
+        out = model.model.language_model(
             inputs_embeds=torch.cat([before, embed(ids.flatten(1).long())], 1),
             attention_mask=self.mask.expand(len(ids), -1, -1, -1),
             position_ids=positions,
             use_cache=False,
-        ).last_hidden_state
-        return model.lm_head(hidden[:, len(self.before) :]).float().unflatten(1, ids.shape[1:])
+            output_hidden_states=True,
+        )
+        start, halfway = len(self.before), len(out.hidden_states) // 2
+        logits, states = model.lm_head(out.last_hidden_state[:, start:]).float(), out.hidden_states[halfway][:, start:]
+        return logits.unflatten(1, ids.shape[1:]), states.unflatten(1, ids.shape[1:])
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -123,13 +123,14 @@ def _paint_table(painter: Painter, table: tuple[tuple[str, str], ...], cells: tu
         painter.character(value, ink, y + 2 + i * _ROW_H, x + _TABLE_W - 3 - GLYPH_W, key=key)
 
 
-def draw_scene(seed: int, height: int = SIZE, width: int = SIZE) -> Scene:
+def draw_scene(seed: int, height: int = SIZE, width: int = SIZE, alike: bool = False) -> Scene:
     """Draw the scene of a seed.
 
     Args:
         seed: see `SEEDS` for the split it belongs to.
         height: of the picture in pixels, a multiple of 8 and at least 96.
         width: likewise.
+        alike: shapes share two colours and two kinds, so that neither word alone tells which one is meant.
 
     Raises:
         ValueError: for a height or width that is not such a number.
@@ -155,7 +156,11 @@ def draw_scene(seed: int, height: int = SIZE, width: int = SIZE) -> Scene:
     sign_cell = next(cells) if word else 0
     dot = COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))] if has_dot else None
     dot_cell = next(cells) if dot else 0
-    pairs = rng.permutation(len(SHAPES) * len(COLOUR_NAMES))[:n_shapes]
+    pairs = rng.permutation(len(SHAPES) * len(COLOUR_NAMES))
+    if alike:
+        (c, d), (k, m) = (rng.choice(len(names), 2, replace=False) for names in (COLOUR_NAMES, SHAPES))
+        pairs = rng.permutation([colour * len(SHAPES) + kind for colour in (c, d) for kind in (k, m)])
+    pairs = pairs[:n_shapes]
     shapes = tuple(Shape(SHAPES[p % len(SHAPES)], COLOUR_NAMES[p // len(SHAPES)], next(cells)) for p in pairs)
     tiles = tuple(
         Tile(LETTERS[rng.integers(len(LETTERS))], COLOUR_NAMES[colour], cell)

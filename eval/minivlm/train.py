@@ -5,10 +5,11 @@
 1. *tower*: the vision tower alone; every visual token names what it shows and where it is, and the pooled
    CLS output, where there is one, lists what is in the picture (so that CLS attention means something to
    the policies that read it);
-2. *language*: projector and language model on the frozen tower's features, with an auxiliary loss that
-   aligns visual tokens with the embeddings of the words for them.
+2. *language*: projector and language model on the frozen tower's features, with two auxiliary losses: visual
+   tokens align with the embeddings of the words for them, and halfway up the name of a shape knows where it is.
+   Half of the heads begin by attending to what is like the token that asks.
 
-Nothing is ever pruned in training. One sequence holds one picture and up to fourteen questions, or two pictures
+Nothing is ever pruned in training. One sequence holds one picture and up to sixteen questions, or two pictures
 and six, each question blind to the others, so a picture is encoded once for all its answers. Lengths
 are in steps, not in minutes, and every draw is seeded. Matrices are trained with Muon, the rest with
 AdamW. An interrupted run resumes after its last finished stage.
@@ -36,7 +37,7 @@ from .. import minivlm
 from ..machine import describe
 from .data import QUESTIONS_PER_IMAGE, TYPES, Data, batches, make_data, pair_questions
 from .drawing import SHAPES
-from .losses import Alignment, Packing, TowerHeads, answer_loss, answered
+from .losses import Alignment, Grounding, Packing, TowerHeads, answer_loss, answered
 from .questions import PAIR
 
 logger = logging.getLogger(__name__)
@@ -44,18 +45,32 @@ logger = logging.getLogger(__name__)
 _PAIRS = 5  # every fifth step of the language model is on pairs of pictures
 
 
-class Optimizer:
-    """Muon for hidden matrices, AdamW for the rest, one warm-up and linear decay for both."""
+def attend_to_likes(model: Any) -> None:
+    """Start half of the language model's heads with keys equal to queries (as in Trockman and Kolter, arXiv:2305.09828,
+    all products of them are near the identity): a word then looks for visual tokens that align with it, and a name
+    of two words for those that align with both, which is slow to be found from random weights."""
+    for layer in model.model.language_model.layers:
+        query, key = (
+            p.weight.detach().unflatten(0, (-1, layer.self_attn.head_dim))
+            for p in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+        groups = query.unflatten(0, (len(key), -1))  # heads that share keys
+        for shared, own in list(zip(key, groups, strict=True))[: len(key) // 2]:
+            own[:] = shared.normal_(std=0.09)  # likes of unit scale differ from others by some 6 in logits
 
-    def __init__(self, named, steps: int):
+
+class Optimizer:
+    """Muon for hidden matrices, AdamW for the rest, one warm-up and linear decay for both; `pace` scales its rates."""
+
+    def __init__(self, named, steps: int, pace: float = 1.0):
         named = [(name, p) for name, p in named if p.requires_grad]
         special = ("embed", "lm_head", "position", "patch.", "places.", "picture.")
         matrices = [p for n, p in named if p.ndim == 2 and not any(s in n for s in special)]
         chosen = {id(p) for p in matrices}
         self.rest = [p for _, p in named if id(p) not in chosen]
         self.optimizers = [
-            torch.optim.Muon(matrices, lr=0.02, weight_decay=0.02),
-            torch.optim.AdamW(self.rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01),
+            torch.optim.Muon(matrices, lr=0.02 * pace, weight_decay=0.02),
+            torch.optim.AdamW(self.rest, lr=3e-3 * pace, betas=(0.9, 0.98), weight_decay=0.01),
         ]
         schedule = lambda i: min(1, (i + 1) / (0.03 * steps)) * min(1, max(0.02, (1 - i / steps) / 0.55))
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, schedule) for o in self.optimizers]
@@ -112,8 +127,8 @@ class Trainer:
     def batches(self, stage: int) -> Iterator[tuple[int, Tensor]]:
         return batches(self.data, self.batch, torch.Generator().manual_seed(1000 * self.seed + stage))
 
-    def answers(self, tokens: Tensor, part: Data, i: Tensor, pairs: bool) -> tuple[Tensor, dict[str, float]]:
-        """Loss of the answers, and exact match by type."""
+    def answers(self, tokens: Tensor, part: Data, i: Tensor, pairs: bool) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Loss of the answers, hidden states of the questions halfway up, and exact match by type."""
         if pairs:
             half = len(i) // 2
             ids, targets = pair_questions(self.family, part.kinds[i[:half]], part.kinds[i[half:]])
@@ -124,8 +139,8 @@ class Trainer:
             ids, targets, types = part.ids[i], part.targets[i], part.types[i]
             packing = self.packing(1, part.size, QUESTIONS_PER_IMAGE)
         with self.autocast():
-            logits = packing.logits(self.model, tokens, ids)
-        return answer_loss(logits, targets), _by_type(answered(logits, targets), types)
+            logits, halfway = packing(self.model, tokens, ids)
+        return answer_loss(logits, targets), halfway, _by_type(answered(logits, targets), types)
 
     def align(self, tokens: Tensor, part: Data, i: Tensor) -> Tensor:
         return self.alignment.loss(tokens, part.labels[i], self.model.get_input_embeddings().weight, part.size)
@@ -160,17 +175,25 @@ class Trainer:
 
     def language(self, steps: int) -> list[dict]:
         features = self.features(self.data)
+        attend_to_likes(self.model)
+        grounding = Grounding(self.model.config.text_config.hidden_size)
         frozen = {id(p) for _, p in self.family.tower_parameters(self.model)}
         named = [(n, p) for n, p in self.model.named_parameters() if id(p) not in frozen]
-        optimizer, curve, draws = Optimizer(named, steps), Curve("language", steps), self.batches(1)
+        optimizer = Optimizer([*named, *grounding.named_parameters()], steps, pace=0.5)
+        curve, draws = Curve("language", steps), self.batches(1)
         for step in curve.bar:
             k, i = next(draws)
+            part, pairs = self.data[k], step % _PAIRS == 0
             with self.autocast():
                 tokens = self.family.project(self.model, features[k][i].float())
-            answer, correct = self.answers(tokens, self.data[k], i, pairs=step % _PAIRS == 0)
-            align = self.align(tokens, self.data[k], i)
-            optimizer.step(answer + 0.3 * align)
-            curve.add(step, answer=answer.item(), align=align.item(), **correct)
+            answer, halfway, figures = self.answers(tokens, part, i, pairs)
+            align = self.align(tokens, part, i)
+            loss = answer + 0.3 * align
+            if not pairs:
+                ground, figures["grounded"] = grounding.loss(halfway, part.named[i])
+                loss = loss + 0.3 * ground
+            optimizer.step(loss)
+            curve.add(step, answer=answer.item(), align=align.item(), **figures)
         return curve.rows
 
     @torch.no_grad()
@@ -183,7 +206,7 @@ class Trainer:
                 with self.autocast():
                     tokens = self.family.project(self.model, features[i].float())
                 for pairs in (False, True):
-                    for name, share in self.answers(tokens, part, i, pairs)[1].items():
+                    for name, share in self.answers(tokens, part, i, pairs)[2].items():
                         if share == share:
                             hits[name].append(share)
         return {name: float(np.mean(shares)) for name, shares in hits.items()}
@@ -193,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("llava", "qwen"), default="llava")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, processor and training.json")
-    parser.add_argument("--steps", type=int, nargs=2, default=[2000, 3600], metavar=("TOWER", "LANGUAGE"))
+    parser.add_argument("--steps", type=int, nargs=2, default=[2000, 3000], metavar=("TOWER", "LANGUAGE"))
     parser.add_argument("--scenes", type=int, default=40_000, help="training scenes")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)

@@ -69,7 +69,7 @@ class Auto(Policy):
         self.deeper()  # whose schedule checks them
 
     def deeper(self) -> Policy | None:
-        return _Deeper(schedule=Schedule(self.depths), way=1 / self.first - 1) if self.depths else None
+        return _Deeper(Schedule(self.depths), self.first) if self.depths else None
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         return self.select_many([tokens], [n_keep])[0]
@@ -100,8 +100,12 @@ class Auto(Policy):
 class _Deeper(PyramidDrop):
     """Chooses again, of the tokens that entered the decoder."""
 
-    way: float = 1.0
+    first: float = 0.1
     name: ClassVar[str] = "auto"
+
+    @property
+    def way(self) -> float:
+        return 1 / self.first - 1
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
         left = self._counts(view)

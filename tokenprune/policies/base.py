@@ -63,9 +63,11 @@ class Policy:
         """Whether tokens of a vision tower that stand for several are as loud as they were."""
         return False
 
-    #: How far it goes towards a budget that policies share, beside the others: policies of 1 and 3 go a quarter of
-    #: the way, in ratios, and the rest.
-    way: ClassVar[float] = 1.0
+    @property
+    def way(self) -> float:
+        """How far it goes towards a budget that policies share, beside the others: policies of 1 and 3 go a quarter
+        of the way, in ratios, and the rest."""
+        return 1.0
 
     def resized(self, height: int, width: int, n_keep: int) -> tuple[int, int] | None:
         """Rows and columns of tokens that a picture of (height, width) tokens should be resized to before the

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from ..api import pruning, pruning_report
 from ..cache import CACHE_NAME
 from ..patches.base import base_of, family_of
+from .asking import mean_tokens
 from .prefill import WARM_UP, cache_bytes
 
 
@@ -115,8 +116,8 @@ def profile(
         progress: wraps the rounds.
 
     Returns:
-        one row per setting: `policy`, `keep`, `visual_tokens` and `kept` of the batch; medians over the
-        rounds, with quartiles under `..._quartiles`: `vision_ms` (encoder and projector), `select_ms`,
+        one row per setting: `policy`, `keep`, `visual_tokens` of the batch and how many were `kept`, a mean over
+        decoder layers; medians over the rounds, with quartiles under `..._quartiles`: `vision_ms` (encoder and projector), `select_ms`,
         `prefill_ms` (selection and language model up to the first token), `ttft_ms` (both),
         `decode_ms_per_token`, `total_ms`; `kv_cache_bytes` after the prefill; `peak_bytes`, most memory at
         a time in a prefill beside weights and inputs, the selector's own included; `flops` of the
@@ -177,7 +178,9 @@ def _row(model: Any, inputs: Mapping[str, Tensor], setting: Setting, times: Timi
         row["peak_bytes"] = _peak(lambda: model(**inputs, use_cache=True, logits_to_keep=1), model.device)
         if setting.policy != "full":
             records = pruning_report(model)
-            row["visual_tokens"], row["kept"] = sum(r.n_before for r in records), sum(r.n_after for r in records)
+            layers = model.config.get_text_config().num_hidden_layers
+            row["visual_tokens"] = sum(r.n_before for r in records)
+            row["kept"] = round(sum(mean_tokens(r, layers) for r in records), 1)
     for name, unit in (
         ("vision", "vision_ms"),
         ("select", "select_ms"),

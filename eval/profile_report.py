@@ -85,7 +85,7 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
         full = row["policy"] == "full"
         out.add_row(
             "full" if full else f"{row['policy']} {row['keep']:g}",
-            "all" if full else str(row["kept"]),
+            "all" if full else f"{row['kept']:g}",
             f"{row['vision_ms']:.1f}",
             "" if full else f"{row['select_ms']:.1f}",
             f"{row['prefill_ms']:.1f}",
@@ -100,9 +100,9 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 CAPTION = (
-    "ms, medians. vision: encoder and projector. prefill: selection and language model, to the first token. "
-    "peak: memory of a prefill beside weights. theory, real: share of the full prefill saved, by FLOPs of the "
-    "decoder and by the clock."
+    "kept: visual tokens, a mean over decoder layers. ms, medians. vision: encoder and projector. prefill: selection "
+    "and language model, to the first token. peak: memory of a prefill beside weights. theory, real: share of the "
+    "full prefill saved, by FLOPs of the decoder and by the clock."
 )
 
 

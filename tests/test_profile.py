@@ -63,6 +63,7 @@ def test_profile_of_the_embedded_model(embedded):
     full, divprune, both, todre = rows
     n = divprune["visual_tokens"]
     assert (n, divprune["kept"], todre["kept"]) == (288, 72, 20)
+    assert both["kept"] == (2 * 144 + 2 * 72) / 4  # half enters, a quarter is left for two layers of four
     assert full["prefill_saving_theoretical"] == full["prefill_saving_realised"] == 0
     for row in rows:
         for name in ("vision_ms", "prefill_ms", "decode_ms_per_token", "total_ms", "flops", "peak_bytes"):

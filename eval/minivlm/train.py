@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast: slower where the CPU has it")
+    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast; which is faster depends on the CPU")
     parser.add_argument(
         "--compile", action="store_true", help="compile the layers: a third faster, needs a C++ compiler"
     )

@@ -116,14 +116,14 @@ def profile(
         progress: wraps the rounds.
 
     Returns:
-        one row per setting: `policy`, `keep`, `visual_tokens` of the batch and how many were `kept`, a mean over
-        decoder layers; medians over the rounds, with quartiles under `..._quartiles`: `vision_ms` (encoder and projector), `select_ms`,
-        `prefill_ms` (selection and language model up to the first token), `ttft_ms` (both),
-        `decode_ms_per_token`, `total_ms`; `kv_cache_bytes` after the prefill; `peak_bytes`, most memory at
-        a time in a prefill beside weights and inputs, the selector's own included; `flops` of the
-        prefill as torch counts them, vision included, selection not; `flops_formula` of the decoder in
-        closed form; `prefill_saving_theoretical` by that form and `prefill_saving_realised`, shares of
-        the full prefill.
+        one row per setting: `policy`, `keep`, `visual_tokens` of the batch and how many were `kept`, a mean
+        over decoder layers; medians over the rounds, with quartiles under `..._quartiles`: `vision_ms` (encoder
+        and projector), `select_ms`, `prefill_ms` (selection and language model up to the first token),
+        `ttft_ms` (both), `decode_ms_per_token`, `total_ms`; `kv_cache_bytes` after the prefill; `peak_bytes`,
+        most memory at a time in a prefill beside weights and inputs, the selector's own included; `flops` of
+        the prefill as torch counts them, vision included, selection not; `flops_formula` of the decoder in
+        closed form; `prefill_saving_theoretical` by that form and `prefill_saving_realised`, shares of the full
+        prefill.
     """
     if new_tokens < 2:
         raise ValueError(f"new_tokens={new_tokens} must be at least 2: the first is the prefill's")

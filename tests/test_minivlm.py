@@ -237,6 +237,7 @@ def test_grounding_reads_the_names_and_nothing_else():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_heads_that_start_by_looking_for_likes(name):
     """Such a head gives a state its largest logit with itself; of the others, this cannot be said."""
+    torch.manual_seed(0)
     model = FAMILIES[name].build_model()
     train.attend_to_likes(model)
     states = torch.nn.functional.rms_norm(torch.randn(50, 128), (128,))

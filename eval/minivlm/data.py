@@ -110,7 +110,7 @@ def _encode(job: tuple[str, int, int, int, bool]) -> tuple[np.ndarray, ...]:
     name, seed, height, width, alike = job
     family = importlib.import_module(name)  # a module does not travel to another process
     scene = draw_scene(seed, height, width, alike)
-    # What is learnt last is asked most: what tells the rows of a table apart, and places.
+    # What is learnt last is asked most: what tells the rows of a table apart, places, and what is there.
     more = [q for kind, n in _MORE.items() for q in ask(scene, seed, n, (kind,))]
     asked = list(dict.fromkeys([*ask(scene, seed, len(QUESTION_TYPES)), *more]))[:QUESTIONS_PER_IMAGE]
     ids = np.zeros((QUESTIONS_PER_IMAGE, QA_LEN), np.int16)

@@ -18,14 +18,14 @@ from tqdm.auto import tqdm
 
 from .drawing import COLOUR_NAMES, DIGITS, LETTERS, SHAPES, WORD_LENGTH
 from .questions import PAIR, QUESTION_TYPES, ask, ask_pair, pair_answer
-from .scenes import SEEDS, Scene, draw_scene
+from .scenes import COLUMNS, ROWS, SEEDS, Scene, draw_scene
 
 TYPES = (*QUESTION_TYPES, PAIR)
 QUESTIONS_PER_IMAGE = 16
 QA_LEN = 15  # longest question with its answer, in tokens
 IGNORE = -100
 _MORE = {"table": 4, "relation": 3, "where": 2, "exists": 4}
-ABSENT = 9  # instead of a cell of the raster, for a shape that is not there
+ABSENT = len(ROWS) * len(COLUMNS)  # instead of a cell of the raster, for a shape that is not there
 
 
 def split(text: str) -> list[str]:

@@ -54,9 +54,9 @@ def attend_to_likes(model: Any) -> None:
             p.weight.detach().unflatten(0, (-1, layer.self_attn.head_dim))
             for p in (layer.self_attn.q_proj, layer.self_attn.k_proj)
         )
-        groups = query.unflatten(0, (len(key), -1))  # heads that share keys
-        for shared, own in list(zip(key, groups, strict=True))[: len(key) // 2]:
-            own[:] = shared.normal_(std=0.09)  # likes of unit scale differ from others by some 6 in logits
+        half = len(key) // 2
+        likes = key[:half].normal_(std=0.09)  # of unit scale, they differ from others by some 6 in logits
+        query.unflatten(0, (len(key), -1))[:half] = likes[:, None]  # all heads that share a key
 
 
 class Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -69,7 +69,7 @@ class Auto(Policy):
         self.deeper()  # whose schedule checks them
 
     def deeper(self) -> Policy | None:
-        return _Deeper(Schedule(self.depths), self.first) if self.depths else None
+        return _Deeper(Schedule(self.depths), first=self.first) if self.depths else None
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         return self.select_many([tokens], [n_keep])[0]
@@ -100,7 +100,7 @@ class Auto(Policy):
 class _Deeper(PyramidDrop):
     """Chooses again, of the tokens that entered the decoder."""
 
-    first: float = 0.1
+    first: float = field(kw_only=True)
     name: ClassVar[str] = "auto"
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,7 +121,7 @@ def answer(
         out.records += records
         given = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
         out.kept += [
-            sum(mean_tokens(r, n_layers) for r in some) if some else n for some, n in zip(records, given, strict=True)
+            sum(r.mean_tokens(n_layers) for r in some) if some else n for some, n in zip(records, given, strict=True)
         ]
         out.texts += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         tick(len(part))
@@ -132,10 +131,3 @@ def answer(
 def right(samples: Sequence[Sample], answers: Answers) -> np.ndarray:
     """Which answers are exact matches, bool (n,)."""
     return np.array([t.strip() == s.question.answer for t, s in zip(answers.texts, samples, strict=True)])
-
-
-def mean_tokens(record: Record, n_layers: int) -> float:
-    """Visual tokens that a decoder layer holds, on average over the layers."""
-    borders = [0, *(cut.layer for cut in record.cuts), n_layers]
-    held = [record.n_after, *(len(cut.indices) for cut in record.cuts)]
-    return sum(n * (b - a) for n, (a, b) in zip(held, itertools.pairwise(borders), strict=True)) / n_layers

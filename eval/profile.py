@@ -22,7 +22,6 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from ..api import pruning, pruning_report
 from ..cache import CACHE_NAME
 from ..patches.base import base_of, family_of
-from .asking import mean_tokens
 from .prefill import WARM_UP, cache_bytes
 
 
@@ -180,7 +179,7 @@ def _row(model: Any, inputs: Mapping[str, Tensor], setting: Setting, times: Timi
             records = pruning_report(model)
             layers = model.config.get_text_config().num_hidden_layers
             row["visual_tokens"] = sum(r.n_before for r in records)
-            row["kept"] = round(sum(mean_tokens(r, layers) for r in records), 1)
+            row["kept"] = round(sum(r.mean_tokens(layers) for r in records), 1)
     for name, unit in (
         ("vision", "vision_ms"),
         ("select", "select_ms"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,12 @@ class Record:
     def deep_indices(self) -> list[int] | None:
         """What is left from there on, ascending, within this input."""
         return self.cuts[-1].indices if self.cuts else None
+
+    def mean_tokens(self, n_layers: int) -> float:
+        """Visual tokens that a decoder layer holds of this input, a mean over the decoder's `n_layers`."""
+        borders = [0, *(cut.layer for cut in self.cuts), n_layers]
+        held = [self.n_after, *(len(cut.indices) for cut in self.cuts)]
+        return sum(n * (b - a) for n, (a, b) in zip(held, itertools.pairwise(borders), strict=True)) / n_layers
 
 
 @dataclass

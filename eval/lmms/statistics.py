@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ...patches import Record
-from ..asking import mean_tokens
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Statistics:
         for record in records:
             if record.sample < len(rows) and rows[record.sample]:
                 self.visual_tokens += record.n_before
-                self.kept_tokens += mean_tokens(record, layers)
+                self.kept_tokens += record.mean_tokens(layers)
                 self.select_ms += record.select_ms
 
     def gathered(self) -> Statistics:

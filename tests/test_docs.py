@@ -1,4 +1,4 @@
-"""Tables in the documentation are those of the registry. `python -m tests.test_docs` writes them."""
+"""Tables in the documentation are those of registry and results. `python -m tests.test_docs` writes them."""
 
 import re
 from pathlib import Path
@@ -9,17 +9,28 @@ from tokenprune.commands.policies import markdown, summary
 from tokenprune.policies import registry
 from tokenprune.serve.settings import table as served
 
+from . import bench_tables
+
 ROOT = Path(__file__).parents[1]
-TABLES = {"README.md": summary, "docs/policies.md": markdown, "docs/serving.md": served}
-PLACE = re.compile(r"(<!-- (?:policies|served)\b[^\n]*-->\n).*?(<!-- end -->)", re.S)
+TABLES = {
+    "README.md": {"policies": summary},
+    "docs/policies.md": {"policies": markdown},
+    "docs/serving.md": {"served": served},
+    "docs/bench.md": bench_tables.TABLES,
+}
 
 
 def filled(name: str) -> str:
-    return PLACE.sub(lambda m: f"{m[1]}\n{TABLES[name]()}\n{m[2]}", (ROOT / name).read_text())
+    text = (ROOT / name).read_text()
+    for marker, table in TABLES[name].items():
+        place = re.compile(rf"(<!-- {marker}[^\n]*-->\n).*?(<!-- end -->)", re.S)
+        assert place.search(text), f"{name} has no place for {marker}"
+        text = place.sub(lambda m, table=table: f"{m[1]}\n{table()}\n{m[2]}", text)
+    return text
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_of_policies_are_the_registrys(name):
+def test_tables_are_those_of_registry_and_results(name):
     text = (ROOT / name).read_text()
     assert text == filled(name), "run python -m tests.test_docs"
     assert all(f"| `{policy}` |" in text for policy in registry())

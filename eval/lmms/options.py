@@ -6,16 +6,16 @@ import inspect
 import logging
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from ... import __version__
-from ...api import apply_pruning
+from ...api import Positions, apply_pruning
 from ...budget import Budget
 from ...policies import Policy, make_policy
 
 logger = logging.getLogger(__name__)
 
-_POSITIONS = ("original", "compact")
+_POSITIONS = get_args(Positions)
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,7 @@ def main() -> None:
         lambda: trainer.language(args.steps[1]),
     )
     for stage in range(done["stages"], len(stages)):
+        torch.manual_seed(args.seed)  # a resumed run is the same run
         start = time.time()
         done["curve"] += stages[stage]()
         done["seconds"] += time.time() - start

@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 
 from tokenprune.eval.bench.report import gain
 from tokenprune.eval.minivlm import NAMES
@@ -20,8 +19,7 @@ def rows(model: str, file: str = "results") -> list[dict[str, str]]:
 def budget(keep: float) -> str:
     """Policies by models at a budget, the best mean first; where one cannot run it has nothing."""
     found = {(m, r["policy"]): r for m in NAMES for r in rows(m) if float(r["keep"]) == keep and r["policy"] != "full"}
-    held = {(m, p): float(r["exact_match"]) for (m, p), r in found.items()}
-    place = lambda policy: (-mean(held.get((m, policy), 0.0) for m in NAMES), policy)
+    place = lambda policy: (-sum(float(found[m, policy]["exact_match"]) for m in NAMES if (m, policy) in found), policy)
     policies = sorted({policy for _, policy in found}, key=place)
 
     def cells(row: dict[str, str] | None) -> str:

@@ -1,6 +1,5 @@
 """Tables in the documentation are those of registry and results. `python -m tests.test_docs` writes them."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,12 @@ from tokenprune.policies import registry
 from tokenprune.serve.settings import table as served
 
 from . import bench_tables
+from .markers import put
 
 ROOT = Path(__file__).parents[1]
 TABLES = {
     "README.md": {"policies": summary},
-    "docs/policies.md": {"policies": markdown},
+    "docs/policies.md": {"policies: tokenprune policies --markdown": markdown},
     "docs/serving.md": {"served": served},
     "docs/bench.md": bench_tables.TABLES,
 }
@@ -23,9 +23,7 @@ TABLES = {
 def filled(name: str) -> str:
     text = (ROOT / name).read_text()
     for marker, table in TABLES[name].items():
-        place = re.compile(rf"(<!-- {marker}[^\n]*-->\n).*?(<!-- end -->)", re.S)
-        assert place.search(text), f"{name} has no place for {marker}"
-        text = place.sub(lambda m, table=table: f"{m[1]}\n{table()}\n{m[2]}", text)
+        text = put(text, marker, table())
     return text
 
 

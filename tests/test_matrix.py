@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import inspect
 import itertools
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from .families import (
     spread_weights,
     text_of,
 )
+from .markers import place, put
 from .oracles import assert_same, generate, keep_mask, masked
 
 DOCS = Path(__file__).parents[1] / "docs" / "compatibility.md"
@@ -694,7 +694,6 @@ def test_the_page_is_of_this_table():
 
 
 README = Path(__file__).parents[1] / "README.md"
-PLACE = re.compile(r"(<!-- matrix -->\n).*?(<!-- end -->)", re.S)
 
 
 def readme() -> str:
@@ -703,14 +702,13 @@ def readme() -> str:
     for area in dict.fromkeys(one.area for one in CELLS):
         features = "; ".join(one.feature for one in CELLS if one.area == area)
         rows.append(f"| **{area}** | {features} |")
-    table = "\n".join(rows)
-    return PLACE.sub(lambda m: f"{m[1]}\n{table}\n\n{m[2]}", README.read_text())
+    return put(README.read_text(), "matrix", "\n".join(rows))
 
 
 def test_the_readmes_matrix_is_of_this_table():
     text = README.read_text()
     assert text == readme(), "run: python -m tests.test_matrix"
-    assert CELLS[0].feature in PLACE.search(text)[0]
+    assert CELLS[0].feature in place("matrix").search(text)[0]
 
 
 if __name__ == "__main__":

@@ -159,13 +159,13 @@ def _most_covering(scores: np.ndarray, factor: np.ndarray, k: int) -> np.ndarray
 
 
 def _unit(features: Tensor) -> Tensor:
-    unit = features.to(torch.float32, copy=True)
-    unit /= torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=1e-12)
-    return unit
+    unit = features.float()
+    length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=1e-12)
+    return torch.div(unit, length, out=None if unit is features else unit)
 
 
 def _gram(unit: Tensor) -> Tensor:
-    """All similarities, (N, N): blocks on and above the diagonal are multiplied, the others mirrored.
+    """All similarities, (N, N): blocks on and below the diagonal are multiplied, the others mirrored.
 
     Small ones in one product. Blocks begin where the product's own tiles do, so that equal tokens get
     equal sums.
@@ -174,10 +174,10 @@ def _gram(unit: Tensor) -> Tensor:
     gram = unit.new_empty(n, n)
     for start in range(0, n, step := max(96, -(-n // (32 * _GRAM_BLOCKS)) * 32)):
         stop = start + step
-        torch.mm(unit[start:stop], unit[start:].T, out=gram[start:stop, start:])
+        torch.mm(unit[start:], unit[start:stop].T, out=gram[start:, start:stop])
         block = gram[start:stop, start:stop]  # symmetric but for rounding: each other's nearest are to be a tie
         block.copy_(torch.maximum(block, block.T))
-        gram[stop:, start:stop] = gram[start:stop, stop:].T
+        gram[start:stop, stop:] = gram[stop:, start:stop].T
     return gram
 
 

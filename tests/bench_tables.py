@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tokenprune.eval.bench.report import gain
@@ -46,5 +47,5 @@ def positions(model: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "bench 0.25": lambda: budget(0.25),
     "bench 0.1": lambda: budget(0.1),
-    "positions llava": lambda: positions("llava"),
+    **{f"positions {model}": partial(positions, model) for model in NAMES},
 }

@@ -262,7 +262,15 @@ def test_pairs_of_pictures_are_encoded_as_they_are_asked():
             assert np.array_equal(targets[i, k], expected[1])
 
 
+@pytest.fixture
+def denormals():
+    """Training flushes them; what is tested next had better not."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @current
+@pytest.mark.usefixtures("denormals")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_runs_and_resumes(name, tmp_path, monkeypatch):
     arguments = ["train", "--model", name, "--out", str(tmp_path), "--scenes", "96", "--steps", "6", "6"]

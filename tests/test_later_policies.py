@@ -1,6 +1,7 @@
 """What the later policies pick, worked out by hand or by the definition spelt out."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -31,6 +32,7 @@ from tokenprune.policies import (
     VisPruner,
 )
 from tokenprune.policies.quota import shares
+from tokenprune.policies.spacing import filled
 
 
 def directions(*degrees: float) -> torch.Tensor:
@@ -250,18 +252,48 @@ def test_auto_begins_with_what_is_asked_for():
     features = F.normalize(torch.eye(6)[[0, 0, 1, 2, 3, 3]] + 0.05, dim=-1)
     tokens = VisualTokens(features, question=torch.stack([torch.eye(6)[3], torch.ones(6)]))
     assert Auto(words=1).named(tokens, 2).tolist() == [4, 5]
-    kept = picks(Auto(asked=0.5, words=1).select(tokens, 4))
+    kept = picks(Auto(asked=0.5, words=1, diverse=1).select(tokens, 4))
     assert kept[2:] == [4, 5] and set(kept[:2]) < {0, 2, 3}  # and two of the three other kinds
-    assert picks(Auto(asked=1.0, words=1).select(tokens, 2)) == [4, 5]
+    assert picks(Auto(asked=1.0, words=1, diverse=1).select(tokens, 2)) == [4, 5]
     without = VisualTokens(features)
-    assert picks(Auto().select(without, 3)) == max_min_select(features[None], 3, length=0.75)[0].sort().values.tolist()
+    assert picks(Auto(diverse=1).select(without, 3)) == max_min_select(features[None], 3, length=0.75)[0].sort().values.tolist()
 
 
 def test_auto_goes_on_to_what_is_farthest():
     features = directions(0, 10, 90, 170) * torch.tensor([[1.0], [1], [1], [3]])
     tokens = VisualTokens(features, question=directions(5))
-    named = Auto(asked=0.5).named(tokens, 1).tolist()
-    assert named[0] in (0, 1) and picks(Auto(asked=0.5).select(tokens, 2)) == [*named, 3]
+    auto = Auto(asked=0.5, diverse=1)
+    named = auto.named(tokens, 1).tolist()
+    assert named[0] in (0, 1) and picks(auto.select(tokens, 2)) == [*named, 3]
+
+
+def test_auto_spaces_what_is_beyond_its_share():
+    """Two of ten tokens may be chosen, those that stand out; three more are spaced among eight alike."""
+    features = directions(0, 0, 0, 90, 0, 0, 0, 0, 270, 0)
+    chosen_and_spaced = [1, 3, 5, 7, 8]
+    auto = Auto(depths=(0.5,), diverse=0.2)
+    assert picks(auto.select(VisualTokens(features), 2)) == [3, 8]
+    assert picks(auto.select(VisualTokens(features), 5)) == chosen_and_spaced
+    assert picks(Auto(diverse=0.01).select(VisualTokens(features), 1)) == [3]  # one at least
+    seen = functools.partial(view, [list(range(10))], layer=2, hidden=features)
+    assert kept_places(auto.deeper().deep_select(seen([5]))) == [chosen_and_spaced]
+    # of twenty that entered four may be chosen: two that stand out, and the first of equals
+    assert kept_places(auto.deeper().deep_select(seen([4], entered=[20]))) == [[0, 1, 3, 8]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_filled_keeps_what_is_chosen_and_spaces_the_rest(data):
+    n = data.draw(st.integers(1, 40))
+    k = data.draw(st.integers(0, n))
+    chosen = data.draw(st.permutations(range(n)))[: data.draw(st.integers(0, k))]
+    out = filled(torch.tensor(chosen, dtype=torch.int64), n, k).tolist()
+    assert out == sorted(set(out)) and len(out) == k and set(chosen) <= set(out)
+    others = [i for i in range(n) if i not in chosen]
+    ranks = [-1, *(others.index(i) for i in out if i not in chosen), len(others)]
+    steps = [b - a for a, b in itertools.pairwise(ranks)]
+    assert max(steps[1:-1], default=1) - min(steps[1:-1], default=1) <= 1
+    assert len(steps) == 1 or abs(steps[0] - steps[-1]) <= 1
 
 
 def test_auto_answers_inputs_of_all_kinds_in_one_call():
@@ -279,7 +311,7 @@ def test_auto_answers_inputs_of_all_kinds_in_one_call():
 def test_auto_chooses_again_in_the_decoder():
     """Text and two pictures; of the first, tokens 0, 1 and 2 have become nearly the same, token 3 lies across."""
     hidden = directions(45, 0, 1, 2, 90, 0, 180)
-    deeper = Auto(depths=(0.25, 0.5)).deeper()
+    deeper = Auto(depths=(0.25, 0.5), diverse=1).deeper()
     assert deeper.deep_layers(32, 3) == [8, 16] and deeper.deep_layers(4, 3) == [3]
     seen = functools.partial(view, [[1, 2, 3, 4], [5, 6]], layer=2, hidden=hidden)
     assert kept_places(deeper.deep_select(seen([2, 2]))) == [[0, 3], [0, 1]]
@@ -429,6 +461,7 @@ def test_dart_by_hand():
         (FastVID, {"every": 0}, "every=0"),
         (Auto, {"asked": 1.5}, "asked=1.5"),
         (Auto, {"words": 0}, "words=0"),
+        (Auto, {"diverse": 0.0}, "diverse=0.0"),
         (Auto, {"length": -1}, "length=-1"),
         (Auto, {"depths": (0.5, 1.0)}, r"depths=\(0.5, 1.0\)"),
         (Auto, {"first": 1.0}, "first=1.0"),

@@ -16,6 +16,7 @@ from .base import Policy, register
 from .greedy import greedy_selections
 from .pyramiddrop import PyramidDrop
 from .relevance import likeness
+from .spacing import filled
 
 
 @register("auto")
@@ -27,19 +28,24 @@ class Auto(Policy):
     likeness to all) name a share of the budget: the tokens most like any of them. From there on the token
     farthest from all picked so far is added, as in DivPrune (arXiv:2503.02175), but by a distance that
     sees lengths as well as directions. Nothing of the vision encoder is read. Without a question the
-    first pick is DivPrune's. A video is selected from as a whole.
+    first pick is DivPrune's. A video is selected from as a whole. Once a quarter of all tokens are chosen,
+    what the budget has beyond them is spaced evenly among the rest: more diversity would only leave less of
+    what is frequent, and a model that counts by shares would count too much.
 
-    At some depths of the decoder DivPrune's choice is made again, among what is left, by the hidden states: as
-    PyramidDrop (arXiv:2410.17247) has it, pictures are needed less the deeper they are, but no attention is read.
-    The lowest layers see most of the picture, since that is what counting wants; later choices leave equal
-    shares of what there was: `keep=0.1` lets 0.79 into the decoder, and 0.4, 0.2, 0.1 pass. Without such
-    choices (`depths=()`, and where a model's decoder cannot be cut) the budget enters.
+    At some depths of the decoder DivPrune's choice is made again, among what is left, by the hidden states, and
+    again for no more than a quarter of what entered: as PyramidDrop (arXiv:2410.17247) has it, pictures are
+    needed less the deeper they are, but no attention is read. The lowest layers see most of the picture, since
+    that is what counting wants; later choices leave equal shares of what there was: `keep=0.1` lets 0.79 into
+    the decoder, and 0.4, 0.2, 0.1 pass. Without such choices (`depths=()`, and where a model's decoder cannot
+    be cut) the budget enters.
 
     Its numbers were chosen on validation questions of the embedded models: docs/bench.md.
 
     Args:
-        asked: share of the first choice for what the question names.
+        asked: share of what is chosen first for what the question names.
         words: how many words may name it.
+        diverse: share of a picture's tokens that are chosen, at most; the rest of the budget is spaced evenly among
+            the others, so that these keep their proportions.
         length: how much lengths count in the first choice, as `max_min_select` takes it.
         depths: where to choose again, as shares of the decoder's layers, ascending.
         first: how much of the way to the budget the first choice goes, in ratios, where others follow: 0.25 would
@@ -48,6 +54,7 @@ class Auto(Policy):
 
     asked: float = 0.3
     words: int = 2
+    diverse: float = 0.25
     length: float = 0.75
     depths: tuple[float, ...] = (0.25, 0.5, 0.75)
     first: float = 0.1
@@ -61,6 +68,8 @@ class Auto(Policy):
             raise ValueError(f"asked={self.asked!r} must be a share of the budget, in [0, 1]")
         if isinstance(self.words, bool) or not isinstance(self.words, int) or self.words < 1:
             raise ValueError(f"words={self.words!r} must be a whole number >= 1")
+        if not 0 < self.diverse <= 1:
+            raise ValueError(f"diverse={self.diverse!r} must be a share of the tokens, in (0, 1]")
         if not 0 <= self.length <= 1:
             raise ValueError(f"length={self.length!r} must be in [0, 1]")
         if not 0 < self.first < 1:
@@ -69,22 +78,26 @@ class Auto(Policy):
         self.deeper()  # whose schedule checks them
 
     def deeper(self) -> Policy | None:
-        return _Deeper(Schedule(self.depths), first=self.first) if self.depths else None
+        return _Deeper(Schedule(self.depths), first=self.first, diverse=self.diverse) if self.depths else None
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         return self.select_many([tokens], [n_keep])[0]
 
     def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
         # Inputs with and without something asked for begin differently: one call for each kind.
-        named = [self.named(each, round(self.asked * k)) for each, k in zip(tokens, n_keep, strict=True)]
+        counts = [at_most(self.diverse, len(each), k) for each, k in zip(tokens, n_keep, strict=True)]
+        named = [self.named(each, round(self.asked * k)) for each, k in zip(tokens, counts, strict=True)]
         out: dict[int, Selection] = {}
         for begun in (True, False):
             some = [i for i, first in enumerate(named) if (len(first) > 0) == begun]
             first = [named[i] for i in some] if begun else None
-            inputs, counts = [tokens[i] for i in some], [n_keep[i] for i in some]
-            chosen = greedy_selections(max_min_select, inputs, counts, first, length=self.length)
+            inputs = [tokens[i] for i in some]
+            chosen = greedy_selections(max_min_select, inputs, [counts[i] for i in some], first, length=self.length)
             out |= dict(zip(some, chosen, strict=True))
-        return [out[i] for i in range(len(tokens))]
+        return [
+            Selection(filled(out[i].indices, len(each), k))
+            for i, (each, k) in enumerate(zip(tokens, n_keep, strict=True))
+        ]
 
     def named(self, tokens: VisualTokens, count: int) -> Tensor:
         """(count,) tokens that the question names, or none."""
@@ -96,11 +109,17 @@ class Auto(Policy):
         return topk_select(clear[best].amax(0), count)
 
 
+def at_most(share: float, n: int, k: int) -> int:
+    """How many of `k` tokens are chosen, of `n`; the others are spaced."""
+    return min(k, max(1, round(share * n)))
+
+
 @dataclass
 class _Deeper(PyramidDrop):
     """Chooses again, of the tokens that entered the decoder."""
 
     first: float = field(kw_only=True)
+    diverse: float = field(kw_only=True)
     name: ClassVar[str] = "auto"
 
     @property
@@ -114,6 +133,8 @@ class _Deeper(PyramidDrop):
         if some:
             hidden = view.hidden()
             tokens = [VisualTokens(hidden[view.visual[i]]) for i in some]
-            for i, chosen in zip(some, greedy_selections(max_min_select, tokens, [left[i] for i in some]), strict=True):
-                kept[i] = torch.zeros_like(kept[i]).index_fill(0, chosen.indices.to(kept[i].device), True)
+            counts = [at_most(self.diverse, view.entered[i], left[i]) for i in some]
+            for i, chosen in zip(some, greedy_selections(max_min_select, tokens, counts), strict=True):
+                places = filled(chosen.indices, len(kept[i]), left[i])
+                kept[i] = torch.zeros_like(kept[i]).index_fill(0, places.to(kept[i].device), True)
         return kept

@@ -11,18 +11,14 @@ import torch
 from ..budget import spread
 from ..visual import Selection, VisualTokens
 from .base import Policy, register
-
-
-def _even(count: int, length: int) -> list[int]:
-    """`count` places in `range(length)`, evenly spaced and centred."""
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+from .spacing import even
 
 
 def _even_grid(k: int, height: int, width: int) -> list[int]:
     """`k` cells of a raster, evenly spaced in rows and columns; rows differ by one cell at most."""
     rows = min(height, max(round(math.sqrt(k * height / width)), math.ceil(k / width), 1))
     per_row = spread(k, [width] * rows)
-    return [y * width + x for y, n in zip(_even(rows, height), per_row, strict=True) for x in _even(n, width)]
+    return [y * width + x for y, n in zip(even(rows, height), per_row, strict=True) for x in even(n, width)]
 
 
 @register("grid")

@@ -13,6 +13,7 @@ from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, with_merged
+from .spacing import filled
 
 
 @register("prumerge")
@@ -88,16 +89,12 @@ class PruMergePlus(PruMerge):
     deviates: ClassVar[str] = "with a budget, a quarter by attention and the rest spaced"
 
     def _kept(self, attention: Tensor, n_keep: int | None) -> Tensor:
-        n, device = len(attention), attention.device
-        kept = torch.zeros(n, dtype=torch.bool, device=device)
-        if n_keep is None:
-            outliers = self._outliers(attention)
-            kept[topk_select(attention, outliers)] = True
-            kept[torch.arange(0, n, max(1, int(n / outliers / 3)), device=device)] = True
-            return kept.nonzero()[:, 0]
-        total = max(1, n_keep - 1)
-        kept[topk_select(attention, max(1, total // 4))] = True
-        others, spaced = (~kept).nonzero()[:, 0], total - max(1, total // 4)
-        if spaced:
-            kept[others[(2 * torch.arange(spaced, device=device) + 1) * len(others) // (2 * spaced)]] = True
+        n = len(attention)
+        if n_keep is not None:
+            total = max(1, n_keep - 1)
+            return filled(topk_select(attention, max(1, total // 4)), n, total)
+        kept = torch.zeros(n, dtype=torch.bool, device=attention.device)
+        outliers = self._outliers(attention)
+        kept[topk_select(attention, outliers)] = True
+        kept[:: max(1, int(n / outliers / 3))] = True
         return kept.nonzero()[:, 0]

@@ -1,0 +1,28 @@
+"""Places evenly spaced among others: what needs no score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def even(count: int, length: int) -> list[int]:
+    """`count` places in `range(length)`, evenly spaced and centred."""
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def filled(chosen: Tensor, n: int, k: int) -> Tensor:
+    """(k,) places in `range(n)`, ascending: those chosen, and of the others as many as are missing, evenly spaced.
+
+    Sizes are known beforehand, so that nothing waits for the device.
+
+    Args:
+        chosen: (M,) int64, distinct, M <= k.
+    """
+    missing = k - len(chosen)
+    if missing == 0:
+        return chosen.sort().values
+    taken = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
+    others = taken.argsort(stable=True)[: n - len(chosen)]
+    spaced = others[torch.tensor(even(missing, len(others)), device=chosen.device)]
+    return torch.cat([chosen, spaced]).sort().values

@@ -61,7 +61,7 @@ def check(family, policy, keep=0.3, video=False, positions="original", batch=Non
 def test_oracle(family, label, positions):
     policy, options = DEEP[label]
     records = check(family, policy, positions=positions, **options)
-    share = 0.3**0.5 if "+" in label else 0.3**0.1 if label == "auto" else 0.3 if label == "todre" else 1.0
+    share = 0.3**0.5 if "+" in label else 0.3**0.25 if label == "auto" else 0.3 if label == "todre" else 1.0
     for r in records:
         assert r.n_after == max(1, round(share * r.n_before))
         assert len(r.deep_indices) == (0 if label in ("todre", "vtw") else max(1, round(0.3 * r.n_before)))

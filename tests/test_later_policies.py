@@ -464,7 +464,6 @@ def test_dart_by_hand():
         (Auto, {"diverse": 0.0}, "diverse=0.0"),
         (Auto, {"length": -1}, "length=-1"),
         (Auto, {"depths": (0.5, 1.0)}, r"depths=\(0.5, 1.0\)"),
-        (Auto, {"first": 1.0}, "first=1.0"),
         (DART, {"pivots": 0}, "pivots=0"),
         (VTW, {"depth": 1.0}, "depth=1.0"),
     ],

@@ -256,7 +256,10 @@ def test_auto_begins_with_what_is_asked_for():
     assert kept[2:] == [4, 5] and set(kept[:2]) < {0, 2, 3}  # and two of the three other kinds
     assert picks(Auto(asked=1.0, words=1, diverse=1).select(tokens, 2)) == [4, 5]
     without = VisualTokens(features)
-    assert picks(Auto(diverse=1).select(without, 3)) == max_min_select(features[None], 3, length=0.75)[0].sort().values.tolist()
+    assert (
+        picks(Auto(diverse=1).select(without, 3))
+        == max_min_select(features[None], 3, length=0.75)[0].sort().values.tolist()
+    )
 
 
 def test_auto_goes_on_to_what_is_farthest():

@@ -57,7 +57,9 @@ class Auto(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "tokenprune"
-    keeps: ClassVar[str] = "what the question names, what is unlike it, the rest evenly; less with each quarter of the decoder"
+    keeps: ClassVar[str] = (
+        "what the question names, what is unlike it, the rest evenly; less by quarters of the decoder"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.asked <= 1:

@@ -18,7 +18,8 @@ def _even_grid(k: int, height: int, width: int) -> list[int]:
     """`k` cells of a raster, evenly spaced in rows and columns; rows differ by one cell at most."""
     rows = min(height, max(round(math.sqrt(k * height / width)), math.ceil(k / width), 1))
     per_row = spread(k, [width] * rows)
-    return [y * width + x for y, n in zip(even(rows, height), per_row, strict=True) for x in even(n, width)]
+    ys = even(rows, height).tolist()
+    return torch.cat([y * width + even(n, width) for y, n in zip(ys, per_row, strict=True)]).tolist()
 
 
 @register("grid")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 
-def even(count: int, length: int) -> list[int]:
-    """`count` places in `range(length)`, evenly spaced and centred."""
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+def even(count: int, length: int, device: torch.device | None = None) -> Tensor:
+    """`count` places in `range(length)`, evenly spaced and centred, int64."""
+    return (2 * torch.arange(count, device=device) + 1) * length // (2 * count)
 
 
 def filled(chosen: Tensor, n: int, k: int) -> Tensor:
@@ -24,5 +24,4 @@ def filled(chosen: Tensor, n: int, k: int) -> Tensor:
         return chosen.sort().values
     taken = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
     others = taken.argsort(stable=True)[: n - len(chosen)]
-    spaced = others[torch.tensor(even(missing, len(others)), device=chosen.device)]
-    return torch.cat([chosen, spaced]).sort().values
+    return torch.cat([chosen, others[even(missing, len(others), chosen.device)]]).sort().values

@@ -63,7 +63,7 @@ class Auto(Policy):
 
     def __post_init__(self) -> None:
         if not 0 <= self.asked <= 1:
-            raise ValueError(f"asked={self.asked!r} must be a share of the budget, in [0, 1]")
+            raise ValueError(f"asked={self.asked!r} must be a share of what is chosen, in [0, 1]")
         if isinstance(self.words, bool) or not isinstance(self.words, int) or self.words < 1:
             raise ValueError(f"words={self.words!r} must be a whole number >= 1")
         if not 0 < self.diverse <= 1:

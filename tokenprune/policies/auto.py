@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..budget import Budget
 from ..ops import max_min_select, topk_select
 from ..schedule import Schedule
 from ..visual import DecoderView, Selection, VisualTokens
@@ -107,7 +108,7 @@ class Auto(Policy):
 
 def at_most(share: float, n: int, k: int) -> int:
     """How many of `k` tokens are chosen, of `n`; the others are spaced."""
-    return min(k, max(1, round(share * n)))
+    return min(k, Budget(float(share)).count(n))
 
 
 @dataclass

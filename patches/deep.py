@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..cache import Held, cache_among
 from ..decoder import layer_mask
 from ..ops import attention_received
+from ..places import on_host
 from ..policies.base import Policy
 from ..saliency import AttentionTap
 from ..sequence import Packing
@@ -33,7 +34,7 @@ class DeepInput:
     """A visual input's surviving tokens, where the decoder has them."""
 
     record: int  # in the report
-    places: Tensor  # (N,) in this call's sequence
+    places: Tensor  # (N,) in this call's sequence, on the host
     indices: list[int]  # of those tokens, within the input
     n_keep: int
     entered: int  # how many there were when the text model began
@@ -49,6 +50,7 @@ class Deep:
         past: per stage, what its layers held before this call.
         columns: (B, M) int64, logical columns of this call's sequence as it stands.
         valid: (B, M) bool, its padding.
+        real: the same on the host, where something may be cut.
         below: (B, P + M) padding mask of the layers under the first stage.
         seen: logical columns after this call.
         differs: whether upper layers hold other columns than the lower ones already.
@@ -65,6 +67,7 @@ class Deep:
     below: Tensor
     seen: int
     differs: bool
+    real: Tensor | None = None
     visual: list[list[DeepInput]] | None = None
     records: list[Any] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
@@ -158,40 +161,51 @@ class DeepStage:
         return left
 
     def _decide(self, deep: Deep, layer: int, hidden: Tensor) -> Packing | None:
-        assert deep.visual is not None
-        stays = torch.ones_like(deep.valid)
-        kept_inputs: list[list[tuple[DeepInput, Tensor]]] = []
-        for row, inputs in enumerate(deep.visual):
-            chosen = self.policy.deep_select(self._view(deep, layer, hidden, row, inputs)) if inputs else None
-            if chosen is None:
-                chosen = [torch.ones(len(v.places), dtype=torch.bool) for v in inputs]
-            kept_inputs.append([(v, k.to(stays.device)) for v, k in zip(inputs, chosen, strict=True)])
-            for visual, keep in kept_inputs[-1]:
-                stays[row, visual.places] = keep
+        assert deep.visual is not None and deep.real is not None
+        rows = [row for row, inputs in enumerate(deep.visual) if inputs]
+        views = [self._view(deep, deep.real, layer, hidden, row, deep.visual[row]) for row in rows]
+        jobs, masks = [], []
+        for row, chosen in zip(rows, self.policy.deep_select_many(views), strict=True):
+            for visual, mask in zip(deep.visual[row], chosen or (), strict=chosen is not None):
+                jobs.append((row, visual))
+                masks.append(mask)
         deep.tapped = None
+        stays = torch.ones_like(deep.real)
+        kept = on_host(masks)
+        for (row, visual), mask in zip(jobs, kept, strict=True):
+            stays[row, visual.places] = mask
         if bool(stays.all()):
             return None
-        left = Packing.of(stays & deep.valid)
-        place = left.places(stays.shape[1])
-        for row, pairs in enumerate(kept_inputs):
-            rest = []
-            for visual, keep in pairs:
-                indices = [j for j, k in zip(visual.indices, keep.tolist(), strict=True) if k]
-                if len(indices) < len(visual.indices):
-                    record = deep.records[visual.record]
-                    deep.records[visual.record] = replace(record, cuts=(*record.cuts, Cut(layer, indices)))
-                if indices:
-                    places = place[row, visual.places[keep]]
-                    rest.append(
-                        replace(visual, places=places, indices=indices, n_keep=min(visual.n_keep, len(indices)))
-                    )
-            deep.visual[row] = rest
-        deep.columns, deep.valid = left.take(deep.columns), left.valid
+        packing = Packing.of(stays & deep.real)
+        place = packing.places(stays.shape[1])
+        for row in rows:
+            deep.visual[row] = [
+                rest
+                for visual in deep.visual[row]
+                if (rest := self._rest(deep, layer, visual, stays[row], place[row])) is not None
+            ]
+        left = packing.to(deep.valid.device)
+        deep.columns, deep.valid, deep.real = left.take(deep.columns), left.valid, packing.valid
         deep.packing = left.after(deep.packing)
         deep.embeddings.clear()
         return left
 
-    def _view(self, deep: Deep, layer: int, hidden: Tensor, row: int, inputs: list[DeepInput]) -> DecoderView:
+    @staticmethod
+    def _rest(deep: Deep, layer: int, visual: DeepInput, stays: Tensor, place: Tensor) -> DeepInput | None:
+        """What is left of an input, and a note in the report; `stays` and `place` by columns of its row."""
+        keep = stays[visual.places]
+        indices = [j for j, k in zip(visual.indices, keep.tolist(), strict=True) if k]
+        if len(indices) < len(visual.indices):
+            record = deep.records[visual.record]
+            deep.records[visual.record] = replace(record, cuts=(*record.cuts, Cut(layer, indices)))
+        if not indices:
+            return None
+        places = place[visual.places[keep]]
+        return replace(visual, places=places, indices=indices, n_keep=min(visual.n_keep, len(indices)))
+
+    def _view(
+        self, deep: Deep, real: Tensor, layer: int, hidden: Tensor, row: int, inputs: list[DeepInput]
+    ) -> DecoderView:
         assert deep.tapped is not None
         query, key, scaling = deep.tapped
         query, key = query[row : row + 1], key[row : row + 1]
@@ -213,13 +227,13 @@ class DeepStage:
             return deep.embeds[row] if deep.packing is None else deep.embeds[row, deep.packing.index[row]]
 
         visual = torch.cat([v.places for v in inputs])
-        is_text = valid[past:].clone()
+        is_text = real[row].clone()
         is_text[visual] = False
         is_text[: int(visual.min())] = False
         return DecoderView(
-            visual=[v.places for v in inputs],
+            visual=[v.places.to(query.device, non_blocking=True) for v in inputs],
             n_keep=[v.n_keep for v in inputs],
-            text=is_text.nonzero()[:, 0],
+            text=is_text.nonzero()[:, 0].to(query.device, non_blocking=True),
             last=length - 1,
             received=received,
             keys=key[0, :, past:].transpose(0, 1).flatten(1),

@@ -245,12 +245,12 @@ class Pruner:
             asked = kwargs if self.family.masks == "text" else {**kwargs, "attention_mask": state.mask}
             plan = Plan(self, state.request, embeds, asked)
             self.records = plan.records
-            if not bool(plan.keep.all()):
+            if not bool(plan.stays.all()):
                 return args, self._shrink(state, plan, kwargs)
             if self._deep is not None:
                 cache = cache_among(kwargs)
-                past = Past.of(cache, len(plan.keep), plan.keep.device)
-                state.deep = self._deep_call(cache, past, plan.mask, plan, None)
+                past = Past.of(cache, len(plan.stays), embeds.device)
+                state.deep = self._deep_call(cache, past, plan, None)
         if layout is not None:
             state.shrunk = True
             return args, self._follow(state, layout, kwargs)
@@ -293,18 +293,20 @@ class Pruner:
     def _shrink(self, state: _Call, plan: Plan, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the text model without the columns that go."""
         cache = cache_among(kwargs)
-        past = Past.of(cache, len(plan.keep), plan.keep.device)
-        mask, length = plan.mask, plan.keep.shape[1]
-        keep = plan.keep if mask is None else plan.keep & mask[:, -length:]
-        packing = Packing.of(keep)
+        device, (batch, length) = plan.embeds.device, plan.stays.shape
+        past = Past.of(cache, batch, device)
+        stays = plan.stays & plan.real
+        on_host = Packing.of(stays)
+        packing, keep = on_host.to(device), stays.to(device, non_blocking=True)
         new = {**kwargs, **self.family.extras(kwargs, keep, packing)}
         new["inputs_embeds"] = packing.take(plan.embeds)
         positions, shift = callers_positions(kwargs, past, length), past.shift
         if self.positions == "compact":
-            positions, shift = renumbered(self.family.positions, positions, plan.keep, keep, past.shift)
+            unpruned = plan.stays.to(device, non_blocking=True)
+            positions, shift = renumbered(self.family.positions, positions, unpruned, keep, past.shift)
         new["position_ids"] = packing.take_last(positions)
         # Always an explicit mask: without one, gaps in positions are read as packed sequences.
-        valid = torch.cat([past.mask(mask), packing.valid], 1)
+        valid = torch.cat([past.mask(plan.mask), packing.valid], 1)
         new["attention_mask"] = valid
         if self.family.masks == "base":
             window = getattr(self.text.config, "sliding_window", None)
@@ -317,27 +319,30 @@ class Pruner:
         state.shrunk = True
         state.labels_follow(packing)
         if self._deep is not None:
-            state.deep = self._deep_call(cache, past, mask, plan, packing)
+            state.deep = self._deep_call(cache, past, plan, on_host)
         return new
 
-    def _deep_call(self, cache: Any, past: Past, mask: Tensor | None, plan: Plan, packing: Packing | None) -> Deep:
-        """What the upper layers need to know of a prefill; `packing` is what was done before the text model."""
+    def _deep_call(self, cache: Any, past: Past, plan: Plan, on_host: Packing | None) -> Deep:
+        """What the upper layers need to know of a prefill; `on_host` is what was done before the text model."""
         assert self._deep is not None
-        batch, length = plan.keep.shape
-        if packing is None:
-            columns = (past.logical + torch.arange(length, device=plan.keep.device)).expand(batch, -1)
-            valid = torch.ones_like(plan.keep) if mask is None else mask[:, -length:]
+        device, (batch, length) = plan.embeds.device, plan.stays.shape
+        real = plan.real if on_host is None else on_host.valid
+        valid = real.to(device, non_blocking=True)
+        if on_host is None:
+            embeds, columns = plan.embeds, torch.arange(length, device=device).expand(batch, -1)
         else:
-            columns, valid = past.logical + packing.index, packing.valid
+            packing = on_host.to(device)
+            embeds, columns = packing.take(plan.embeds), packing.index
         return Deep(
-            past=[past.upper(cache, layer, mask) for layer in self._deep_layers],
-            embeds=plan.embeds if packing is None else packing.take(plan.embeds),
-            columns=columns,
+            past=[past.upper(cache, layer, plan.mask) for layer in self._deep_layers],
+            embeds=embeds,
+            columns=past.logical + columns,
             valid=valid,
-            below=torch.cat([past.mask(mask), valid], 1),
+            real=real,
+            below=torch.cat([past.mask(plan.mask), valid], 1),
             seen=past.logical + length,
             differs=past.layout is not None and bool(past.layout.upper),
-            visual=plan.deep_inputs(packing),
+            visual=plan.deep_inputs(on_host),
             records=plan.records,
         )
 

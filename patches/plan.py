@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache import cache_among
+from ..places import taken
 from ..policies.base import Policy, select
 from ..sequence import Packing
 from ..visual import Grid, Selection, VisualTokens
@@ -82,21 +84,30 @@ class _Job:
     n_keep: int | None = None
     places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # of `tokens` in the input
     extra: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # newline tokens that stay
-    indices: list[int] | None = None  # what stays
+    indices: Tensor | None = None  # what stays
     stays: bool = False  # `places` stay, whatever a policy would say: the rest left in the vision tower
 
 
 class Plan:
-    """The selection for one batch: which columns stay, with which features, and the report of it."""
+    """The selection for one batch: which columns stay, with which features, and the report of it.
+
+    All bookkeeping is done on the host, so that the device is waited for once per batch, not per picture.
+
+    Attributes:
+        embeds: (B, L, D), replaced ones included.
+        mask: (B, P + L) bool padding mask, or None.
+        stays: (B, L) bool on the host, False at pruned columns.
+        records: the report.
+    """
 
     def __init__(self, pruner: Pruner, request: Request, embeds: Tensor, kwargs: Mapping[str, Any]):
         batch, length = embeds.shape[:2]
         self.pruner, self.embeds = pruner, embeds
         self.mask = padding_mask(kwargs.get("attention_mask"), cache_among(kwargs), batch, length)
-        self.keep = torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+        self.stays = torch.ones(batch, length, dtype=torch.bool)
         self.records: list[Record] = []
         self._replaced = False
-        self._columns: list[Tensor] = []  # of each record's input, all of them
+        self._columns: list[Tensor] = []  # of each record's input, those that stay
         words = self._words(request)
         jobs: list[_Job] = []
         for row in request.inputs():
@@ -109,17 +120,24 @@ class Plan:
 
     def _words(self, request: Request) -> list[dict[str, Tensor]]:
         """Per row, the fields of `VisualTokens` that hold its text; none where the policy does not read it."""
-        policy, length = self.pruner.policy, self.keep.shape[1]
+        policy = self.pruner.policy
         if policy is None or "text" not in policy.needs:
-            return [{} for _ in self.keep]
-        visual = request.visual().to(self.embeds.device)
-        text = ~visual if self.mask is None else ~visual & self.mask[:, -length:]
+            return [{} for _ in self.stays]
+        visual = request.visual()
+        text = ~visual & self.real
         after = text & (visual.flip(1).cumsum(1).flip(1) == 0)
         after = torch.where(after.any(1, keepdim=True), after, text)
         return [
-            {"text": row[all_of_it], "question": row[asked]}
+            {"text": taken(row, all_of_it.nonzero()[:, 0]), "question": taken(row, asked.nonzero()[:, 0])}
             for row, all_of_it, asked in zip(self.embeds, text, after, strict=True)
         ]
+
+    @functools.cached_property
+    def real(self) -> Tensor:
+        """(B, L) bool on the host, False at padding."""
+        if self.mask is None:
+            return torch.ones_like(self.stays)
+        return self.mask[:, -self.stays.shape[1] :].cpu()
 
     def _job(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Any]) -> _Job:
         """What the policy is asked about one input; nothing where all of it stays."""
@@ -129,16 +147,16 @@ class Plan:
         if left is None and (policy is None or (n_keep is not None and n_keep >= n)):
             return _Job(visual, i)
         # Newline tokens leave first; they come back only if the budget exceeds the picture.
-        candidate = torch.ones(n, dtype=torch.bool, device=columns.device)
+        candidate = torch.ones(n, dtype=torch.bool)
         candidate[list(visual.shape.separators)] = False
         places = candidate.nonzero()[:, 0]
         if left is not None:
-            places = places[left.to(places.device)]
+            places = places[left]
         if policy is None or (left is not None and n_keep is not None and n_keep >= len(places)):
             return _Job(visual, i, places=places, stays=True)
         spare = 0 if n_keep is None else max(0, n_keep - len(places))
         tokens = VisualTokens(
-            features=self.embeds[visual.row, columns[places]],
+            features=taken(self.embeds[visual.row], columns[places]),
             grids=visual.shape.grids if left is None else None,
             kind=visual.kind,
             index=index,
@@ -163,13 +181,13 @@ class Plan:
                 job.indices = self._keep(job, chosen)
         for job in jobs:
             if job.stays:
-                job.indices = self._keep(job, Selection(torch.arange(len(job.places), device=job.places.device)))
-        elapsed = (time.perf_counter() - started) * 1e3  # .tolist() in _keep has waited for the device
+                job.indices = self._keep(job, Selection(torch.arange(len(job.places))))
+        elapsed = (time.perf_counter() - started) * 1e3  # `select` has waited for the device
         total = sum(len(job.visual.columns) for job in asked)
         for job in jobs:
             n, grids = len(job.visual.columns), job.visual.shape.grids
-            indices = list(range(n)) if job.indices is None else job.indices
-            self._columns.append(job.visual.columns)
+            indices = list(range(n)) if job.indices is None else job.indices.tolist()
+            self._columns.append(job.visual.columns if job.indices is None else job.visual.columns[job.indices])
             self.records.append(
                 Record(
                     sample=job.visual.row,
@@ -185,32 +203,32 @@ class Plan:
                 )
             )
 
-    def _keep(self, job: _Job, chosen: Selection) -> list[int]:
+    def _keep(self, job: _Job, chosen: Selection) -> Tensor:
         """Mark what stays of one input; its indices."""
         columns, row = job.visual.columns, job.visual.row
         kept = job.places[chosen.indices]
         if chosen.features is not None:
             self._replace(row, columns[kept], chosen.features)
-        stays = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
+        stays = torch.zeros(len(columns), dtype=torch.bool)
         stays[torch.cat([kept, job.extra])] = True
-        self.keep[row, columns[~stays]] = False
-        return stays.nonzero()[:, 0].tolist()
+        self.stays[row, columns[~stays]] = False
+        return stays.nonzero()[:, 0]
 
     def deep_inputs(self, packing: Packing | None) -> list[list[DeepInput]]:
-        """Per row, where the decoder has the visual tokens that were kept."""
-        rows: list[list[DeepInput]] = [[] for _ in range(len(self.keep))]
+        """Per row, where the decoder has the visual tokens that were kept; `packing`, of `stays`, is on the host."""
+        rows: list[list[DeepInput]] = [[] for _ in range(len(self.stays))]
         budget = self.pruner.deep_budget
         assert budget is not None
-        place = None if packing is None else packing.places(self.keep.shape[1])
+        place = None if packing is None else packing.places(self.stays.shape[1])
         for i, (record, columns) in enumerate(zip(self.records, self._columns, strict=True)):
-            columns = columns[record.indices]
             places = columns if place is None else place[record.sample, columns]
             n_keep = min(budget.count(record.n_before), len(columns))
             rows[record.sample].append(DeepInput(i, places, record.indices, n_keep, len(columns)))
         return rows
 
     def _left(self, visual: VisualInput) -> Tensor | None:
-        """(candidates,) bool, what is left of them behind the vision tower; None: all, or nothing acts there."""
+        """(K,) places on the host, among the candidates, of those left behind the vision tower; None: all, or nothing
+        acts there."""
         if self.pruner.tower is None or self.pruner.tower.budget.count(len(visual.columns)) >= len(visual.columns):
             return None
         if visual.heard is None:
@@ -219,7 +237,7 @@ class Plan:
                 "without it; pass pixel values, or compute the features with pruning applied"
             )
         heard, place = visual.heard
-        return None if heard.left is None else heard.left[place]
+        return None if heard.left is None else heard.left[place].cpu().nonzero()[:, 0]
 
     def _encoder_values(self, policy: Policy, visual: VisualInput, n: int, left: Tensor | None) -> dict[str, Any]:
         """Fields of `VisualTokens` that come from the vision encoder, of the `n` tokens that are left."""
@@ -235,7 +253,7 @@ class Plan:
         for name in ("attention", "keys", "features"):
             of_inputs = getattr(heard, name)
             if of_inputs is not None:
-                value = of_inputs[place] if left is None else of_inputs[place][left]
+                value = of_inputs[place] if left is None else taken(of_inputs[place], left)
                 values[f"encoder_{name}"] = value
                 if len(value) != n:
                     raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")
@@ -247,4 +265,4 @@ class Plan:
     def _replace(self, row: int, columns: Tensor, features: Tensor) -> None:
         if not self._replaced:
             self.embeds, self._replaced = self.embeds.clone(), True
-        self.embeds[row, columns] = features.to(self.embeds.dtype)
+        self.embeds[row, columns.to(self.embeds.device, non_blocking=True)] = features.to(self.embeds.dtype)

@@ -21,7 +21,7 @@ def deepstack(kwargs: dict[str, Any], keep: Tensor, packing: Packing) -> dict[st
     if visual is None:
         return {}
     planes = kwargs["deepstack_visual_embeds"]
-    kept = keep[visual]
+    kept = keep[visual].nonzero()[:, 0]
     return {
         "visual_pos_masks": packing.take(visual) & packing.valid,
         "deepstack_visual_embeds": [plane[kept.to(plane.device)] for plane in planes],

@@ -42,7 +42,7 @@ class VisualInput:
 
     Attributes:
         row: in the batch.
-        columns: (N,) int64, ascending, in this call's sequence.
+        columns: (N,) int64, ascending, in this call's sequence; on the host.
         kind: image or video.
         shape: its layout.
         heard: what the encoder said, and which of its inputs this is; None if nobody listened, or
@@ -94,8 +94,8 @@ class Request:
             self.sources[kind] = source
 
     def visual(self) -> Tensor:
-        """(B, L) bool, all placeholders."""
-        return torch.stack(list(self.placeholders.values())).any(0)
+        """(B, L) bool on the host, all placeholders."""
+        return torch.stack(list(self.placeholders.values())).any(0).cpu()
 
     def inputs(self) -> list[list[VisualInput]]:
         """The visual inputs of each row, in the order they stand in it."""
@@ -144,20 +144,19 @@ def _split(mask: Tensor, lengths: list[int] | None) -> list[tuple[int, Tensor]]:
 
     By the features' lengths where they fit; else by unbroken runs within a row.
     """
-    rows, columns = mask.nonzero(as_tuple=True)
+    rows, columns = mask.cpu().nonzero(as_tuple=True)
     if len(rows) == 0:
         return []
-    host_rows = rows.tolist()
     if lengths and sum(lengths) + len(lengths) == len(rows):
         lengths = [length + 1 for length in lengths]  # OneVision adds a video's newline later, until transformers 5.x
     if lengths and sum(lengths) == len(rows):
-        pieces = list(zip(torch.tensor(host_rows).split(lengths), columns.split(lengths), strict=True))
+        pieces = list(zip(rows.split(lengths), columns.split(lengths), strict=True))
         if all(bool((r == r[0]).all()) for r, _ in pieces):
             return [(int(r[0]), c) for r, c in pieces]
     breaks = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1] + 1)
     starts = (breaks.nonzero()[:, 0] + 1).tolist()
     runs = torch.tensor_split(columns, starts)
-    return [(host_rows[s], run) for s, run in zip([0, *starts], runs, strict=True)]
+    return [(int(rows[s]), run) for s, run in zip([0, *starts], runs, strict=True)]
 
 
 def _places(found: list[tuple[int, Tensor]], batch: int, source: Source | None) -> list[int | None]:
@@ -214,8 +213,12 @@ class FeatureTap:
     def _listen(self, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(self.original).bind_partial(*args, **kwargs).arguments
         arguments = {**arguments, **arguments.pop("kwargs", {})}
-        # Not the pixels: what is noted here lives as long as the features do.
-        arguments = {name: value for name, value in arguments.items() if not name.startswith("pixel_values")}
+        # Not the pixels: what is noted here lives as long as the features do. Sizes and grids are read one by one.
+        arguments = {
+            name: value.cpu() if isinstance(value, Tensor) and value.dtype == torch.int64 else value
+            for name, value in arguments.items()
+            if not name.startswith("pixel_values")
+        }
         with contextlib.ExitStack() as stack:
             notes = None if self.encoder is None else stack.enter_context(self.encoder.listening(arguments))
             cut = None if self.tower is None else stack.enter_context(self.tower.cutting())

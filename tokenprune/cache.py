@@ -113,7 +113,7 @@ class Layout(Held):
 
     def __post_init__(self) -> None:
         # Asked at every decode step: a look at the device each time would stall it.
-        self.padded, self.shifted = not bool(self.valid.all()), bool(self.shift.any())
+        self.padded, self.shifted = torch.stack([~self.valid.all(), self.shift.any()]).tolist()
 
     @property
     def removed(self) -> int:

@@ -28,10 +28,16 @@ class Packing:
         """Packing of a (B, L) bool mask of the columns that stay."""
         counts = keep.sum(1)
         length = int(counts.max())
-        # Stable: dropped columns first, then the kept ones in order, so each row's tail is what it keeps.
-        order = torch.argsort(keep.to(torch.int8), dim=1, stable=True)
+        rows, columns = keep.nonzero(as_tuple=True)
+        ends = counts.cumsum(0)  # among all kept ones; each row's last one comes to stand in the last place
+        index = torch.zeros(len(keep), length, dtype=torch.int64, device=keep.device)
+        index[rows, torch.arange(len(rows), device=keep.device) + length - ends[rows]] = columns
         places = torch.arange(length, device=keep.device)
-        return cls(order[:, order.shape[1] - length :], places >= length - counts[:, None])
+        return cls(index, places >= length - counts[:, None])
+
+    def to(self, device: torch.device) -> Packing:
+        """The same on another device; from the host nothing waits for it."""
+        return Packing(self.index.to(device, non_blocking=True), self.valid.to(device, non_blocking=True))
 
     def places(self, length: int) -> Tensor:
         """(B, length) int64: the new place of each old column that stays, 0 for those that go."""

@@ -44,8 +44,8 @@ class VisualTokens:
 
     Attributes:
         features: (N, D) tokens after the projector, in the order the language model reads them and
-            in the model's dtype. Separators (newline tokens of LLaVA-NeXT and LLaVA-OneVision) are
-            not among them: they are no candidates.
+            in the model's dtype; perhaps a view of its own, not to be changed in place. Separators
+            (newline tokens of LLaVA-NeXT and LLaVA-OneVision) are not among them: they are no candidates.
         grids: rasters that make up the input, in order, their products summing to N; one for a plain
             image, several for an image cut into a thumbnail and a mosaic of crops. None if unknown.
         kind: `"image"` or `"video"`.
@@ -215,11 +215,16 @@ class Selection:
     indices: Tensor
     features: Tensor | None = None
 
-    def check(self, n: int, n_keep: int | None, policy: str) -> None:
-        """Raise `ValueError` unless this is a valid choice of `n_keep` (None: any number) out of `n` tokens."""
+    def check_form(self, policy: str) -> None:
+        """Raise `ValueError` unless the indices are what they should be on any device."""
         indices = self.indices
         if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
             raise ValueError(f"policy {policy!r} must return 1-D int64 indices, got {indices!r}")
+
+    def check(self, n: int, n_keep: int | None, policy: str) -> None:
+        """Raise `ValueError` unless this is a valid choice of `n_keep` (None: any number) out of `n` tokens."""
+        self.check_form(policy)
+        indices = self.indices
         if n_keep is None:
             n_keep = max(1, len(indices))
         if len(indices) != n_keep:

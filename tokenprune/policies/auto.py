@@ -123,14 +123,19 @@ class _Deeper(PyramidDrop):
         return len(self.schedule.depths)
 
     def deep_select(self, view: DecoderView) -> list[Tensor] | None:
-        left = self._counts(view)
-        kept = [torch.arange(len(places)) < k for places, k in zip(view.visual, left, strict=True)]
-        some = [i for i, mask in enumerate(kept) if mask.any() and not mask.all()]
-        if some:
-            hidden = view.hidden()
-            tokens = [VisualTokens(hidden[view.visual[i]]) for i in some]
-            counts = [at_most(self.diverse, view.entered[i], left[i]) for i in some]
-            for i, chosen in zip(some, greedy_selections(max_min_select, tokens, counts), strict=True):
-                places = filled(chosen.indices, len(kept[i]), left[i])
-                kept[i] = torch.zeros_like(kept[i]).index_fill(0, places.to(kept[i].device), True)
-        return kept
+        return self.deep_select_many([view])[0]
+
+    def deep_select_many(self, views: Sequence[DecoderView]) -> list[list[Tensor] | None]:
+        left = [self._counts(view) for view in views]
+        hidden = [view.hidden() for view in views]
+        kept = [
+            [torch.full((len(places),), k > 0, device=places.device) for places, k in zip(view.visual, ks, strict=True)]
+            for view, ks in zip(views, left, strict=True)
+        ]
+        asked = [(row, i) for row, ks in enumerate(left) for i, k in enumerate(ks) if 0 < k < len(kept[row][i])]
+        tokens = [VisualTokens(hidden[row][views[row].visual[i]]) for row, i in asked]
+        counts = [at_most(self.diverse, views[row].entered[i], left[row][i]) for row, i in asked]
+        for (row, i), chosen in zip(asked, greedy_selections(max_min_select, tokens, counts), strict=True):
+            places = filled(chosen.indices, len(kept[row][i]), left[row][i])
+            kept[row][i] = torch.zeros_like(kept[row][i]).index_fill(0, places, True)
+        return list(kept)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..budget import spread
+from ..places import on_host, taken
 from ..visual import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,10 @@ class Policy:
         """
         raise NotImplementedError
 
+    def deep_select_many(self, views: Sequence[DecoderView]) -> list[list[Tensor] | None]:
+        """`deep_select` for all rows of a batch; override where one call of an op serves them all."""
+        return [self.deep_select(view) for view in views]
+
     def deeper(self) -> Policy | None:
         """A policy that goes on in the decoder where this one ends before it: they share a budget as policies of a
         list do. It is left out where tokens cannot leave a model's decoder, where another policy of a list acts
@@ -126,7 +131,8 @@ class Policy:
 def select(policy: Policy, inputs: Sequence[VisualTokens], n_keep: Sequence[int | None]) -> list[Selection]:
     """Run a policy on all visual inputs of a batch, frame by frame where it asks for that, and check its answers.
 
-    `n_keep` is None for an adaptive policy without a budget.
+    `n_keep` is None for an adaptive policy without a budget. Answers have their indices on the host: that is
+    the one wait for the device.
     """
     name = policy.name or type(policy).__name__
     frames = [tokens.frames() if policy.per_frame else [tokens] for tokens in inputs]
@@ -142,7 +148,9 @@ def select(policy: Policy, inputs: Sequence[VisualTokens], n_keep: Sequence[int 
         if k is None or 0 < k < len(frame)
     ]
     answers = policy.select_many([frames[i][j] for i, j in jobs], [shares[i][j] for i, j in jobs])  # type: ignore[misc]
-    chosen = dict(zip(jobs, answers, strict=True))
+    for selection in answers:
+        selection.check_form(name)
+    chosen = dict(zip(jobs, _on_host(answers), strict=True))
     for (i, j), selection in chosen.items():
         selection.check(len(frames[i][j]), shares[i][j] if policy.exact else None, name)
     return [
@@ -151,16 +159,22 @@ def select(policy: Policy, inputs: Sequence[VisualTokens], n_keep: Sequence[int 
     ]
 
 
+def _on_host(answers: Sequence[Selection]) -> list[Selection]:
+    parts = on_host([answer.indices for answer in answers])
+    return [Selection(part, answer.features) for part, answer in zip(parts, answers, strict=True)]
+
+
 def _join(parts: list[tuple[VisualTokens, int | None, Selection | None]]) -> Selection:
     """The selection of an input out of those of its frames."""
-    indices, features, start, replaced = [], [], 0, False
+    replaced = any(selection is not None and selection.features is not None for _, _, selection in parts)
+    indices, features, start = [], [], 0
     for frame, k, selection in parts:
         if k != 0:
-            selection = selection or Selection(torch.arange(len(frame), device=frame.features.device))
-            replaced = replaced or selection.features is not None
-            kept = selection.features if selection.features is not None else frame.features[selection.indices]
+            selection = selection or Selection(torch.arange(len(frame)))
             indices.append(selection.indices + start)
-            features.append(kept)
+            if replaced:
+                own = selection.features
+                features.append(taken(frame.features, selection.indices) if own is None else own)
         start += len(frame)
     return Selection(torch.cat(indices), torch.cat(features) if replaced else None)
 

@@ -38,10 +38,10 @@ def greedy_selections(
         for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
             more = options if first is None else {**options, "first": first[i][None]}
             more = more if quality is None else {**more, "quality": quality[i][None]}
-            picks.append(op(x[None], k=k, **more)[0])
+            picks.append(op(x[None], k=k, **more)[0].sort().values)
     else:
         picks = together(op, features, n_keep, first, quality, **options)
-    return [Selection(each.sort().values) for each in picks]
+    return [Selection(each) for each in picks]
 
 
 def together(
@@ -52,16 +52,19 @@ def together(
     quality: Sequence[Tensor] | None = None,
     **options: Any,
 ) -> list[Tensor]:
-    """Picks of all inputs in one call, without waiting for the device."""
+    """Picks of all inputs in one call, ascending, without waiting for the device."""
     device, longest = features[0].device, max(map(len, features))
     more: dict[str, Any] = dict(options)
     if any(len(x) < longest for x in features):
         sizes = torch.tensor([len(x) for x in features])
         more["mask"] = (torch.arange(longest) < sizes[:, None]).to(device, non_blocking=True)
+    batch = features[0][None] if len(features) == 1 else pad_sequence([*features], batch_first=True)
     if first is not None:
         more["first"] = pad_sequence([each.reshape(-1) for each in first], batch_first=True, padding_value=-1)
     if quality is not None:
         more["quality"] = pad_sequence([*quality], batch_first=True)
-    picks = op(pad_sequence([*features], batch_first=True), k=max(n_keep), **more)
-    # the first k of more picks are the picks of k
-    return [row[:k] for row, k in zip(picks, n_keep, strict=True)]
+    picks = op(batch, k=max(n_keep), **more)
+    if min(n_keep) < max(n_keep):  # the first k of more picks are the picks of k
+        surplus = torch.arange(max(n_keep)) >= torch.tensor(n_keep)[:, None]
+        picks = picks.masked_fill(surplus.to(device, non_blocking=True), longest)
+    return [row[:k] for row, k in zip(picks.sort(1).values, n_keep, strict=True)]

@@ -96,6 +96,6 @@ class ToDRE(Policy):
             return None
         text_to_visual = view.received(view.text)[visual].sum()
         visual_to_text = view.received(visual)[view.text].sum()
-        if max(float(text_to_visual), float(visual_to_text)) >= self.tau:
+        if float(torch.maximum(text_to_visual, visual_to_text)) >= self.tau:
             return None
         return [torch.zeros(len(places), dtype=torch.bool) for places in view.visual]

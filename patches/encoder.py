@@ -57,7 +57,7 @@ class Heard:
     attention: list[Tensor] | None = None  # (N,)
     keys: list[Tensor] | None = None  # (N, H * d) or (N, d)
     features: list[Tensor] | None = None  # (N, D_v)
-    left: list[Tensor] | None = None  # (N,) bool, of tokens that may have left inside the tower
+    left: list[Tensor] | None = None  # (N,) bool on the host, of tokens that may have left inside the tower
 
 
 @dataclass

@@ -237,7 +237,7 @@ class Plan:
                 "without it; pass pixel values, or compute the features with pruning applied"
             )
         heard, place = visual.heard
-        return None if heard.left is None else heard.left[place].cpu().nonzero()[:, 0]
+        return None if heard.left is None else heard.left[place].nonzero()[:, 0]
 
     def _encoder_values(self, policy: Policy, visual: VisualInput, n: int, left: Tensor | None) -> dict[str, Any]:
         """Fields of `VisualTokens` that come from the vision encoder, of the `n` tokens that are left."""

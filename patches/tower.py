@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..budget import Budget, PartBudget
+from ..places import on_host
 from ..policies.base import Policy
 from ..saliency import AttentionTap
 from ..visual import TowerView
@@ -104,7 +105,7 @@ class TowerStage:
         """What was heard, and by visual input what is left."""
         left = call.left()
         if left is not None:
-            heard.left = [x[:, 0] > 0.5 for x in self.encoder.regroup(self.base, kind, left, lengths, inputs)]
+            heard.left = on_host([x[:, 0] > 0.5 for x in self.encoder.regroup(self.base, kind, left, lengths, inputs)])
         return heard
 
     def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:

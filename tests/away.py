@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
 _setup_privateuseone_for_python_backend("away")
 DEVICE = torch.device("away:0")
 # Results whose size or value the host has to know.
 _WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal, aten.is_nonzero}
-_WAITING |= {aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave}
+_WAITING |= {aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount}
 WAITS: Counter[str] = Counter()
 
 
@@ -74,8 +74,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _check(tensors, func)
     if some_away and packet in _WAITING:
         WAITS[str(packet)] += 1
-    leaves_it = packet is aten._to_copy and target is not None and not _is_away(target)
-    if some_away and leaves_it or packet is aten.copy_ and not isinstance(args[0], Away) and isinstance(args[1], Away):
+    comes_here = packet is aten._to_copy and target is not None and not _is_away(target)
+    if packet is aten.copy_:
+        comes_here = not isinstance(args[0], Away)
+    if some_away and comes_here:
         WAITS["to the host"] += 1
 
     def here(leaf: Any) -> Any:
@@ -85,8 +87,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if target is not None:
         inside["device"] = torch.device("cpu")
     out = func(*tree_map(here, args), **inside)
-    arrives = _is_away(target) or (some_away and not leaves_it and target is None)
-    if arrives:
+    if _is_away(target) or (some_away and not comes_here):
         out = tree_map(lambda leaf: Away(leaf) if isinstance(leaf, torch.Tensor) else leaf, out)
     return return_and_correct_aliasing(func, args, kwargs, out) if some_away else out
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
-from .merging import with_merged
+from .merging import summed, with_merged
 from .quota import shares
+from .spacing import others
 
 
 @register("fastvid")
@@ -62,20 +63,22 @@ class FastVID(Policy):
         return EncoderSpec(layer="feature", rows="cls")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        attention, device = tokens.encoder_attention, tokens.features.device
+        attention = tokens.encoder_attention
         assert attention is not None
         t = tokens.grid[0] if tokens.grid is not None else 1
         size = len(tokens) // t
         n_anchors = int(self.merged * n_keep)
-        salient = torch.zeros(len(tokens), dtype=torch.bool, device=device)
         quotas = shares(torch.ones(t), [size] * t, n_keep - n_anchors)
-        for i, (part, quota) in enumerate(zip(attention.split(size), quotas, strict=True)):
-            if quota:
-                salient[topk_select(part, quota) + i * size] = True
+        salient = torch.cat(
+            [
+                topk_select(part, quota) + i * size
+                for i, (part, quota) in enumerate(zip(attention.split(size), quotas, strict=True))
+            ]
+        )
 
         unit = F.normalize(tokens.features.float(), dim=-1)
         segments = self._segments(unit.view(t, size, -1).mean(1))
-        free = [(~salient[a * size : b * size]).nonzero()[:, 0] + a * size for a, b in segments]
+        free = others(salient, len(tokens)).split([size * (b - a) - sum(quotas[a:b]) for a, b in segments])
         # Anchors stand in some frames of a segment, in others only if those are full.
         counts = shares(torch.tensor([float(b - a) for a, b in segments]), [len(f) for f in free], n_anchors)
         anchors, merged = [], []
@@ -84,10 +87,9 @@ class FastVID(Policy):
                 chosen = self._anchors(unit[places], (places // size - start) % self.every == 0, count)
                 anchors.append(places[chosen])
                 merged.append(self._merge(tokens.features, unit, places, chosen))
-        kept = salient.nonzero()[:, 0]
         if not anchors:
-            return Selection(kept)
-        return with_merged(tokens, kept, torch.cat(anchors), torch.cat(merged))
+            return Selection(salient)
+        return with_merged(tokens, salient, torch.cat(anchors), torch.cat(merged))
 
     def _segments(self, frames: Tensor) -> list[tuple[int, int]]:
         """First frame and end of each segment, from (T, D) mean features."""
@@ -98,7 +100,7 @@ class FastVID(Policy):
         fewest = min(self.segments, t) - 1
         if fewest:
             cut[topk_select(-alike, fewest)] = True
-        borders = [0, *(cut.nonzero()[:, 0] + 1).tolist(), t]
+        borders = [0, *(i for i, here in enumerate(cut.tolist(), 1) if here), t]
         return list(itertools.pairwise(borders))
 
     def _anchors(self, unit: Tensor, here: Tensor, count: int) -> Tensor:
@@ -111,18 +113,16 @@ class FastVID(Policy):
         place = torch.arange(len(unit), device=unit.device)
         denser = (density[None] > density[:, None]) | (density[None] == density[:, None]) & (place < place[:, None])
         apart = distance.masked_fill(~denser, torch.inf).amin(1)
-        finite = distance[distance.isfinite()]
-        score = density * apart.clamp(max=float(finite.max()))
+        largest = distance.masked_fill(distance.isinf(), -torch.inf).max()
+        score = density * apart.clamp(max=largest)
         return topk_select(score + here * (1 + score.max()), count)
 
     def _merge(self, features: Tensor, unit: Tensor, places: Tensor, chosen: Tensor) -> Tensor:
         anchors = places[chosen]
-        others = torch.ones(len(places), dtype=torch.bool, device=places.device)
-        others[chosen] = False
-        rest = places[others]
+        rest = places[others(chosen, len(places))]
         joined = (unit[rest] @ unit[anchors].T).argmax(1)
-        count = torch.bincount(joined, minlength=len(anchors)).to(features)[:, None]
-        total = torch.zeros_like(features[anchors]).index_add_(0, joined, features[rest])
+        total, members = summed(features[rest], joined, len(anchors))
+        count = members.to(features)
         weight = (1 / (count + 1)).clamp(min=self.anchor)
         weight = torch.where(count > 0, weight, 1.0)
         return weight * features[anchors] + (1 - weight) * total / count.clamp(min=1)

@@ -70,5 +70,6 @@ class HoloV(Policy):
         m = len(unit)
         if m < 3:
             return unit.new_zeros(m)
-        others = ~torch.eye(m, dtype=torch.bool, device=unit.device)
-        return (unit @ unit.T)[others].view(m, m - 1).var(1, correction=0)
+        # in rows of m + 1 from the second element on, the diagonal is the last column
+        others = (unit @ unit.T).flatten()[1:].view(m - 1, m + 1)[:, :-1]
+        return others.reshape(m, m - 1).var(1, correction=0)

@@ -25,11 +25,17 @@ def with_merged(tokens: VisualTokens, kept: Tensor, places: Tensor, merged: Tens
 
     Args:
         tokens: of the visual input.
-        kept: (K,) int64, in any order.
-        places: (M,) int64, the token whose place each merged one takes.
+        kept: (K,) int64, distinct, in any order.
+        places: (M,) int64, the token whose place each merged one takes; distinct, none of them kept.
         merged: (M, D), behind the projector.
     """
     features = tokens.features.clone()
     features[places] = merged.to(features.dtype)
-    indices = torch.cat([kept, places]).unique()  # ascending
+    indices = torch.cat([kept, places]).sort().values
     return Selection(indices, features[indices])
+
+
+def summed(features: Tensor, group: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Sums (n, D) of (M, D) features by group, (M,) int64 in `range(n)`; how many there are of each, (n, 1) int64."""
+    total = features.new_zeros(n, features.shape[1]).index_add_(0, group, features)
+    return total, group.new_zeros(n, 1).index_add_(0, group, torch.ones_like(group)[:, None])

@@ -13,7 +13,7 @@ from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, with_merged
-from .spacing import filled
+from .spacing import filled, others
 
 
 @register("prumerge")
@@ -54,13 +54,11 @@ class PruMerge(Policy):
         near[torch.arange(len(kept), device=near.device), kept] = -torch.inf  # others only
         members = near.topk(min(self.cluster, n - 1)).indices
         merged = features[kept] + (weight[members][..., None] * features[members]).sum(1)
-        left = torch.ones(n, dtype=torch.bool, device=kept.device)
-        left[kept] = False
-        if n_keep == 1 or not bool(left.any()):
+        if n_keep == 1 or len(kept) == n:
             return with_merged(tokens, kept[:0], kept, project(merged))
-        rest = left.nonzero()[:, 0]
+        rest = others(kept, n)
         extra = (weight[rest][:, None] * features[rest]).sum(0, keepdim=True)
-        places = torch.cat([kept, rest[weight[rest].argmax()][None]])
+        places = torch.cat([kept, rest[weight[rest].argmax(0, keepdim=True)]])
         return with_merged(tokens, places[:0], places, project(torch.cat([merged, extra])))
 
     def _kept(self, attention: Tensor, n_keep: int | None) -> Tensor:

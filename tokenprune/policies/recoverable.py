@@ -13,6 +13,7 @@ from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, with_merged
+from .spacing import others
 
 
 def outlier_share(values: Tensor, neighbours: int) -> float:
@@ -82,21 +83,19 @@ class Recoverable(Policy):
         assert attention is not None
         visual, recovered, centres = self._counts(n, n_keep)
 
-        taken = torch.zeros(n, dtype=torch.bool, device=attention.device)
         if visual is None:
             visual = max(1, int(n * outlier_share(attention, self.neighbours)))
-        taken[topk_select(attention, visual)] = True
-        others = text.masked_fill(taken, text.min())
+        taken = topk_select(attention, visual)
+        likeness = text.index_fill(0, taken, -torch.inf)
         if recovered is None:
-            recovered = int((n - visual) * outlier_share(others, self.neighbours))
-        taken[topk_select(others.masked_fill(taken, -torch.inf), recovered)] = True
+            recovered = int((n - visual) * outlier_share(likeness.clamp(min=text.min()), self.neighbours))
+        taken = torch.cat([taken, topk_select(likeness, recovered)])
 
-        rest = (~taken).nonzero()[:, 0]
+        rest = others(taken, n)
         if centres is None:
             centres = int(len(rest) * outlier_share(attention[rest], self.merge_neighbours))
-        if centres == 0 or centres >= len(rest):
-            taken[rest[:centres]] = True  # nothing is left to merge
-            return Selection(taken.nonzero()[:, 0])
+        if centres == 0 or centres >= len(rest):  # nothing is left to merge
+            return Selection(torch.cat([taken, rest[:centres]]).sort().values)
         return self._merge(tokens, attention, text, taken, rest, centres)
 
     @staticmethod
@@ -132,11 +131,10 @@ class Recoverable(Policy):
             shares = shares / shares.sum(1, keepdim=True)
         merged = features[rest[chosen]] + (shares[..., None] * features[rest[members]]).sum(1)
 
-        left = torch.ones(len(rest), dtype=torch.bool, device=rest.device)
-        left[chosen] = False
+        left = others(chosen, len(rest))
         shares = weight[left] / weight[left].sum() if self.normalise else weight[left]
         extra = (shares[:, None] * features[rest[left]]).sum(0, keepdim=True)
-        place = rest[left][weight[left].argmax()][None]
+        place = rest[left][weight[left].argmax(0, keepdim=True)]
 
         places = torch.cat([rest[chosen], place])
-        return with_merged(tokens, taken.nonzero()[:, 0], places, project(torch.cat([merged, extra])))
+        return with_merged(tokens, taken, places, project(torch.cat([merged, extra])))

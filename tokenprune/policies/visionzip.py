@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
-from .merging import mergeable, with_merged
+from .merging import mergeable, summed, with_merged
+from .spacing import others
 
 
 @register("visionzip")
@@ -50,16 +51,12 @@ class VisionZip(Policy):
         dominant = topk_select(tokens.encoder_attention, n_keep - n_merged)
         if n_merged == 0:
             return Selection(dominant)
-        free = torch.ones(len(tokens), dtype=torch.bool, device=dominant.device)
-        free[dominant] = False
-        rest = free.nonzero()[:, 0]
-        is_target = torch.zeros(len(rest), dtype=torch.bool, device=rest.device)
-        is_target[torch.arange(n_merged, device=rest.device) * (len(rest) // n_merged)] = True
-        targets, others = rest[is_target], rest[~is_target]
+        rest = others(dominant, len(tokens))
+        spaced = torch.arange(n_merged, device=rest.device) * (len(rest) // n_merged)
+        targets, joining = rest[spaced], rest[others(spaced, len(rest))]
 
         features, project = mergeable(tokens)
         keys = F.normalize(tokens.encoder_keys.float(), dim=-1)
-        joined = (keys[others] @ keys[targets].T).argmax(1)
-        count = torch.bincount(joined, minlength=n_merged).clamp(min=1)
-        total = torch.zeros_like(features[targets]).index_add_(0, joined, features[others])
-        return with_merged(tokens, dominant, targets, project(features[targets] + total / count[:, None]))
+        joined = (keys[joining] @ keys[targets].T).argmax(1)
+        total, count = summed(features[joining], joined, n_merged)
+        return with_merged(tokens, dominant, targets, project(features[targets] + total / count.clamp(min=1)))

@@ -13,6 +13,7 @@ from ..ops import topk_select
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable
+from .spacing import others
 
 
 @register("vispruner")
@@ -50,14 +51,13 @@ class VisPruner(Policy):
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         assert tokens.encoder_attention is not None
         n_important = int(self.important * n_keep)
-        kept = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.features.device)
-        if n_important:
-            kept[topk_select(tokens.encoder_attention, n_important)] = True
-        rest = (~kept).nonzero()[:, 0]
-        if n_keep > n_important:
-            unit = F.normalize(mergeable(tokens)[0][rest].float(), dim=-1)
-            kept[rest[self._without_doubles(unit, n_keep - n_important)]] = True
-        return Selection(kept.nonzero()[:, 0])
+        important = topk_select(tokens.encoder_attention, n_important)
+        if n_keep == n_important:
+            return Selection(important)
+        rest = others(important, len(tokens))
+        unit = F.normalize(mergeable(tokens)[0][rest].float(), dim=-1)
+        diverse = rest[self._without_doubles(unit, n_keep - n_important)]
+        return Selection(torch.cat([important, diverse]).sort().values)
 
     def _without_doubles(self, unit: Tensor, n_keep: int) -> Tensor:
         """Ascending indices of `n_keep` of (M, D) unit vectors."""
@@ -69,7 +69,5 @@ class VisPruner(Policy):
                 break
             leaving = min(self.step, len(left) - n_keep, len(even))
             doubles = topk_select(similarity[even][:, odd].amax(1), leaving)
-            stays = torch.ones(len(left), dtype=torch.bool, device=left.device)
-            stays[2 * doubles] = False
-            left = left[stays]
+            left = left[others(2 * doubles, len(left))]
         return left

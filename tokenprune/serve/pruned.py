@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..places import taken
 from ..policies.base import select
+from ..policies.spacing import even
 from ..visual import Grid, Selection, VisualTokens
 from .positions import pack
 from .processing import BUDGET, QUESTION, TEXT, decoded
@@ -93,11 +95,11 @@ class PrunedModel:
         ]
         kept = []
         for each, chosen, place in zip(whole, self._chosen(tokens, counts), coordinates, strict=True):
-            rows = each[chosen.indices]
+            rows = taken(each, chosen.indices)
             if chosen.features is not None:  # planes for deeper layers, behind the first, stay the tokens' own
                 rows = torch.cat([chosen.features.to(each.dtype), rows[:, width:]], 1)
             if place is not None:
-                place = pack(place.to(rows.device)[chosen.indices], rows.dtype)
+                place = pack(taken(place, chosen.indices).to(rows.device), rows.dtype)
                 rows = torch.cat([rows, place], 1)
             kept.append(rows)
         return kept
@@ -111,7 +113,7 @@ class PrunedModel:
                 return [self._chosen([each], [k])[0] for each, k in zip(tokens, counts, strict=True)]
             n, k = len(tokens[0]), counts[0]
             logger.error("policy %r failed, so %d of %d tokens are kept evenly: %s", self.settings.name, k, n, error)
-            return [Selection(torch.arange(k, device=tokens[0].features.device) * n // k)]
+            return [Selection(even(k, n))]
 
     def visual_width(self, embedding: Tensor) -> int:
         """Columns of an embedding that are the visual token; others go to deeper layers."""

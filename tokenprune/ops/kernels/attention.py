@@ -34,6 +34,7 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
     image_stride = 0 if mask is None else mask[0].numel()
     query_stride = n if mask is not None and mask.ndim == 3 else 0
     tile = 32 if query.dtype == torch.float32 else 64
+    depth = max(16, min(tile * 2, triton.next_power_of_2(width)))  # columns of a head at a time
     shared: dict[str, Any] = dict(
         GROUP=heads // key.shape[1],
         MASKED=mask is not None,
@@ -41,7 +42,8 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
         WEIGHTED=weighted,
         WIDEN=interpreted(),
         TILE=tile,
-        WIDTH=max(16, triton.next_power_of_2(width)),
+        DEPTH=depth,
+        WHOLE=width <= depth,
         num_warps=4,
     )
     sizes = (heads, length, asked, n, width, image_stride, query_stride, scaling)
@@ -52,39 +54,60 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
 
 
 @triton.jit
-def _load_queries(query_ptr, which_ptr, head, length, asked, width, start, LISTED, TILE: tl.constexpr, WIDTH):
-    """A tile of the asked queries, and where in the sequence they stand."""
-    place = start + tl.arange(0, TILE)
-    inside = place < asked
-    row = place
-    if LISTED:
-        row = tl.load(which_ptr + place, mask=inside, other=0).to(tl.int32)
-    column = tl.arange(0, WIDTH)
-    pointer = query_ptr + (head * length + row.to(tl.int64))[:, None] * width + column[None, :]
-    query = tl.load(pointer, mask=inside[:, None] & (column < width)[None, :], other=0)
-    return query, row, place, inside
-
-
-@triton.jit
-def _load_keys(key_ptr, head, n, width, start, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """A tile of keys, (WIDTH, TILE)."""
-    place = start + tl.arange(0, TILE)
-    column = tl.arange(0, WIDTH)
-    pointer = key_ptr + (head * n + place.to(tl.int64))[None, :] * width + column[:, None]
-    return tl.load(pointer, mask=(place < n)[None, :] & (column < width)[:, None], other=0), place
-
-
-@triton.jit
-def _tile(query, key, row, place, inside, mask_ptr, n, query_stride, scaling, MASKED: tl.constexpr, WIDEN):
-    """Scores of a tile, -inf where a query may not look."""
+def _product(queries, keys, score, start, width, inside, within, WIDEN: tl.constexpr, DEPTH: tl.constexpr):
+    """A tile of scores, and what DEPTH columns of queries and keys add to it."""
+    real = start + tl.arange(0, DEPTH) < width
+    query = tl.load(queries + start, mask=inside[:, None] & real[None, :], other=0)
+    key = tl.load(keys + start, mask=within[None, :] & real[:, None], other=0)
     if WIDEN:
         query, key = query.to(tl.float32), key.to(tl.float32)
-    score = tl.dot(query, key, input_precision="ieee") * scaling
-    look = inside[:, None] & (place < n)[None, :]
+    return tl.dot(query, key, score, input_precision="ieee")
+
+
+@triton.jit
+def _tile(
+    query_ptr,
+    key_ptr,
+    which_ptr,
+    mask_ptr,
+    head,
+    first_query,
+    first_key,
+    length,
+    asked,
+    n,
+    width,
+    query_stride,
+    scaling,
+    GROUP: tl.constexpr,
+    MASKED: tl.constexpr,
+    LISTED: tl.constexpr,
+    WIDEN: tl.constexpr,
+    TILE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Scores of a tile, -inf where a query may not look; and of its queries their number among the asked ones, where
+    in the sequence they stand, and whether they are any."""
+    order, place = first_query + tl.arange(0, TILE), first_key + tl.arange(0, TILE)
+    inside, within = order < asked, place < n
+    row = order
+    if LISTED:
+        row = tl.load(which_ptr + order, mask=inside, other=0).to(tl.int32)
+    column = tl.arange(0, DEPTH)
+    queries = query_ptr + (head * length + row.to(tl.int64))[:, None] * width + column[None, :]
+    keys = key_ptr + (head // GROUP * n + place.to(tl.int64))[None, :] * width + column[:, None]
+    score = tl.zeros((TILE, TILE), tl.float32)
+    if WHOLE:  # without a loop of its own, so that the one around it is pipelined
+        score = _product(queries, keys, score, 0, width, inside, within, WIDEN, DEPTH)
+    else:
+        for start in range(0, width, DEPTH):
+            score = _product(queries, keys, score, start, width, inside, within, WIDEN, DEPTH)
+    look = inside[:, None] & within[None, :]
     if MASKED:
         pointer = mask_ptr + row.to(tl.int64)[:, None] * query_stride + place[None, :]
         look = look & (tl.load(pointer, mask=look, other=0) != 0)
-    return tl.where(look, score, -float("inf"))
+    return tl.where(look, score * scaling, -float("inf")), order, row, inside
 
 
 @triton.jit
@@ -109,25 +132,28 @@ def _denominators(
     WEIGHTED: tl.constexpr,
     WIDEN: tl.constexpr,
     TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     mask_ptr += (head // heads) * image_stride
-    query, row, order, inside = _load_queries(
-        query_ptr, which_ptr, head, length, asked, width, tl.program_id(0) * TILE, LISTED, TILE, WIDTH
-    )
+    mine = tl.program_id(0) * TILE
     top = tl.full((TILE,), -float("inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
     for start in range(0, n, TILE):
-        key, place = _load_keys(key_ptr, head // GROUP, n, width, start, TILE, WIDTH)
-        score = _tile(query, key, row, place, inside, mask_ptr, n, query_stride, scaling, MASKED, WIDEN)
+        score, _, _, _ = _tile(
+            query_ptr, key_ptr, which_ptr, mask_ptr, head, mine, start, length, asked, n, width, query_stride, scaling,
+            GROUP, MASKED, LISTED, WIDEN, TILE, DEPTH, WHOLE,
+        )  # fmt: skip
         new = tl.maximum(top, tl.max(score, 1))
         base = tl.where(new == -float("inf"), 0.0, new)  # nothing to look at so far
         total = total * tl.exp(top - base) + tl.sum(tl.exp(score - base[:, None]), 1)
         top = new
-    tl.store(top_ptr + head * asked + order, tl.where(top == -float("inf"), 0.0, top), mask=inside)
+    order = mine + tl.arange(0, TILE)
+    tl.store(top_ptr + head * asked + order, tl.where(top == -float("inf"), 0.0, top), mask=order < asked)
     looked = total > 0
-    tl.store(inverse_ptr + head * asked + order, tl.where(looked, 1.0 / tl.where(looked, total, 1.0), 0.0), mask=inside)
+    inverse = tl.where(looked, 1.0 / tl.where(looked, total, 1.0), 0.0)
+    tl.store(inverse_ptr + head * asked + order, inverse, mask=order < asked)
 
 
 @triton.jit
@@ -153,22 +179,24 @@ def _received(
     WEIGHTED: tl.constexpr,
     WIDEN: tl.constexpr,
     TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     head = tl.program_id(1).to(tl.int64)
     image = head // heads
     mask_ptr += image * image_stride
-    key, place = _load_keys(key_ptr, head // GROUP, n, width, tl.program_id(0) * TILE, TILE, WIDTH)
+    mine = tl.program_id(0) * TILE
     total = tl.zeros((TILE,), tl.float32)
     for start in range(0, asked, TILE):
-        query, row, order, inside = _load_queries(
-            query_ptr, which_ptr, head, length, asked, width, start, LISTED, TILE, WIDTH
-        )
-        score = _tile(query, key, row, place, inside, mask_ptr, n, query_stride, scaling, MASKED, WIDEN)
+        score, order, row, inside = _tile(
+            query_ptr, key_ptr, which_ptr, mask_ptr, head, start, mine, length, asked, n, width, query_stride, scaling,
+            GROUP, MASKED, LISTED, WIDEN, TILE, DEPTH, WHOLE,
+        )  # fmt: skip
         top = tl.load(top_ptr + head * asked + order, mask=inside, other=0)
         share = tl.load(inverse_ptr + head * asked + order, mask=inside, other=0)
         if WEIGHTED:
             wanted = tl.load(which_ptr + image * length + row, mask=inside, other=0)
             share = share * (wanted != 0)
         total += tl.sum(tl.exp(score - top[:, None]) * share[:, None], 0)
+    place = mine + tl.arange(0, TILE)
     tl.store(received_ptr + head * n + place, total, mask=place < n)

@@ -86,8 +86,8 @@ def _launch(
 
 
 def warps(block: int) -> int:
-    """Of a program that holds a value per token."""
-    return max(1, min(32, block // 512))
+    """Of a program that holds a value per token; 1024 threads at most, and an AMD GPU's warps have 64."""
+    return max(1, min(32 if torch.version.hip is None else 16, block // 512))
 
 
 def row_stride(n: int) -> int:

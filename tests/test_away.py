@@ -1,0 +1,72 @@
+"""On a device that is not the host: the same tokens, and waits for it that do not grow with the batch."""
+
+import pytest
+import torch
+
+from tokenprune import pruning, pruning_report
+
+from .away import DEVICE, elsewhere, sent
+from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from .policies_table import DEEP, POLICIES, TOWER
+
+TABLE = {**POLICIES, **TOWER, **DEEP}
+# What each wants: nothing; the encoder's attention; text, and the decoder; features that change.
+FEW = ["divprune", "fopru-rank", "auto", "visionzip"]
+# Waits that a method itself cannot do without, for each picture, or for each row in the decoder.
+PER_PICTURE = {"random": 1, "holov": 1, "vidcom2": 1, "fastvid": 1}
+PER_ROW = {"todre": 1, "sparsevlm": 1}
+
+
+def check(family, video, name, options):
+    model, batch = get_model(family), ragged_batch(family, video)
+    settings = dict(max_new_tokens=3, do_sample=False)
+    with pruning(model, name, keep=0.3, **options):
+        expected = model.generate(**batch.inputs, **settings)
+        records = pruning_report(model)
+    with elsewhere():
+        away = sent(model)
+        with pruning(away, name, keep=0.3, **options):
+            tokens = away.generate(**{k: v.to(DEVICE) for k, v in batch.inputs.items()}, **settings)
+            same = pruning_report(away)
+        assert tokens.device == DEVICE
+        assert tokens.tolist() == expected.tolist()
+    assert [(r.indices, r.cuts) for r in same] == [(r.indices, r.cuts) for r in records]
+    assert any(r.n_after < r.n_before or r.cuts for r in records)
+
+
+@pytest.mark.parametrize("policy", FEW)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family, policy):
+    for video in [False, True][: 1 + (family in VIDEO_FAMILIES)]:
+        check(family, video, *TABLE[policy])
+
+
+@pytest.mark.parametrize("policy", TABLE)
+def test_every_policy(policy):
+    check("llava", False, *TABLE[policy])
+
+
+@pytest.mark.parametrize("policy", [name for name in TABLE if name not in TOWER])
+def test_every_policy_on_videos(policy):
+    check("qwen2_5_vl", True, *TABLE[policy])
+
+
+def waits(times, name, options):
+    """Of a prefill of the ragged batch, `times` over."""
+    batch = ragged_batch("llava")
+    with elsewhere() as counted:
+        away = sent(get_model("llava"))
+        inputs = {k: torch.cat([v] * times).to(DEVICE) for k, v in batch.inputs.items()}
+        with pruning(away, name, keep=0.3, **options):
+            counted.clear()
+            away(**inputs, use_cache=True)
+    return sum(counted.values())
+
+
+@pytest.mark.parametrize("policy", TABLE)
+def test_waits_do_not_grow_with_the_batch(policy):
+    rows, pictures = 3, 4
+    more = rows * PER_ROW.get(policy, 0) + pictures * PER_PICTURE.get(policy, 0)
+    once = waits(1, *TABLE[policy])
+    assert once <= 16
+    assert waits(2, *TABLE[policy]) == once + more

@@ -224,7 +224,8 @@ class DeepStage:
 
         def embeds() -> Tensor:
             assert deep.embeds is not None
-            return deep.embeds[row] if deep.packing is None else deep.embeds[row, deep.packing.index[row]]
+            embeds = deep.embeds[row] if deep.packing is None else deep.embeds[row, deep.packing.index[row]]
+            return embeds.to(query.device)
 
         visual = torch.cat([v.places for v in inputs])
         is_text = real[row].clone()
@@ -237,7 +238,7 @@ class DeepStage:
             last=length - 1,
             received=received,
             keys=key[0, :, past:].transpose(0, 1).flatten(1),
-            hidden=lambda: self.pruner.text.norm(hidden[row]),
+            hidden=lambda: self.pruner.text.norm(hidden[row]).to(query.device),
             embeds=embeds,
             layer=layer,
             n_layers=len(self.pruner.text.layers),

@@ -103,7 +103,8 @@ class Plan:
     def __init__(self, pruner: Pruner, request: Request, embeds: Tensor, kwargs: Mapping[str, Any]):
         batch, length = embeds.shape[:2]
         self.pruner, self.embeds = pruner, embeds
-        self.mask = padding_mask(kwargs.get("attention_mask"), cache_among(kwargs), batch, length)
+        mask = padding_mask(kwargs.get("attention_mask"), cache_among(kwargs), batch, length)
+        self.mask = None if mask is None else mask.to(embeds.device)
         self.stays = torch.ones(batch, length, dtype=torch.bool)
         self.records: list[Record] = []
         self._replaced = False
@@ -254,12 +255,13 @@ class Plan:
             of_inputs = getattr(heard, name)
             if of_inputs is not None:
                 value = of_inputs[place] if left is None else taken(of_inputs[place], left)
-                values[f"encoder_{name}"] = value
+                values[f"encoder_{name}"] = value.to(self.embeds.device)  # the tower may have a device of its own
                 if len(value) != n:
                     raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")
         if "encoder_features" in values:
             encoder = self.pruner.family.encoder
-            values["project"] = self.pruner.base.get_submodule(encoder.projector)  # type: ignore[union-attr, arg-type]
+            projector = self.pruner.base.get_submodule(encoder.projector)  # type: ignore[union-attr, arg-type]
+            values["project"] = lambda merged: projector(merged).to(merged.device)
         return values
 
     def _replace(self, row: int, columns: Tensor, features: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .base import Family, Kind, VisualShape
 from .encoder import EncoderListener, Heard
@@ -23,6 +25,7 @@ _PIXELS: dict[Kind, tuple[str, ...]] = {
     "video": ("pixel_values_videos",),
 }
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
+_NOTED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # those it is set on, by id
 _TAPPED: ContextVar[bool] = ContextVar("tokenprune_tapped", default=False)
 
 
@@ -84,7 +87,7 @@ class Request:
         request = cls(base, family, {kind: _placeholders(base, kind, call) for kind in fed})
         for kind in fed:
             if encoded.get(kind) is not None:
-                request.saw(kind, encoded[kind], getattr(encoded[kind], _SOURCE, None))
+                request.saw(kind, encoded[kind], source_of(encoded[kind]))
         return request
 
     def saw(self, kind: Kind, output: Any, source: Source | None) -> None:
@@ -113,6 +116,25 @@ class Request:
         for row_inputs in rows:
             row_inputs.sort(key=lambda v: int(v.columns[0]))
         return rows
+
+
+def source_of(output: Any) -> Source | None:
+    """Where features that were computed beforehand came from; None if that was without pruning.
+
+    What carries them from one device to another (`generate`, accelerate) makes a new container of them, without
+    the note: then it is that of the features they equal.
+    """
+    if not hasattr(output, _SOURCE):
+        output = next((noted for noted in list(_NOTED.values()) if _equal(noted, output)), None)
+    return getattr(output, _SOURCE, None)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    left, right = (tree_leaves(getattr(output, "pooler_output", output)) for output in (one, other))
+    return len(left) == len(right) and all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
+        for a, b in zip(left, right, strict=True)
+    )
 
 
 def _placeholders(base: Any, kind: Kind, call: Mapping[str, Any]) -> Tensor:
@@ -233,5 +255,6 @@ class FeatureTap:
         source = Source(len(lengths), arguments, heard)
         if not isinstance(output, (Tensor, list, tuple)):
             setattr(output, _SOURCE, source)
+            _NOTED[id(output)] = output
         self.listener(self.kind, output, source)
         return output

@@ -1,7 +1,7 @@
-"""A device that is not the host, where there is none: what it forbids, and how often the host waits for it.
+"""Devices that are not the host, where there are none: what they forbid, and how often the host waits for them.
 
-Tensors claim to be elsewhere and are computed on the CPU. As on a GPU, tensors of both sides cannot meet in one
-operation, but for scalars, copies and indices; and whatever needs values on the host waits for the device.
+Tensors claim to be elsewhere and are computed on the CPU. As with GPUs, tensors of different places cannot meet in
+one operation, but for scalars, copies and indices of the host; and whatever needs values on the host waits.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.hooks import attach_align_device_hook_on_blocks
+from tokenprune.patches.base import base_of, family_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
@@ -19,10 +22,11 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 aten = torch.ops.aten
 _setup_privateuseone_for_python_backend("away")
-DEVICE = torch.device("away:0")
+DEVICE, SECOND = torch.device("away:0"), torch.device("away:1")
 # Results whose size or value the host has to know.
 _WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal, aten.is_nonzero}
 _WAITING |= {aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount}
+_INDEXING = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 WAITS: Counter[str] = Counter()
 
 
@@ -32,9 +36,11 @@ class Away(torch.Tensor):
     data_here: torch.Tensor
 
     @staticmethod
-    def __new__(cls, data: torch.Tensor) -> Away:
+    def __new__(cls, data: torch.Tensor, device: torch.device = DEVICE, requires_grad: bool = False) -> Away:
+        if isinstance(data, Away):  # accelerate makes parameters anew
+            data, device = data.data_here, data.device
         layout: dict[str, Any] = dict(strides=data.stride(), storage_offset=data.storage_offset())
-        out = torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype, device=DEVICE, **layout)
+        out = torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=data.dtype, device=device, **layout)
         out.data_here = data
         return out
 
@@ -66,19 +72,20 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
     some_away = any(isinstance(tensor, Away) for tensor in tensors)
     target = kwargs.get("device")
-    if packet in (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index, aten._index_put_impl_):
-        _check([args[0], *args[2:3]], func)
-        if some_away and any(isinstance(i, Away) and i.dtype == torch.bool for i in args[1] if i is not None):
+    if packet in _INDEXING:
+        indices = [i for i in args[1] if i is not None]
+        _check([args[0], *args[2:3], *(i for i in indices if isinstance(i, Away))], func)
+        if any(isinstance(i, Away) and i.dtype == torch.bool for i in indices):
             WAITS[str(packet)] += 1  # a mask becomes places
     elif packet not in (aten.copy_, aten._to_copy, aten.set_):
         _check(tensors, func)
-    if some_away and packet in _WAITING:
-        WAITS[str(packet)] += 1
     comes_here = packet is aten._to_copy and target is not None and not _is_away(target)
     if packet is aten.copy_:
         comes_here = not isinstance(args[0], Away)
     if some_away and comes_here:
         WAITS["to the host"] += 1
+    if some_away and packet in _WAITING:
+        WAITS[str(packet)] += 1
 
     def here(leaf: Any) -> Any:
         return leaf.data_here if isinstance(leaf, Away) else leaf
@@ -88,14 +95,16 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         inside["device"] = torch.device("cpu")
     out = func(*tree_map(here, args), **inside)
     if _is_away(target) or (some_away and not comes_here):
-        out = tree_map(lambda leaf: Away(leaf) if isinstance(leaf, torch.Tensor) else leaf, out)
+        where = next(t.device for t in tensors if isinstance(t, Away)) if target is None else torch.device(target)
+        where = DEVICE if where.index is None else where
+        out = tree_map(lambda leaf: Away(leaf, where) if isinstance(leaf, torch.Tensor) else leaf, out)
     return return_and_correct_aliasing(func, args, kwargs, out) if some_away else out
 
 
 def _check(tensors: Any, func: Any) -> None:
-    tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
-    if any(isinstance(t, Away) for t in tensors) and any(not isinstance(t, Away) and t.ndim for t in tensors):
-        raise RuntimeError(f"{func} has tensors of the host and of {DEVICE}")
+    places = {t.device for t in tensors if isinstance(t, torch.Tensor) and (isinstance(t, Away) or t.ndim)}
+    if len(places) > 1:
+        raise RuntimeError(f"{func} has tensors of {' and '.join(sorted(map(str, places)))}")
 
 
 def _scalar(tensor: Away) -> Any:
@@ -120,14 +129,37 @@ def elsewhere() -> Any:
         torch._C._set_only_lift_cpu_tensors(False)
 
 
-def sent(model: nn.Module) -> nn.Module:
-    """A copy of a model, elsewhere."""
+def sent(model: nn.Module, second: Sequence[str] = ()) -> nn.Module:
+    """A copy of a model, elsewhere.
+
+    With names of modules in `second`, over both devices as accelerate has it for a `device_map`: these, out of
+    `blocks`, on the second.
+    """
     model = copy.deepcopy(model)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
+    for name, module in model.named_modules():
+        device = SECOND if any(f"{name}.".startswith(f"{start}.") for start in second) else DEVICE
+        for key, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(Away(parameter.detach()), requires_grad=False)
-        for name, buffer in module._buffers.items():
+                module._parameters[key] = nn.Parameter(Away(parameter.detach(), device), requires_grad=False)
+        for key, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = Away(buffer)
+                module._buffers[key] = Away(buffer, device)
+    if second:
+        devices = {name: SECOND if name in second else DEVICE for name in blocks(model)}
+        kept_together: dict[str, Any] = dict(offload=dict.fromkeys(devices, False))
+        kept_together["skip_keys"] = model._skip_keys_device_placement  # the cache's layers are where their layer is
+        attach_align_device_hook_on_blocks(model, {"": DEVICE, **devices}, **kept_together)
     return model
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """Names of what a model can be split into: its tower and projector, its decoder's layers, and the rest."""
+    base, text = base_of(model), base_of(model).get_submodule(family_of(model).text_model)
+    split = {id(model), id(base), id(text), id(text.layers)}
+    return [
+        f"{name}.{child}".lstrip(".")
+        for name, module in model.named_modules()
+        if id(module) in split
+        for child, part in module.named_children()
+        if id(part) not in split
+    ]

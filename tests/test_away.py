@@ -1,34 +1,38 @@
 """On a device that is not the host: the same tokens, and waits for it that do not grow with the batch."""
 
+import re
+
 import pytest
 import torch
+from tokenprune.patches.base import family_of
 
 from tokenprune import pruning, pruning_report
 
-from .away import DEVICE, elsewhere, sent
+from .away import DEVICE, SECOND, blocks, elsewhere, sent
 from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from .policies_table import DEEP, POLICIES, TOWER
 
 TABLE = {**POLICIES, **TOWER, **DEEP}
-# What each wants: nothing; the encoder's attention; text, and the decoder; features that change.
-FEW = ["divprune", "fopru-rank", "auto", "visionzip"]
+# Between them: text, what the encoder says, features that change, and the decoder.
+FEW = ["auto", "visionzip"]
 # Waits that a method itself cannot do without, for each picture, or for each row in the decoder.
 PER_PICTURE = {"random": 1, "holov": 1, "vidcom2": 1, "fastvid": 1}
 PER_ROW = {"todre": 1, "sparsevlm": 1}
 
 
-def check(family, video, name, options):
+def check(family, video, name, options, second=()):
     model, batch = get_model(family), ragged_batch(family, video)
     settings = dict(max_new_tokens=3, do_sample=False)
     with pruning(model, name, keep=0.3, **options):
         expected = model.generate(**batch.inputs, **settings)
         records = pruning_report(model)
     with elsewhere():
-        away = sent(model)
+        away = sent(model, second)
         with pruning(away, name, keep=0.3, **options):
             tokens = away.generate(**{k: v.to(DEVICE) for k, v in batch.inputs.items()}, **settings)
             same = pruning_report(away)
         assert tokens.device == DEVICE
+        assert {p.device for p in away.parameters()} == ({DEVICE, SECOND} if second else {DEVICE})
         assert tokens.tolist() == expected.tolist()
     assert [(r.indices, r.cuts) for r in same] == [(r.indices, r.cuts) for r in records]
     assert any(r.n_after < r.n_before or r.cuts for r in records)
@@ -49,6 +53,17 @@ def test_every_policy(policy):
 @pytest.mark.parametrize("policy", [name for name in TABLE if name not in TOWER])
 def test_every_policy_on_videos(policy):
     check("qwen2_5_vl", True, *TABLE[policy])
+
+
+@pytest.mark.parametrize(("half", "policy"), [("tower", "visionzip"), ("upper layers", "auto")])
+@pytest.mark.parametrize("family", [name for name, case in FAMILIES.items() if not case.hybrid])
+def test_over_two_devices(family, half, policy):
+    """What `device_map="auto"` does with several GPUs; on hybrids not even the stock model runs here so."""
+    names = blocks(get_model(family))
+    above = re.compile(r"layers\.[1-9]\d*$|norm$|^lm_head$")
+    upper = [name for name in names if above.search(name)]
+    lower = [name for name in names if name not in upper and family_of(get_model(family)).text_model not in name]
+    check(family, False, *TABLE[policy], second=upper if half == "upper layers" else lower)
 
 
 def waits(times, name, options):

@@ -24,7 +24,7 @@ from torch._dynamo.testing import CompileCounter
 from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.cache import cache_among
 
-from . import test_traps
+from . import test_away, test_traps
 from .families import (
     ENCODES_FIRST,
     FAMILIES,
@@ -561,6 +561,12 @@ def offloaded(family):
                 apply_pruning(model, "divprune", 0.3)
             assert_same(generate(model, batch.inputs), expected)
             remove_pruning(model)
+
+
+@cell("Around the model", "accelerate: over two devices (`device_map`), emulated", "as on one")
+def two_devices(family):
+    for half, policy in (("tower", "fopru-rank"), ("upper layers", "fastv")):
+        test_away.test_over_two_devices(family, half, policy)
 
 
 @cell("Around the model", "`save_pretrained`, `copy.deepcopy`", "saves the stock model; a copy prunes for itself")

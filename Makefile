@@ -15,8 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tokenprune demo
 
+# An emulated device is tested in processes of its own: torch would take it for the machine's.
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/elsewhere
 
 # Random batches against the oracles; SEED=... for other ones.
 fuzz: setup
@@ -42,6 +44,7 @@ test-transformers-%:
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt 'transformers==$*' -e '.[dev]'
 	.venv-$*/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider
+	.venv-$*/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/elsewhere
 
 # vLLM pins other versions than ours. Its CPU build from the package index brings GPU builds of three packages
 # of torch's family: two that nothing here needs, and torchvision, which the shim makes do.

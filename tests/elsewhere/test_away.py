@@ -8,9 +8,9 @@ from tokenprune.patches.base import family_of
 
 from tokenprune import pruning, pruning_report
 
+from ..families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from ..policies_table import DEEP, POLICIES, TOWER
 from .away import DEVICE, SECOND, blocks, elsewhere, sent
-from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
-from .policies_table import DEEP, POLICIES, TOWER
 
 TABLE = {**POLICIES, **TOWER, **DEEP}
 # Between them: text, what the encoder says, features that change, and the decoder.

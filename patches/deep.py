@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..cache import Held, cache_among
 from ..decoder import layer_mask
 from ..ops import attention_received
-from ..places import on_host
+from ..places import on_host, to_device
 from ..policies.base import Policy
 from ..saliency import AttentionTap
 from ..sequence import Packing
@@ -232,9 +232,9 @@ class DeepStage:
         is_text[visual] = False
         is_text[: int(visual.min())] = False
         return DecoderView(
-            visual=[v.places.to(query.device, non_blocking=True) for v in inputs],
+            visual=[to_device(v.places, query.device) for v in inputs],
             n_keep=[v.n_keep for v in inputs],
-            text=is_text.nonzero()[:, 0].to(query.device, non_blocking=True),
+            text=to_device(is_text.nonzero()[:, 0], query.device),
             last=length - 1,
             received=received,
             keys=key[0, :, past:].transpose(0, 1).flatten(1),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..budget import AdaptiveBudget, Budget, PartBudget
 from ..cache import CACHE_NAME, STATE_ATTRIBUTE, Layout, PrunedCacheError, adopt, cache_among, layout_of
+from ..places import to_device
 from ..policies.base import Policy
 from ..sequence import Packing
 from .base import Family, Kind, UnsupportedModelError, base_of
@@ -297,12 +298,12 @@ class Pruner:
         past = Past.of(cache, batch, device)
         stays = plan.stays & plan.real
         on_host = Packing.of(stays)
-        packing, keep = on_host.to(device), stays.to(device, non_blocking=True)
+        packing, keep = on_host.to(device), to_device(stays, device)
         new = {**kwargs, **self.family.extras(kwargs, keep, packing)}
         new["inputs_embeds"] = packing.take(plan.embeds)
         positions, shift = callers_positions(kwargs, past, length), past.shift
         if self.positions == "compact":
-            unpruned = plan.stays.to(device, non_blocking=True)
+            unpruned = to_device(plan.stays, device)
             positions, shift = renumbered(self.family.positions, positions, unpruned, keep, past.shift)
         new["position_ids"] = packing.take_last(positions)
         # Always an explicit mask: without one, gaps in positions are read as packed sequences.
@@ -327,7 +328,7 @@ class Pruner:
         assert self._deep is not None
         device, (batch, length) = plan.embeds.device, plan.stays.shape
         real = plan.real if on_host is None else on_host.valid
-        valid = real.to(device, non_blocking=True)
+        valid = to_device(real, device)
         if on_host is None:
             embeds, columns = plan.embeds, torch.arange(length, device=device).expand(batch, -1)
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache import cache_among
-from ..places import taken
+from ..places import taken, to_device
 from ..policies.base import Policy, select
 from ..sequence import Packing
 from ..visual import Grid, Selection, VisualTokens
@@ -267,4 +267,4 @@ class Plan:
     def _replace(self, row: int, columns: Tensor, features: Tensor) -> None:
         if not self._replaced:
             self.embeds, self._replaced = self.embeds.clone(), True
-        self.embeds[row, columns.to(self.embeds.device, non_blocking=True)] = features.to(self.embeds.dtype)
+        self.embeds[row, to_device(columns, self.embeds.device)] = features.to(self.embeds.dtype)

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device. CUDA copies it aside at once, and nobody waits; MPS might read it after it is
+    gone."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def taken(tensor: Tensor, index: Tensor) -> Tensor:
     """`tensor[index]` of ascending (K,) int64 on the host: a view of a stretch without gaps, else a copy."""
     k = len(index)
     if k and int(index[-1]) - int(index[0]) == k - 1:
         return tensor[int(index[0]) : int(index[0]) + k]
-    return tensor[index.to(tensor.device, non_blocking=True)]
+    return tensor[to_device(index, tensor.device)]
 
 
 def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .places import to_device
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -36,8 +38,8 @@ class Packing:
         return cls(index, places >= length - counts[:, None])
 
     def to(self, device: torch.device) -> Packing:
-        """The same on another device; from the host nothing waits for it."""
-        return Packing(self.index.to(device, non_blocking=True), self.valid.to(device, non_blocking=True))
+        """The same, of the host, on a device."""
+        return Packing(to_device(self.index, device), to_device(self.valid, device))
 
     def places(self, length: int) -> Tensor:
         """(B, length) int64: the new place of each old column that stays, 0 for those that go."""

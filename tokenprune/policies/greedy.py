@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..places import to_device
 from ..visual import Selection, VisualTokens
 
 
@@ -57,7 +58,7 @@ def together(
     more: dict[str, Any] = dict(options)
     if any(len(x) < longest for x in features):
         sizes = torch.tensor([len(x) for x in features])
-        more["mask"] = (torch.arange(longest) < sizes[:, None]).to(device, non_blocking=True)
+        more["mask"] = to_device(torch.arange(longest) < sizes[:, None], device)
     batch = features[0][None] if len(features) == 1 else pad_sequence([*features], batch_first=True)
     if first is not None:
         more["first"] = pad_sequence([each.reshape(-1) for each in first], batch_first=True, padding_value=-1)
@@ -66,5 +67,5 @@ def together(
     picks = op(batch, k=max(n_keep), **more)
     if min(n_keep) < max(n_keep):  # the first k of more picks are the picks of k
         surplus = torch.arange(max(n_keep)) >= torch.tensor(n_keep)[:, None]
-        picks = picks.masked_fill(surplus.to(device, non_blocking=True), longest)
+        picks = picks.masked_fill(to_device(surplus, device), longest)
     return [row[:k] for row, k in zip(picks.sort(1).values, n_keep, strict=True)]

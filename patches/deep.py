@@ -217,7 +217,7 @@ class DeepStage:
         key = key[:, :, :total]  # a static cache holds empty places after them
 
         def received(rows: Tensor) -> Tensor:
-            rows = rows.to(query.device)
+            rows = to_device(rows, query.device)
             order = torch.arange(total, device=query.device)
             seen = valid & (order <= (rows + past)[:, None])
             return attention_received(query[:, :, rows], key, mask=seen[None], scaling=scaling)[0, past:]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..places import to_device
 from .base import Family, Kind, VisualShape, register_family
 from .encoder import Encoder
 
@@ -46,7 +47,7 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
     merged = values[0].unflatten(0, (-1, base.visual.spatial_merge_size**2)).mean(1)
     if hasattr(base.visual, "window_size"):
         grids = inputs.get(f"{kind}_grid_thw", inputs.get("image_grid_thw"))
-        order = _window_order(base.visual, grids).to(merged.device)
+        order = to_device(_window_order(base.visual, grids), merged.device)
         merged = torch.empty_like(merged).index_copy_(0, order, merged)
     return list(merged.split(lengths))
 

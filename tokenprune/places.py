@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: Devices that copy what they are sent aside at once, so that nobody has to wait; MPS may read it when it is gone.
+STAGING = {"cuda"}
+
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device. CUDA copies it aside at once, and nobody waits; MPS might read it after it is
-    gone."""
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    """A tensor of the host on a device."""
+    return tensor.to(device, non_blocking=device.type in STAGING)
 
 
 def taken(tensor: Tensor, index: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ class Selection:
     """A policy's answer for one visual input.
 
     Attributes:
-        indices: (K,) int64, the tokens that stay, ascending and distinct.
+        indices: (K,) int64, the tokens that stay, ascending and distinct; on their device or on the host.
         features: optional (K, D) that replace the kept tokens (merging, pooling).
     """
 

@@ -20,9 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from tokenprune.places import STAGING
+
 aten = torch.ops.aten
 _setup_privateuseone_for_python_backend("away")
 DEVICE, SECOND = torch.device("away:0"), torch.device("away:1")
+STAGING.add(DEVICE.type)
 # Results whose size or value the host has to know.
 _WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal, aten.is_nonzero}
 _WAITING |= {aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount}
@@ -84,6 +87,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         comes_here = not isinstance(args[0], Away)
     if some_away and comes_here:
         WAITS["to the host"] += 1
+    if _is_away(target) and not some_away and any(t.numel() for t in tensors) and not kwargs.get("non_blocking"):
+        WAITS["from the host"] += 1
     if some_away and packet in _WAITING:
         WAITS[str(packet)] += 1
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import coverage_select
+from ..places import to_device
 from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .relevance import between_zero_and_one, likeness
@@ -77,8 +78,8 @@ class EADP(Policy):
         """Over neighbours in each raster; as it is where the raster is unknown or too thin."""
         if tokens.grids is None:
             return score
-        bell = torch.exp(-torch.tensor([1.0, 0.0, 1.0], device=score.device) / 2)
-        kernel = (bell[:, None] * bell) / (bell[:, None] * bell).sum()
+        bell = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / 2)
+        kernel = to_device((bell[:, None] * bell) / (bell[:, None] * bell).sum(), score.device)
         parts, start = [], 0
         for t, h, w in tokens.grids:
             part = score[start : start + t * h * w].view(t, 1, h, w)

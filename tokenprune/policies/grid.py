@@ -42,4 +42,4 @@ class Grid(Policy):
         for (h, w), size, k in zip(shapes, sizes, spread(n_keep, sizes), strict=True):
             picks += [start + i for i in (_even_grid(k, h, w) if k else [])]
             start += size
-        return Selection(torch.tensor(picks, device=tokens.features.device))
+        return Selection(torch.tensor(picks))

@@ -36,4 +36,4 @@ class Random(Policy):
         mixed = ((draw * 1_000_003 + tokens.index) * 1_000_003 + len(tokens)) % 2**63
         generator = torch.Generator().manual_seed(mixed)
         picks = torch.randperm(len(tokens), generator=generator)[:n_keep]
-        return Selection(picks.sort().values.to(tokens.features.device))
+        return Selection(picks.sort().values)

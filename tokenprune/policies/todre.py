@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import max_min_select, max_sum_select
+from ..places import to_device
 from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
@@ -83,7 +84,7 @@ class ToDRE(Policy):
             return tokens.encoder_attention[: t * h * w].argmax()
         if self.pivot_without_cls == "random":
             generator = torch.Generator().manual_seed(self.seed)
-            return torch.randint(len(tokens), (), generator=generator).to(tokens.features.device)
+            return to_device(torch.randint(len(tokens), (), generator=generator), tokens.features.device)
         features = tokens.features.float()
         return (features - features.mean(0)).norm(dim=-1).argmax()
 

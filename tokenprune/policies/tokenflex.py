@@ -63,4 +63,4 @@ class TokenFlex(Policy):
             indices += [start + y * w + x for y in bin_centres(rows, h) for x in bin_centres(columns, w)]
             start += size
         kept = project(torch.cat(pooled))
-        return Selection(torch.tensor(indices, device=kept.device), kept)
+        return Selection(torch.tensor(indices), kept)

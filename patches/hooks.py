@@ -103,7 +103,7 @@ class Pruner:
         self.deep_budget: Any = None if deep is None else deep[1]
         self._deep = None if deep is None else deep_stage(self, deep[0])
         self._handles: list[Any] = []
-        self._taps: dict[str, FeatureTap] = {}
+        self._taps: dict[Kind, FeatureTap] = {}
         self._wrapped: set[str] = set()
 
     @property
@@ -129,10 +129,10 @@ class Pruner:
             if name in vars(self.base):  # somebody else's wrapper: ours goes around it, and leaves it there
                 self._wrapped.add(name)
             lengths = functools.partial(self.family.lengths, self.base.config)
-            self._taps[name] = FeatureTap(
+            self._taps[kind] = FeatureTap(
                 kind, getattr(self.base, name), self._saw_features, lengths, self._encoder, self.tower
             )
-            setattr(self.base, name, self._taps[name])
+            setattr(self.base, name, self._taps[kind])
         setattr(self.base, STATE_ATTRIBUTE, self)
 
     def detach(self) -> None:
@@ -146,7 +146,8 @@ class Pruner:
             self.tower.detach()
         if self._deep is not None:
             self._deep.detach()
-        for name, tap in self._taps.items():
+        for kind, tap in self._taps.items():
+            name = f"get_{kind}_features"
             if vars(self.base).get(name) is tap:
                 delattr(self.base, name)
                 if name in self._wrapped:
@@ -186,7 +187,7 @@ class Pruner:
         if args:
             call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         state = self.call() or _Call(self)
-        state.request = Request.of(self.base, self.family, call)
+        state.request = Request.of(self.base, self.family, call, self._taps)
         _CALL.set(state)
         if self.family.masks == "text":
             return None

@@ -25,7 +25,6 @@ _PIXELS: dict[Kind, tuple[str, ...]] = {
     "video": ("pixel_values_videos",),
 }
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
-_NOTED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # those it is set on, by id
 _TAPPED: ContextVar[bool] = ContextVar("tokenprune_tapped", default=False)
 
 
@@ -70,7 +69,7 @@ class Request:
     sources: dict[Kind, Source] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base: Any, family: Family, call: Mapping[str, Any]) -> Request | None:
+    def of(cls, base: Any, family: Family, call: Mapping[str, Any], taps: Mapping[Kind, FeatureTap]) -> Request | None:
         """The request in a base model's arguments, or None when it feeds no visual features.
 
         Judged by the visual inputs, never by the length: continuations are longer than one token
@@ -87,7 +86,7 @@ class Request:
         request = cls(base, family, {kind: _placeholders(base, kind, call) for kind in fed})
         for kind in fed:
             if encoded.get(kind) is not None:
-                request.saw(kind, encoded[kind], source_of(encoded[kind]))
+                request.saw(kind, encoded[kind], taps[kind].source_of(encoded[kind]))
         return request
 
     def saw(self, kind: Kind, output: Any, source: Source | None) -> None:
@@ -116,17 +115,6 @@ class Request:
         for row_inputs in rows:
             row_inputs.sort(key=lambda v: int(v.columns[0]))
         return rows
-
-
-def source_of(output: Any) -> Source | None:
-    """Where features that were computed beforehand came from; None if that was without pruning.
-
-    What carries them from one device to another (`generate`, accelerate) makes a new container of them, without
-    the note: then it is that of the features they equal.
-    """
-    if not hasattr(output, _SOURCE):
-        output = next((noted for noted in list(_NOTED.values()) if _equal(noted, output)), None)
-    return getattr(output, _SOURCE, None)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -222,6 +210,7 @@ class FeatureTap:
         functools.update_wrapper(self, original)  # generate() reads the signature
         self.kind, self.original, self.listener, self.lengths = kind, original, listener, lengths
         self.encoder, self.tower = encoder, tower
+        self._noted: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id, what has a note
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _TAPPED.get():  # Qwen3-VL encodes videos through its image function: the outer call counts
@@ -255,6 +244,16 @@ class FeatureTap:
         source = Source(len(lengths), arguments, heard)
         if not isinstance(output, (Tensor, list, tuple)):
             setattr(output, _SOURCE, source)
-            _NOTED[id(output)] = output
+            self._noted[id(output)] = output
         self.listener(self.kind, output, source)
         return output
+
+    def source_of(self, output: Any) -> Source | None:
+        """Where features that were computed beforehand came from; None if that was without pruning.
+
+        What carries them from one device to another (`generate`, accelerate) makes a new container of them, without
+        the note: then it is that of the features they equal.
+        """
+        if not hasattr(output, _SOURCE):
+            output = next((noted for noted in list(self._noted.values()) if _equal(noted, output)), None)
+        return getattr(output, _SOURCE, None)

@@ -31,13 +31,12 @@ from tokenprune.ops import (
 
 #: Shared memory of a block in bytes, and lanes of a warp.
 TARGETS = {
-    ("cuda", "80"): (166912, 32),
     ("cuda", "89"): (101376, 32),
     ("cuda", "90"): (232448, 32),
     ("cuda", "100"): (232448, 32),
     ("hip", "gfx942"): (65536, 64),
 }
-INSTRUCTIONS = ("HMMA", "HGMMA", "LDL", "STL")  # matrix products before Hopper and on it; registers spilled
+INSTRUCTIONS = ("HGMMA", "LDL", "STL")  # matrix products on Hopper; registers spilled
 
 
 class Absent(DriverBase):

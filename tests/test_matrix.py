@@ -425,11 +425,13 @@ def features_given(family):
         expected = model(**batch.inputs).logits
         assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": stock}).logits, expected)
     with torch.no_grad(), pruning(model, "fopru", 0.3):
+        with pytest.raises(ValueError, match="compute the features with pruning applied"):
+            model(**rest, **grids, mm_encoder_outputs={"image": stock})
         heard = model.model.get_image_features(**pictures)
         expected = model(**batch.inputs).logits
         assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": heard}).logits, expected)
-        with pytest.raises(ValueError, match="compute the features with pruning applied"):
-            model(**rest, **grids, mm_encoder_outputs={"image": stock})
+        moved = type(heard)(**heard)  # as generate and accelerate copy features to another device
+        assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": moved}).logits, expected)
 
 
 @cell("Inputs", "a budget above the number of tokens", "everything stays")

@@ -247,12 +247,12 @@ class Pruner:
             asked = kwargs if self.family.masks == "text" else {**kwargs, "attention_mask": state.mask}
             plan = Plan(self, state.request, embeds, asked)
             self.records = plan.records
-            if not bool(plan.stays.all()):
-                return args, self._shrink(state, plan, kwargs)
+            if plan.packing is not None:
+                return args, self._shrink(state, plan, plan.packing, kwargs)
             if self._deep is not None:
                 cache = cache_among(kwargs)
                 past = Past.of(cache, len(plan.stays), embeds.device)
-                state.deep = self._deep_call(cache, past, plan, None)
+                state.deep = self._deep_call(cache, past, plan)
         if layout is not None:
             state.shrunk = True
             return args, self._follow(state, layout, kwargs)
@@ -292,16 +292,14 @@ class Pruner:
             return None
         return args, {**kwargs, "position_ids": None}
 
-    def _shrink(self, state: _Call, plan: Plan, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _shrink(self, state: _Call, plan: Plan, packing: Packing, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the text model without the columns that go."""
         cache = cache_among(kwargs)
         device, (batch, length) = plan.embeds.device, plan.stays.shape
         past = Past.of(cache, batch, device)
-        stays = plan.stays & plan.real
-        on_host = Packing.of(stays)
-        packing, keep = on_host.to(device), to_device(stays, device)
+        keep = to_device(plan.stays & plan.real, device)
         new = {**kwargs, **self.family.extras(kwargs, keep, packing)}
-        new["inputs_embeds"] = packing.take(plan.embeds)
+        new["inputs_embeds"] = plan.fed
         positions, shift = callers_positions(kwargs, past, length), past.shift
         if self.positions == "compact":
             unpruned = to_device(plan.stays, device)
@@ -321,30 +319,28 @@ class Pruner:
         state.shrunk = True
         state.labels_follow(packing)
         if self._deep is not None:
-            state.deep = self._deep_call(cache, past, plan, on_host)
+            state.deep = self._deep_call(cache, past, plan)
         return new
 
-    def _deep_call(self, cache: Any, past: Past, plan: Plan, on_host: Packing | None) -> Deep:
-        """What the upper layers need to know of a prefill; `on_host` is what was done before the text model."""
+    def _deep_call(self, cache: Any, past: Past, plan: Plan) -> Deep:
+        """What the upper layers need to know of a prefill."""
         assert self._deep is not None
         device, (batch, length) = plan.embeds.device, plan.stays.shape
-        real = plan.real if on_host is None else on_host.valid
-        valid = to_device(real, device)
-        if on_host is None:
-            embeds, columns = plan.embeds, torch.arange(length, device=device).expand(batch, -1)
+        if plan.packing is None or plan.host_packing is None:
+            real, valid = plan.real, to_device(plan.real, device)
+            columns = torch.arange(length, device=device).expand(batch, -1)
         else:
-            packing = on_host.to(device)
-            embeds, columns = packing.take(plan.embeds), packing.index
+            real, valid, columns = plan.host_packing.valid, plan.packing.valid, plan.packing.index
         return Deep(
             past=[past.upper(cache, layer, plan.mask) for layer in self._deep_layers],
-            embeds=embeds,
+            embeds=plan.fed,
             columns=past.logical + columns,
             valid=valid,
             real=real,
             below=torch.cat([past.mask(plan.mask), valid], 1),
             seen=past.logical + length,
             differs=past.layout is not None and bool(past.layout.upper),
-            visual=plan.deep_inputs(on_host),
+            visual=plan.deep_inputs(),
             records=plan.records,
         )
 

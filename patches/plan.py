@@ -134,6 +134,21 @@ class Plan:
         ]
 
     @functools.cached_property
+    def host_packing(self) -> Packing | None:
+        """What is left of the batch, on the host; None where nothing is pruned."""
+        return None if bool(self.stays.all()) else Packing.of(self.stays & self.real)
+
+    @functools.cached_property
+    def packing(self) -> Packing | None:
+        """The same on the device."""
+        return None if self.host_packing is None else self.host_packing.to(self.embeds.device)
+
+    @functools.cached_property
+    def fed(self) -> Tensor:
+        """(B, M, D), what the text model is fed."""
+        return self.embeds if self.packing is None else self.packing.take(self.embeds)
+
+    @functools.cached_property
     def real(self) -> Tensor:
         """(B, L) bool on the host, False at padding."""
         if self.mask is None:
@@ -215,12 +230,12 @@ class Plan:
         self.stays[row, columns[~stays]] = False
         return stays.nonzero()[:, 0]
 
-    def deep_inputs(self, packing: Packing | None) -> list[list[DeepInput]]:
-        """Per row, where the decoder has the visual tokens that were kept; `packing`, of `stays`, is on the host."""
+    def deep_inputs(self) -> list[list[DeepInput]]:
+        """Per row, where the decoder has the visual tokens that were kept."""
         rows: list[list[DeepInput]] = [[] for _ in range(len(self.stays))]
         budget = self.pruner.deep_budget
         assert budget is not None
-        place = None if packing is None else packing.places(self.stays.shape[1])
+        place = None if self.host_packing is None else self.host_packing.places(self.stays.shape[1])
         for i, (record, columns) in enumerate(zip(self.records, self._columns, strict=True)):
             places = columns if place is None else place[record.sample, columns]
             n_keep = min(budget.count(record.n_before), len(columns))

@@ -97,13 +97,17 @@ class Request:
 
     def visual(self) -> Tensor:
         """(B, L) bool on the host, all placeholders."""
-        return torch.stack(list(self.placeholders.values())).any(0).cpu()
+        return torch.stack(list(self._on_host.values())).any(0)
+
+    @functools.cached_property
+    def _on_host(self) -> dict[Kind, Tensor]:
+        return {kind: mask.cpu() for kind, mask in self.placeholders.items()}
 
     def inputs(self) -> list[list[VisualInput]]:
         """The visual inputs of each row, in the order they stand in it."""
         batch = next(iter(self.placeholders.values())).shape[0]
         rows: list[list[VisualInput]] = [[] for _ in range(batch)]
-        for kind, mask in self.placeholders.items():
+        for kind, mask in self._on_host.items():
             found = _split(mask, self.lengths.get(kind))
             places = _places(found, batch, self.sources.get(kind))
             for (row, columns), place in zip(found, places, strict=True):
@@ -117,10 +121,11 @@ class Request:
         return rows
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _copied(one: Any, other: Any) -> bool:
+    """Whether containers hold the same features: the very tensors, or equal ones on another device."""
     left, right = (tree_leaves(getattr(output, "pooler_output", output)) for output in (one, other))
     return len(left) == len(right) and all(
-        a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
+        a is b or (a.device != b.device and a.dtype == b.dtype and torch.equal(a.to(b.device), b))
         for a, b in zip(left, right, strict=True)
     )
 
@@ -150,11 +155,11 @@ def feature_lengths(output: Any) -> list[int]:
 
 
 def _split(mask: Tensor, lengths: list[int] | None) -> list[tuple[int, Tensor]]:
-    """Cut placeholders into visual inputs, (row, columns) each, in the order features fill them.
+    """Cut placeholders, on the host, into visual inputs, (row, columns) each, in the order features fill them.
 
     By the features' lengths where they fit; else by unbroken runs within a row.
     """
-    rows, columns = mask.cpu().nonzero(as_tuple=True)
+    rows, columns = mask.nonzero(as_tuple=True)
     if len(rows) == 0:
         return []
     if lengths and sum(lengths) + len(lengths) == len(rows):
@@ -251,9 +256,9 @@ class FeatureTap:
     def source_of(self, output: Any) -> Source | None:
         """Where features that were computed beforehand came from; None if that was without pruning.
 
-        What carries them from one device to another (`generate`, accelerate) makes a new container of them, without
-        the note: then it is that of the features they equal.
+        What carries them to the model's device (`generate`, accelerate) makes a new container of them, without the
+        note: then it is that of the features they were copied from.
         """
         if not hasattr(output, _SOURCE):
-            output = next((noted for noted in list(self._noted.values()) if _equal(noted, output)), None)
+            output = next((noted for noted in list(self._noted.values()) if _copied(noted, output)), None)
         return getattr(output, _SOURCE, None)

@@ -425,12 +425,12 @@ def features_given(family):
         expected = model(**batch.inputs).logits
         assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": stock}).logits, expected)
     with torch.no_grad(), pruning(model, "fopru", 0.3):
-        with pytest.raises(ValueError, match="compute the features with pruning applied"):
-            model(**rest, **grids, mm_encoder_outputs={"image": stock})
         heard = model.model.get_image_features(**pictures)
         expected = model(**batch.inputs).logits
         assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": heard}).logits, expected)
-        moved = type(heard)(**heard)  # as generate and accelerate copy features to another device
+        with pytest.raises(ValueError, match="compute the features with pruning applied"):
+            model(**rest, **grids, mm_encoder_outputs={"image": stock})
+        moved = type(heard)(**heard)  # as generate and accelerate copy features to the model's device
         assert torch.equal(model(**rest, **grids, mm_encoder_outputs={"image": moved}).logits, expected)
 
 

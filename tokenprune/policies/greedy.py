@@ -39,10 +39,11 @@ def greedy_selections(
         for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
             more = options if first is None else {**options, "first": first[i][None]}
             more = more if quality is None else {**more, "quality": quality[i][None]}
-            picks.append(op(x[None], k=k, **more)[0].sort().values)
+            picks.append(op(x[None], k=k, **more)[0])
     else:
         picks = together(op, features, n_keep, first, quality, **options)
-    return [Selection(each) for each in picks]
+    ordered = pad_sequence(picks, batch_first=True, padding_value=max(map(len, features))).sort(1).values
+    return [Selection(row[: len(each)]) for row, each in zip(ordered, picks, strict=True)]
 
 
 def together(
@@ -53,7 +54,7 @@ def together(
     quality: Sequence[Tensor] | None = None,
     **options: Any,
 ) -> list[Tensor]:
-    """Picks of all inputs in one call, ascending, without waiting for the device."""
+    """Picks of all inputs in one call, without waiting for the device."""
     device, longest = features[0].device, max(map(len, features))
     more: dict[str, Any] = dict(options)
     if any(len(x) < longest for x in features):
@@ -65,7 +66,5 @@ def together(
     if quality is not None:
         more["quality"] = pad_sequence([*quality], batch_first=True)
     picks = op(batch, k=max(n_keep), **more)
-    if min(n_keep) < max(n_keep):  # the first k of more picks are the picks of k
-        surplus = torch.arange(max(n_keep)) >= torch.tensor(n_keep)[:, None]
-        picks = picks.masked_fill(to_device(surplus, device), longest)
-    return [row[:k] for row, k in zip(picks.sort(1).values, n_keep, strict=True)]
+    # the first k of more picks are the picks of k
+    return [row[:k] for row, k in zip(picks, n_keep, strict=True)]

@@ -102,10 +102,20 @@ def family_by_type(model_type: str) -> Family:
     return _FAMILIES[model_type]
 
 
+def unwrapped(model: Any) -> Any:
+    """The model inside wrappers (PEFT's, torch.compile's)."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
 def base_of(model: Any) -> Any:
     """The model that merges visual features and calls the text model; wrappers are looked through."""
-    if hasattr(model, "get_base_model"):  # peft
-        model = model.get_base_model()
+    model = unwrapped(model)
     # transformers 4 names no base model for LLaVA, so ask for the child that holds the text model
     for candidate in (model, getattr(model, "base_model", None), getattr(model, "model", None)):
         if isinstance(candidate, nn.Module) and not {"language_model", "text_model"}.isdisjoint(candidate._modules):

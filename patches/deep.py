@@ -13,10 +13,12 @@ from ..cache import Held, cache_among
 from ..decoder import layer_mask
 from ..ops import attention_received
 from ..places import on_host, to_device
+from ..policies.answers import checked_masks
 from ..policies.base import Policy
 from ..saliency import AttentionTap
 from ..sequence import Packing
 from ..visual import DecoderView
+from .call import guarded
 
 if TYPE_CHECKING:
     from .hooks import Pruner
@@ -52,6 +54,7 @@ class Deep:
         valid: (B, M) bool, its padding.
         real: the same on the host, where something may be cut.
         below: (B, P + M) padding mask of the layers under the first stage.
+        below_columns: (B, P + M) int64, the logical columns that they hold.
         seen: logical columns after this call.
         differs: whether upper layers hold other columns than the lower ones already.
         visual: per row, the visual inputs that may be cut; None when nothing may.
@@ -65,6 +68,7 @@ class Deep:
     columns: Tensor
     valid: Tensor
     below: Tensor
+    below_columns: Tensor
     seen: int
     differs: bool
     real: Tensor | None = None
@@ -116,9 +120,10 @@ class DeepStage:
         if state is None or deep is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
+        length = hidden.shape[1]
         left = self._begin(deep, i, hidden) if i in self.layers else None
         if left is not None:
-            state.labels_follow(left)
+            state.outputs_follow(left, length)
         if not deep.changed:
             return None
         state.shrunk = True  # no position ids for FlashAttention
@@ -163,9 +168,13 @@ class DeepStage:
     def _decide(self, deep: Deep, layer: int, hidden: Tensor) -> Packing | None:
         assert deep.visual is not None and deep.real is not None
         rows = [row for row, inputs in enumerate(deep.visual) if inputs]
+        if not rows:
+            return None
         views = [self._view(deep, deep.real, layer, hidden, row, deep.visual[row]) for row in rows]
         jobs, masks = [], []
-        for row, chosen in zip(rows, self.policy.deep_select_many(views), strict=True):
+        with guarded():
+            answers = self.policy.deep_select_many(views)
+        for row, chosen in zip(rows, checked_masks(self.policy, views, answers), strict=True):
             for visual, mask in zip(deep.visual[row], chosen or (), strict=chosen is not None):
                 jobs.append((row, visual))
                 masks.append(mask)
@@ -176,7 +185,7 @@ class DeepStage:
             stays[row, visual.places] = mask
         if bool(stays.all()):
             return None
-        packing = Packing.of(stays & deep.real)
+        packing = Packing.of(stays, deep.real)
         place = packing.places(stays.shape[1])
         for row in rows:
             deep.visual[row] = [
@@ -235,7 +244,7 @@ class DeepStage:
             visual=[to_device(v.places, query.device) for v in inputs],
             n_keep=[v.n_keep for v in inputs],
             text=to_device(is_text.nonzero()[:, 0], query.device),
-            last=length - 1,
+            last=int(real[row].nonzero()[-1]),
             received=received,
             keys=key[0, :, past:].transpose(0, 1).flatten(1),
             hidden=lambda: self.pruner.text.norm(hidden[row]).to(query.device),

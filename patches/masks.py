@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..cache import layout_of
+from ..cache import cache_among, layout_of
 
 
 def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | None:
@@ -20,10 +21,10 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
         ValueError: for masks that cannot be followed; the message names the alternative.
     """
     if isinstance(mask, dict):  # one per layer type
-        if set(mask) != {"full_attention"}:
+        if "sliding_attention" in mask or "full_attention" not in mask:
             raise ValueError(
-                "pruning cannot follow ready-made attention masks of sliding-window layers; use the default "
-                "(dynamic) cache, with which the model builds its own"
+                f"pruning cannot follow ready-made attention masks of layers of type {', '.join(map(repr, mask))}; use "
+                "the default (dynamic) cache, with which the model builds its own"
             )
         mask = mask["full_attention"]
     if mask is None:
@@ -43,3 +44,36 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
         return None  # decoded columns have no padding, and the layout knows the prompt's
     visible = mask[:, 0, -1, :length]
     return visible if visible.dtype == torch.bool else visible == 0
+
+
+def refuse_packed(kwargs: Mapping[str, Any], text: Any, positions: Literal["1d", "mrope"]) -> None:
+    """Raise for several samples in one row, which transformers keeps apart by position ids that start again.
+
+    A pruned sequence has gaps in its positions and an explicit mask, under which the samples would see each other.
+
+    Args:
+        kwargs: arguments of the text model.
+        text: the text model.
+        positions: kind of the family's positions.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    advice = "pass the samples as rows of a padded batch, or call remove_pruning(model) to train on packed rows"
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name}: several samples packed into one row cannot be pruned; {advice}")
+    ids, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+    if ids is None or mask is not None or (positions == "mrope" and (ids.ndim != 3 or len(ids) != 4)):
+        return
+    ids = ids[0] if ids.ndim == 3 else ids
+    steps = ids.reshape(-1, ids.shape[-1]).diff()
+    cached = kwargs.get("use_cache")
+    cached = text.config.use_cache if cached is None else cached
+    # Without a cache transformers takes any gap for a border; with one it sees none.
+    border = steps <= 0 if cached or cache_among(kwargs) is not None else steps != 1
+    if bool(border.any()):
+        raise ValueError(
+            "position_ids start again or have gaps within a row: several samples packed into one row cannot be "
+            f"pruned; {advice}"
+        )

@@ -32,6 +32,11 @@ class Past:
         columns = layout.columns_until(logical).to(device)
         return cls(layout, logical, physical, columns, layout.shift.to(device))
 
+    @property
+    def shifted(self) -> bool:
+        """Whether any position has moved."""
+        return self.layout is not None and self.layout.shifted
+
     def mask(self, logical: Tensor | None) -> Tensor:
         """Padding mask over the columns held, (B, physical) bool."""
         if self.layout is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from ..policies.base import Policy, select
 from ..sequence import Packing
 from ..visual import Grid, Selection, VisualTokens
 from .base import Kind
+from .call import guarded
 from .deep import Cut, DeepInput
-from .masks import padding_mask
+from .masks import padding_mask, refuse_packed
 from .request import Request, VisualInput
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class Record:
         sample: row in the batch.
         visual: index among the row's visual inputs.
         kind: `"image"` or `"video"`.
-        n_before: visual tokens of the input, newline tokens included.
+        n_before: visual tokens of the input, newline tokens included; those that the attention mask hides are not
+            counted.
         n_after: visual tokens kept.
         indices: the kept ones, ascending, within this input.
         grid: (T, H, W) of its raster; None if it is made of several, or unknown.
@@ -86,6 +89,22 @@ class _Job:
     extra: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # newline tokens that stay
     indices: Tensor | None = None  # what stays
     stays: bool = False  # `places` stay, whatever a policy would say: the rest left in the vision tower
+    visible: Tensor | None = None  # (N,) bool, False where the attention mask hides a token; None: all are seen
+
+    @property
+    def seen(self) -> Tensor:
+        """Places in the input of the tokens that are seen."""
+        return torch.arange(len(self.visual.columns)) if self.visible is None else self.visible.nonzero()[:, 0]
+
+
+@contextlib.contextmanager
+def unchanged(embeds: Tensor, policy: Policy) -> Iterator[None]:
+    """Around a policy's choice: raise `ValueError` if it has changed the model's embeddings in place."""
+    version = None if embeds.is_inference() else embeds._version
+    with guarded():
+        yield
+    if version is not None and embeds._version != version:
+        raise ValueError(f"policy {policy.label!r} must not change tokens.features in place; return new features")
 
 
 class Plan:
@@ -103,8 +122,13 @@ class Plan:
     def __init__(self, pruner: Pruner, request: Request, embeds: Tensor, kwargs: Mapping[str, Any]):
         batch, length = embeds.shape[:2]
         self.pruner, self.embeds = pruner, embeds
-        mask = padding_mask(kwargs.get("attention_mask"), cache_among(kwargs), batch, length)
-        self.mask = None if mask is None else mask.to(embeds.device)
+        self.mask: Tensor | None = None
+        refusal: ValueError | None = None
+        try:
+            mask = padding_mask(kwargs.get("attention_mask"), cache_among(kwargs), batch, length)
+            self.mask = None if mask is None else mask.to(embeds.device)
+        except ValueError as error:  # nobody has to read it where nothing leaves
+            refusal = error
         self.stays = torch.ones(batch, length, dtype=torch.bool)
         self.records: list[Record] = []
         self._replaced = False
@@ -114,10 +138,26 @@ class Plan:
         for row in request.inputs():
             index = 0
             for i, visual in enumerate(row):
-                jobs.append(self._job(visual, i, index, words[visual.row]))
+                job = self._job(visual, i, index, words[visual.row])
+                if job is not None:
+                    jobs.append(job)
                 grid = visual.shape.grids[0] if visual.shape.grids else (1, 1, 1)
                 index += grid[0]
+        if any(self._may_shrink(job) for job in jobs):
+            if refusal is not None:
+                raise refusal
+            refuse_packed(kwargs, pruner.text, pruner.family.positions)
         self._select(jobs)
+
+    def _may_shrink(self, job: _Job) -> bool:
+        """Whether tokens of an input may leave, here or in the decoder."""
+        deep, n = self.pruner.deep_budget, len(job.seen)
+        return job.tokens is not None or job.stays or (deep is not None and self._cut_deep(n))
+
+    def _cut_deep(self, n: int) -> bool:
+        """Whether an input of `n` tokens is offered to the decoder stage; not where its budget is all of them."""
+        count = self.pruner.deep_budget.count(n)
+        return count is None or count < n
 
     def _words(self, request: Request) -> list[dict[str, Tensor]]:
         """Per row, the fields of `VisualTokens` that hold its text; none where the policy does not read it."""
@@ -136,7 +176,7 @@ class Plan:
     @functools.cached_property
     def host_packing(self) -> Packing | None:
         """What is left of the batch, on the host; None where nothing is pruned."""
-        return None if bool(self.stays.all()) else Packing.of(self.stays & self.real)
+        return None if bool(self.stays.all()) else Packing.of(self.stays, self.real)
 
     @functools.cached_property
     def packing(self) -> Packing | None:
@@ -155,32 +195,43 @@ class Plan:
             return torch.ones_like(self.stays)
         return self.mask[:, -self.stays.shape[1] :].cpu()
 
-    def _job(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Any]) -> _Job:
-        """What the policy is asked about one input; nothing where all of it stays."""
-        n, columns = len(visual.columns), visual.columns
+    def _job(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Any]) -> _Job | None:
+        """What the policy is asked about one input; nothing where all of it stays. None: nothing of it is seen."""
+        columns = visual.columns
         policy, left = self.pruner.policy, self._left(visual)
+        visible: Tensor | None = self.real[visual.row, columns]
+        n = int(visible.sum())  # type: ignore[union-attr]
+        if n == 0:
+            return None
+        visible = None if n == len(columns) else visible
         n_keep = n if policy is None else self.pruner.budget.count(n)
         if left is None and (policy is None or (n_keep is not None and n_keep >= n)):
-            return _Job(visual, i)
+            return _Job(visual, i, visible=visible)
         # Newline tokens leave first; they come back only if the budget exceeds the picture.
-        candidate = torch.ones(n, dtype=torch.bool)
+        candidate = torch.ones(len(columns), dtype=torch.bool)
         candidate[list(visual.shape.separators)] = False
         places = candidate.nonzero()[:, 0]
-        if left is not None:
-            places = places[left]
-        if policy is None or (left is not None and n_keep is not None and n_keep >= len(places)):
-            return _Job(visual, i, places=places, stays=True)
+        newlines = (~candidate if visible is None else ~candidate & visible).nonzero()[:, 0]
+        offered = left  # which of the candidates
+        if visible is not None:
+            offered = torch.arange(len(places)) if left is None else left
+            offered = offered[visible[places[offered]]]
+        if offered is not None:
+            places = places[offered]
+        if policy is None or (offered is not None and n_keep is not None and n_keep >= len(places)):
+            spare = 0 if policy is None or n_keep is None or left is not None else n_keep - len(places)
+            return _Job(visual, i, places=places, extra=newlines[:spare], stays=True, visible=visible)
         spare = 0 if n_keep is None else max(0, n_keep - len(places))
         tokens = VisualTokens(
             features=taken(self.embeds[visual.row], columns[places]),
-            grids=visual.shape.grids if left is None else None,
+            grids=visual.shape.grids if offered is None else None,
             kind=visual.kind,
             index=index,
             **words,
-            **self._encoder_values(policy, visual, len(places), left),
+            **self._encoder_values(policy, visual, len(places), offered),
         )
-        extra = (~candidate).nonzero()[:spare, 0]
-        return _Job(visual, i, tokens, None if n_keep is None else n_keep - spare, places, extra)
+        n_keep = None if n_keep is None else n_keep - spare
+        return _Job(visual, i, tokens, n_keep, places, newlines[:spare], visible=visible)
 
     def _select(self, jobs: list[_Job]) -> None:
         """Ask the policy about all inputs at once, and note what stays."""
@@ -188,11 +239,12 @@ class Plan:
         started = time.perf_counter()
         if asked:
             assert self.pruner.policy is not None
-            answers = select(
-                self.pruner.policy,
-                [job.tokens for job in asked if job.tokens is not None],
-                [job.n_keep for job in asked],
-            )
+            with unchanged(self.embeds, self.pruner.policy):
+                answers = select(
+                    self.pruner.policy,
+                    [job.tokens for job in asked if job.tokens is not None],
+                    [job.n_keep for job in asked],
+                )
             for job, chosen in zip(asked, answers, strict=True):
                 job.indices = self._keep(job, chosen)
         for job in jobs:
@@ -201,20 +253,21 @@ class Plan:
         elapsed = (time.perf_counter() - started) * 1e3  # `select` has waited for the device
         total = sum(len(job.visual.columns) for job in asked)
         for job in jobs:
-            n, grids = len(job.visual.columns), job.visual.shape.grids
-            indices = list(range(n)) if job.indices is None else job.indices.tolist()
-            self._columns.append(job.visual.columns if job.indices is None else job.visual.columns[job.indices])
+            grids = job.visual.shape.grids
+            kept = job.seen if job.indices is None else job.indices
+            indices = kept.tolist()
+            self._columns.append(job.visual.columns[kept])
             self.records.append(
                 Record(
                     sample=job.visual.row,
                     visual=job.i,
                     kind=job.visual.kind,
-                    n_before=n,
+                    n_before=len(job.seen),
                     n_after=len(indices),
                     indices=indices,
                     grid=grids[0] if grids is not None and len(grids) == 1 else None,
                     grids=grids,
-                    select_ms=0.0 if job.tokens is None else elapsed * n / total,
+                    select_ms=0.0 if job.tokens is None else elapsed * len(job.visual.columns) / total,
                     separators=job.visual.shape.separators,
                 )
             )
@@ -227,7 +280,8 @@ class Plan:
             self._replace(row, columns[kept], chosen.features)
         stays = torch.zeros(len(columns), dtype=torch.bool)
         stays[torch.cat([kept, job.extra])] = True
-        self.stays[row, columns[~stays]] = False
+        gone = ~stays if job.visible is None else ~stays & job.visible
+        self.stays[row, columns[gone]] = False
         return stays.nonzero()[:, 0]
 
     def deep_inputs(self) -> list[list[DeepInput]]:
@@ -237,6 +291,8 @@ class Plan:
         assert budget is not None
         place = None if self.host_packing is None else self.host_packing.places(self.stays.shape[1])
         for i, (record, columns) in enumerate(zip(self.records, self._columns, strict=True)):
+            if not self._cut_deep(record.n_before):
+                continue
             places = columns if place is None else place[record.sample, columns]
             n_keep = min(budget.count(record.n_before), len(columns))
             rows[record.sample].append(DeepInput(i, places, record.indices, n_keep, len(columns)))
@@ -282,4 +338,4 @@ class Plan:
     def _replace(self, row: int, columns: Tensor, features: Tensor) -> None:
         if not self._replaced:
             self.embeds, self._replaced = self.embeds.clone(), True
-        self.embeds[row, to_device(columns, self.embeds.device)] = features.to(self.embeds.dtype)
+        self.embeds[row, to_device(columns, self.embeds.device)] = features.to(self.embeds)

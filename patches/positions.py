@@ -35,8 +35,9 @@ def renumbered(
         closed = (start + rank).expand(*positions.shape[:-2], *rank.shape)
         # A row that loses nothing is the stock model's, whatever its neighbours lose.
         closed = torch.where(stays.all(1, keepdim=True), positions - shift[:, None], closed)
-    moved = (positions - closed)[..., -1]
-    return closed.clamp(min=0), moved.reshape(-1, len(keep))[-1]
+    moved = (positions - closed).reshape(-1, *keep.shape)[-1]
+    last = (keep * torch.arange(keep.shape[1], device=keep.device)).amax(1, keepdim=True)  # padding may follow it
+    return closed.clamp(min=0), moved.gather(1, last)[:, 0]
 
 
 def callers_positions(kwargs: dict[str, Any], past: Past, length: int) -> Tensor:

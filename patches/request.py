@@ -25,7 +25,8 @@ _PIXELS: dict[Kind, tuple[str, ...]] = {
     "video": ("pixel_values_videos",),
 }
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
-_TAPPED: ContextVar[bool] = ContextVar("tokenprune_tapped", default=False)
+#: The base models whose feature functions run in this thread, from the outside in.
+_TAPPED: ContextVar[tuple[Any, ...]] = ContextVar("tokenprune_tapped", default=())
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ class FeatureTap:
 
     def __init__(
         self,
+        base: Any,
         kind: Kind,
         original: Callable[..., Any],
         listener: Callable[[Kind, Any, Source], None],
@@ -213,14 +215,15 @@ class FeatureTap:
         tower: TowerStage | None = None,
     ):
         functools.update_wrapper(self, original)  # generate() reads the signature
-        self.kind, self.original, self.listener, self.lengths = kind, original, listener, lengths
+        self.base, self.kind, self.original, self.listener, self.lengths = base, kind, original, listener, lengths
         self.encoder, self.tower = encoder, tower
         self._noted: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id, what has a note
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _TAPPED.get():  # Qwen3-VL encodes videos through its image function: the outer call counts
+        running = _TAPPED.get()
+        if self.base in running:  # Qwen3-VL encodes videos through its image function: the outer call counts
             return self.original(*args, **kwargs)
-        token = _TAPPED.set(True)
+        token = _TAPPED.set((*running, self.base))
         try:
             return self._listen(*args, **kwargs)
         finally:

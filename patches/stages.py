@@ -65,7 +65,14 @@ def deep_stage(pruner: Pruner, policy: Policy) -> DeepStage:
             "use a policy that acts before the language model (todre: removal=False)"
         )
     n, lowest = len(pruner.text.layers), family.first_deep_layer(config)
-    layers = policy.deep_layers(n, lowest)
+    answer = policy.deep_layers(n, lowest)
+    if not isinstance(answer, list | tuple) or not all(isinstance(i, int) and not isinstance(i, bool) for i in answer):
+        raise ValueError(f"policy {policy.label!r} must name its decoder layers as a list of int, got {answer!r}")
+    layers = list(answer)
+    if not layers or layers != sorted(set(layers)):
+        raise ValueError(
+            f"policy {policy.label!r} must name one decoder layer or more, ascending (deep_layers), got {layers}"
+        )
     for layer in layers:
         if not lowest <= layer < n:
             raise ValueError(

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from ..budget import Budget, PartBudget
 from ..places import on_host
+from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
 from ..saliency import AttentionTap
-from ..visual import TowerView
+from ..visual import TowerCut, TowerView
+from .call import guarded
 from .encoder import Encoder, Heard, Kind
 
 
@@ -33,14 +35,17 @@ class TowerCall:
         n: tokens of a picture or tile, CLS not counted; 0 until the first cut.
         kept: (B, K) int64 ascending, which of them are left; None while all are.
         sizes: (B, M) float, patches that each token stands for, CLS included.
+        orderly: per cut, () bool on the device: whether the policy's indices were as they should be.
     """
 
+    stage: TowerStage
     n: int = 0
     n_keep: int = 0
     kept: Tensor | None = None
     sizes: Tensor | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
+    orderly: list[Tensor] = field(default_factory=list)
 
     def whole(self, values: Tensor) -> Tensor:
         """(B, K, C) values of what is left as (B, N, C), zeros elsewhere."""
@@ -94,7 +99,7 @@ class TowerStage:
     @contextmanager
     def cutting(self) -> Iterator[TowerCall]:
         """Let tokens leave in the tower's calls of a block, in this thread alone."""
-        call = TowerCall()
+        call = TowerCall(self)
         token = _CALL.set(call)
         try:
             yield call
@@ -104,18 +109,31 @@ class TowerStage:
     def heard(self, call: TowerCall, heard: Heard, kind: Kind, lengths: list[int], inputs: Mapping[str, Any]) -> Heard:
         """What was heard, and by visual input what is left."""
         left = call.left()
-        if left is not None:
-            heard.left = on_host([x[:, 0] > 0.5 for x in self.encoder.regroup(self.base, kind, left, lengths, inputs)])
+        if left is None:
+            return heard
+        by_input = [x[:, 0] > 0.5 for x in self.encoder.regroup(self.base, kind, left, lengths, inputs)]
+        checks = [torch.stack(call.orderly)] if call.orderly else []
+        heard.left = on_host([*by_input, *(check.to(by_input[0].device) for check in checks)])
+        if checks and not bool(heard.left.pop().all()):
+            raise ValueError(
+                f"policy {self.policy.label!r} must return ascending, distinct indices for every picture, within range "
+                "and with the CLS token first where there is one, and finite hidden states"
+            )
         return heard
 
-    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
+    def _call(self) -> TowerCall | None:
+        """The call that runs in this thread, if it is of this tower."""
         call = _CALL.get()
+        return call if call is not None and call.stage is self else None
+
+    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
+        call = self._call()
         if call is not None:
             call.heads = (query, key, value, kwargs.get("scaling"))
 
     def _enter_embeddings(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Resize the pictures, if the policy wants smaller ones."""
-        call = _CALL.get()
+        call = self._call()
         if call is None:
             return None
         pixels = args[0] if args else kwargs["pixel_values"]
@@ -138,7 +156,7 @@ class TowerStage:
         return ((pixels, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": pixels})
 
     def _enter(self, cut: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        call = _CALL.get()
+        call = self._call()
         if call is None or call.heads is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -156,25 +174,29 @@ class TowerStage:
         return args, {**kwargs, "hidden_states": hidden} | ({} if more is None else {"attention_mask": more})
 
     @torch.no_grad()
-    def _choose(self, call: TowerCall, cut: int, hidden: Tensor) -> Any:
+    def _choose(self, call: TowerCall, cut: int, hidden: Tensor) -> TowerCut | None:
         assert call.heads is not None and call.sizes is not None
         query, key, value, scaling = call.heads
-        return self.policy.tower_select(
-            TowerView(
-                hidden=hidden,
-                query=query,
-                key=key,
-                value=value,
-                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-                cls=bool(self.cls),
-                sizes=call.sizes,
-                cut=cut,
-                n_cuts=len(self.layers) - 1,
-                n_before=call.n,
-                n_keep=call.n_keep,
-                memory=call.memory,
-            )
+        view = TowerView(
+            hidden=hidden,
+            query=query,
+            key=key,
+            value=value,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            cls=bool(self.cls),
+            sizes=call.sizes,
+            cut=cut,
+            n_cuts=len(self.layers) - 1,
+            n_before=call.n,
+            n_keep=call.n_keep,
+            memory=call.memory,
         )
+        with guarded():
+            answer = checked_cut(self.policy, view, self.policy.tower_select(view))
+        if answer is not None:
+            call.orderly.append(orderly(view, answer))
+            answer = replace(answer, keep=answer.keep.clamp(0, hidden.shape[1] - 1))  # until `heard` has looked
+        return answer
 
     def _cut(self, call: TowerCall, cut: int, hidden: Tensor) -> Tensor:
         chosen = self._choose(call, cut, hidden)
@@ -183,7 +205,7 @@ class TowerStage:
             return hidden
         assert call.sizes is not None
         keep = chosen.keep
-        kept = keep[:, self.cls :] - self.cls
+        kept = (keep[:, self.cls :] - self.cls).clamp(min=0)
         call.kept = kept if call.kept is None else call.kept.gather(1, kept)
         call.sizes = call.sizes.gather(1, keep) if chosen.sizes is None else chosen.sizes
         if chosen.hidden is not None:
@@ -199,7 +221,7 @@ class TowerStage:
         return loud.expand(-1, -1, hidden.shape[1], -1)
 
     def _leave_projector(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        call = _CALL.get()
+        call = self._call()
         if call is None or call.kept is None:
             return None
         if self.policy.exact and call.kept.shape[1] != call.n_keep:

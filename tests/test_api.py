@@ -269,6 +269,9 @@ def test_what_a_policy_needs_is_given_or_refused():
     class Greedy(Policy):
         needs = frozenset({"telepathy"})
 
+        def select(self, tokens, n_keep):
+            return Selection(torch.arange(n_keep))
+
     with pytest.raises(ValueError, match="telepathy"):
         apply_pruning(model, Greedy())
 

@@ -11,7 +11,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from tokenprune import Policy, PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.cache import layout_of
-from tokenprune.policies import FastV
+from tokenprune.policies import FastV, ToDRE
 
 from .families import FAMILIES, IMAGE, PLAIN_FAMILIES, Batch, Picture, get_model, make_batch, ragged_batch, text_of
 from .oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_masks, without
@@ -141,9 +141,16 @@ def test_every_layer_cuts_again(family, before):
     assert [layer.keys.shape[-2] for layer in cache.layers] == lengths
 
 
+def removal_alone(**options):
+    """ToDRE's second stage without its first: all tokens enter the decoder."""
+    policy = ToDRE(**options)
+    policy.stage = "decoder"
+    return policy
+
+
 def test_todre_checks_several_layers():
     model, batch = get_model("llava"), ragged_batch("llava")
-    with pruning(model, "todre", 1.0, depths=(0.4, 0.7), tau=2.0, positions="original"):
+    with pruning(model, removal_alone(depths=(0.4, 0.7), tau=2.0), 35, positions="original"):
         run = generate(model, batch.inputs)
         records = pruning_report(model)
     assert {r.deep_layer for r in records} == {1}  # gone at the first check
@@ -219,7 +226,7 @@ def test_todre_removes_where_text_and_pictures_ignore_each_other():
     assert maps[1][(ids[1] == IMAGE)][:, -4:].sum() == 0  # pictures do not see what follows them
     low, high = sorted(shares)
     for tau, removed in ((low - 1e-4, 0), ((low + high) / 2, 1), (high + 1e-4, 2)):
-        with pruning(model, "todre", 1.0, tau=tau):
+        with pruning(model, removal_alone(tau=tau), 35):
             generate(model, batch.inputs, steps=1)
             rows = {r.sample for r in pruning_report(model) if r.deep_layer is not None}
         assert len(rows) == removed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import nn
@@ -15,13 +17,12 @@ from .patches import Pruner, Record, family_of, supported_model_types
 from .patches.base import base_of
 from .patches.stages import allows_deep_stage
 from .policies import Policy, make_policy, registry
+from .policies.base import STAGES, check_policy
 
 M = TypeVar("M", bound=nn.Module)
 PolicyLike = str | Policy | Sequence[str | Policy]
 
 Positions = Literal["original", "compact"]
-#: In the order in which tokens pass them.
-_STAGES = ("encoder", "vision", "decoder")
 Keep = float | int | Sequence[float | int] | None
 
 
@@ -57,7 +58,9 @@ def apply_pruning(
     Raises:
         UnknownPolicyError: no policy of that name.
         UnsupportedModelError: the model's type is not supported.
-        ValueError: a bad keep, positions or policy option.
+        ValueError: a bad keep, positions or policy option, or a policy that cannot act on this model. Nothing has
+            changed then: what was applied before still is.
+        RuntimeError: while the model runs, in this thread or in another.
     """
     family = family_of(model)
     model_type = cast(Any, model).config.model_type
@@ -79,9 +82,14 @@ def apply_pruning(
     for stage, share in zip(stages, shared, strict=True):
         for where in stage.stage.split(", "):
             acting[where] = (stage, AdaptiveBudget() if keep is None and stage.adaptive else share)
-    pruner = Pruner(model, family, acting, positions)
+    pruner, before = Pruner(model, family, acting, positions), _pruner(model)
     remove_pruning(model)
-    pruner.attach()
+    try:
+        pruner.attach()
+    except BaseException:
+        if before is not None:
+            before.attach()
+        raise
     return model
 
 
@@ -96,20 +104,28 @@ def _stages(
     if len(given) > 1 and options:
         raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
     stages = [make_policy(p, **options) for p in given]  # type: ignore[arg-type]
+    if not stages:
+        raise ValueError("expected a policy, got an empty list")
     if deep and not isinstance(keep, list | tuple) and not any("decoder" in s.stage for s in stages):
         stages += [more for s in stages if (more := s.deeper()) is not None]
-    for where in _STAGES:
+    for each in stages:
+        check_policy(each)
+    for where in STAGES:
         acting = [s for s in stages if where in s.stage]
         if len(acting) > 1:
             raise ValueError(f"only one policy can act at the {where} stage, got {acting!r}")
-    if not stages:
-        raise ValueError("expected a policy, got an empty list")
-    order = sorted(range(len(stages)), key=lambda i: _STAGES.index(stages[i].stage.split(", ")[0]))
+    order = sorted(range(len(stages)), key=lambda i: list(STAGES).index(stages[i].stage.split(", ")[0]))
     keeps: list[Any] = [keep]
     if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
         if len(keep) != len(stages):
             raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
         keeps = [keep[i] for i in order]
+        for (a, one), (b, other) in itertools.pairwise((stages[i].label, keep[i]) for i in order):
+            if type(one) is type(other) and other > one:  # ratios and numbers of tokens cannot be compared
+                raise ValueError(
+                    f"keep={keep!r} grows: {b!r} acts after {a!r}, which leaves {one!r} of each input, so it cannot "
+                    f"leave {other!r}"
+                )
     return [stages[i] for i in order], keeps
 
 
@@ -118,7 +134,11 @@ def _pruner(model: nn.Module) -> Pruner | None:
 
 
 def remove_pruning(model: M) -> M:
-    """Give the stock model back: no hook and no attribute is left. Does nothing if none is applied."""
+    """Give the stock model back: no hook and no attribute is left. Does nothing if none is applied.
+
+    Raises:
+        RuntimeError: while the model runs, in this thread or in another.
+    """
     pruner = _pruner(model)
     if pruner is not None:
         pruner.detach()
@@ -134,15 +154,44 @@ def pruning(
     positions: Positions = "original",
     **options: Any,
 ) -> Iterator[M]:
-    """`apply_pruning` for a `with` block; afterwards the model is as it was, pruned or not."""
-    before = _pruner(model)
+    """`apply_pruning` for a `with` block; afterwards the model is as it was, pruned or not. Blocks nest.
+
+    Raises:
+        RuntimeError: at the end of a block inside which another began that has not ended, as in two threads.
+    """
+    block = _Block(_pruner(model))
     apply_pruning(model, policy, keep, positions=positions, **options)
+    _BLOCKS.setdefault(base_of(model), []).append(block)
     try:
         yield model
     finally:
-        remove_pruning(model)
-        if before is not None:
-            before.attach()
+        _end(block, model)
+
+
+@dataclass(eq=False)
+class _Block:
+    """A `pruning` block, and what was applied when it began."""
+
+    before: Pruner | None
+
+
+#: Per base model, its blocks that have not ended, in the order in which they began.
+_BLOCKS: weakref.WeakKeyDictionary[nn.Module, list[_Block]] = weakref.WeakKeyDictionary()
+
+
+def _end(block: _Block, model: nn.Module) -> None:
+    blocks = _BLOCKS[base_of(model)]
+    i = blocks.index(block)
+    del blocks[i]
+    if i < len(blocks):
+        blocks[i].before = block.before  # which the block that began next restores in its place
+        raise RuntimeError(
+            "pruning() blocks of one model must nest: this one ends before one that began inside it; prune a deep copy "
+            "of the model in each thread"
+        )
+    remove_pruning(model)
+    if block.before is not None:
+        block.before.attach()
 
 
 def pruning_report(model: nn.Module) -> list[Record]:

@@ -36,6 +36,11 @@ class Budget:
                 raise ValueError(f"keep={keep!r} is out of range; {_ACCEPTED}")
             object.__setattr__(self, "keep", float(keep))
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether everything stays, whatever the input."""
+        return self.keep == 1.0 and isinstance(self.keep, float)
+
     def part(self, done: float, whole: float) -> Budget | PartBudget:
         """What is left when `done` of the `whole` way to this budget is gone."""
         return self if done == whole else PartBudget(self, done / whole)
@@ -60,6 +65,10 @@ class PartBudget:
     final: Budget
     way: float
 
+    @property
+    def keeps_all(self) -> bool:
+        return self.final.keeps_all
+
     def count(self, n: int) -> int:
         if isinstance(self.final.keep, float):
             return max(1, round(self.final.keep**self.way * n))
@@ -69,6 +78,10 @@ class PartBudget:
 @dataclass(frozen=True)
 class AdaptiveBudget:
     """No number at all: the policy finds its own."""
+
+    @property
+    def keeps_all(self) -> bool:
+        return False
 
     def count(self, n: int) -> None:
         return None

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
+from .pickling import Unpicklable
+
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
@@ -138,10 +140,30 @@ class Layout(Held):
         self.select_rows(torch.arange(len(self.columns)).repeat_interleave(repeats))
 
 
-class _PrunedCache:
-    """Mixin over a cache class: logical length outside, physical length inside, layout kept in step."""
+class _PrunedCache(Unpicklable):
+    """Mixin over a cache class: logical length outside, physical length inside, layout kept in step.
 
+    Attributes:
+        layout: what it holds; None after `reset`.
+        hooked: whether a pruned model reads it at the moment, whose hooks know the layout.
+    """
+
+    what = "the KV cache of a pruned model"
+    advice = (
+        "it belongs to the model of this process; feed the prompt again in the other one, or call "
+        "remove_pruning(model) before a cache is filled that has to travel"
+    )
     layout: Layout | None
+    hooked: bool = False
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        if self.layout is not None and not self.hooked:
+            self._check_hooks()
+            raise PrunedCacheError(
+                "this KV cache was filled by a pruned model and is read by one without pruning (a copy, perhaps); go "
+                "on with the model that filled it, or start from a fresh cache"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def physical_length(self, layer_idx: int = 0) -> Any:
         return super().get_seq_length(layer_idx)  # type: ignore[misc]

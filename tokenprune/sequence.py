@@ -14,35 +14,45 @@ from .places import to_device
 class Packing:
     """Which columns of a batch stay, and where they go.
 
-    Rows that keep different numbers of columns are left-padded, as decoder-only generation wants it;
-    padding of the original batch goes, so the new length is the largest number kept by any row.
+    Rows that keep different numbers of columns are left-padded, as decoder-only generation wants it. Padding before
+    and between the columns of a row goes; padding behind its last one stays where the caller put it, so that what
+    counts from the end of the sequence still counts right. The new length is the largest number held by any row.
 
     Attributes:
-        index: (B, M) int64, the old column at each new place (anything at padding).
-        valid: (B, M) bool, False at padding.
+        index: (B, M) int64, the old column at each new place (anything at new padding).
+        valid: (B, M) bool, False at padding, old or new.
+        held: (B, M) bool, False at new padding alone.
     """
 
     index: Tensor
     valid: Tensor
+    held: Tensor
 
     @classmethod
-    def of(cls, keep: Tensor) -> Packing:
-        """Packing of a (B, L) bool mask of the columns that stay."""
+    def of(cls, stays: Tensor, real: Tensor) -> Packing:
+        """Packing of a batch.
+
+        Args:
+            stays: (B, L) bool, False at columns that are pruned.
+            real: (B, L) bool, False at padding.
+        """
+        behind = real.flip(1).cumsum(1).flip(1) == 0
+        keep = stays & (real | behind)
         counts = keep.sum(1)
         length = int(counts.max())
         rows, columns = keep.nonzero(as_tuple=True)
         ends = counts.cumsum(0)  # among all kept ones; each row's last one comes to stand in the last place
         index = torch.zeros(len(keep), length, dtype=torch.int64, device=keep.device)
         index[rows, torch.arange(len(rows), device=keep.device) + length - ends[rows]] = columns
-        places = torch.arange(length, device=keep.device)
-        return cls(index, places >= length - counts[:, None])
+        held = torch.arange(length, device=keep.device) >= length - counts[:, None]
+        return cls(index, held & real.gather(1, index), held)
 
     def to(self, device: torch.device) -> Packing:
         """The same, of the host, on a device."""
-        return Packing(to_device(self.index, device), to_device(self.valid, device))
+        return Packing(*(to_device(part, device) for part in (self.index, self.valid, self.held)))
 
     def places(self, length: int) -> Tensor:
-        """(B, length) int64: the new place of each old column that stays, 0 for those that go."""
+        """(B, length) int64: the new place of each old column that stays, 0 for those that go and for padding."""
         new = torch.zeros(len(self.index), length, dtype=torch.int64, device=self.index.device)
         rows, slots = self.valid.nonzero(as_tuple=True)
         new[rows, self.index[rows, slots]] = slots
@@ -50,7 +60,7 @@ class Packing:
 
     def after(self, before: Packing | None) -> Packing:
         """This packing applied to the result of another, as one."""
-        return self if before is None else Packing(before.index.gather(1, self.index), self.valid)
+        return self if before is None else Packing(before.index.gather(1, self.index), self.valid, self.held)
 
     def take(self, tensor: Tensor) -> Tensor:
         """Gather a (B, L, ...) tensor, or a (1, L, ...) one shared by all rows, to (B, M, ...)."""

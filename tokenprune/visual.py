@@ -215,15 +215,23 @@ class Selection:
     indices: Tensor
     features: Tensor | None = None
 
-    def check_form(self, policy: str) -> None:
-        """Raise `ValueError` unless the indices are what they should be on any device."""
-        indices = self.indices
-        if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
+    def check_form(self, tokens: VisualTokens, policy: str) -> None:
+        """Raise `ValueError` unless the answer has the form it should have, whatever its values."""
+        indices, features, width = self.indices, self.features, tokens.features.shape[1]
+        if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1 or indices.is_meta:
             raise ValueError(f"policy {policy!r} must return 1-D int64 indices, got {indices!r}")
+        if features is None:
+            return
+        if not isinstance(features, Tensor) or not features.is_floating_point() or features.is_meta:
+            what = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"policy {policy!r} must return features as a floating-point tensor with data, got {what}")
+        if features.shape != (len(indices), width):
+            raise ValueError(
+                f"policy {policy!r} must return features of shape {(len(indices), width)}, got {tuple(features.shape)}"
+            )
 
     def check(self, n: int, n_keep: int | None, policy: str) -> None:
         """Raise `ValueError` unless this is a valid choice of `n_keep` (None: any number) out of `n` tokens."""
-        self.check_form(policy)
         indices = self.indices
         if n_keep is None:
             n_keep = max(1, len(indices))
@@ -235,5 +243,3 @@ class Selection:
             raise ValueError(
                 f"policy {policy!r} must return ascending, distinct indices in [0, {n}), got {indices.tolist()}"
             )
-        if self.features is not None and self.features.shape[0] != n_keep:
-            raise ValueError(f"policy {policy!r} returned {self.features.shape[0]} features for {n_keep} indices")

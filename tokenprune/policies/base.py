@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..budget import spread
-from ..places import on_host, taken
+from ..places import taken
 from ..visual import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
+from .answers import checked_selections
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ class Policy:
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
     deviates: ClassVar[str] = ""
+
+    @property
+    def label(self) -> str:
+        """What errors call it: its name, or its class's where it is not registered."""
+        return self.name or type(self).__name__
 
     @property
     def exact(self) -> bool:
@@ -134,7 +140,6 @@ def select(policy: Policy, inputs: Sequence[VisualTokens], n_keep: Sequence[int 
     `n_keep` is None for an adaptive policy without a budget. Answers have their indices on the host: that is
     the one wait for the device.
     """
-    name = policy.name or type(policy).__name__
     frames = [tokens.frames() if policy.per_frame else [tokens] for tokens in inputs]
     shares = [
         [None] * len(parts) if k is None else spread(k, [len(frame) for frame in parts])
@@ -147,21 +152,13 @@ def select(policy: Policy, inputs: Sequence[VisualTokens], n_keep: Sequence[int 
         for j, (frame, k) in enumerate(zip(parts, ks, strict=True))
         if k is None or 0 < k < len(frame)
     ]
-    answers = policy.select_many([frames[i][j] for i, j in jobs], [shares[i][j] for i, j in jobs])  # type: ignore[misc]
-    for selection in answers:
-        selection.check_form(name)
-    chosen = dict(zip(jobs, _on_host(answers), strict=True))
-    for (i, j), selection in chosen.items():
-        selection.check(len(frames[i][j]), shares[i][j] if policy.exact else None, name)
+    asked, counts = [frames[i][j] for i, j in jobs], [shares[i][j] for i, j in jobs]
+    answers = policy.select_many(asked, counts) if jobs else []  # type: ignore[arg-type]
+    chosen = dict(zip(jobs, checked_selections(policy, answers, asked, counts), strict=True))
     return [
         _join([(frame, k, chosen.get((i, j))) for j, (frame, k) in enumerate(zip(parts, ks, strict=True))])
         for i, (parts, ks) in enumerate(zip(frames, shares, strict=True))
     ]
-
-
-def _on_host(answers: Sequence[Selection]) -> list[Selection]:
-    parts = on_host([answer.indices for answer in answers])
-    return [Selection(part, answer.features) for part, answer in zip(parts, answers, strict=True)]
 
 
 def _join(parts: list[tuple[VisualTokens, int | None, Selection | None]]) -> Selection:
@@ -177,6 +174,27 @@ def _join(parts: list[tuple[VisualTokens, int | None, Selection | None]]) -> Sel
                 features.append(taken(frame.features, selection.indices) if own is None else own)
         start += len(frame)
     return Selection(torch.cat(indices), torch.cat(features) if replaced else None)
+
+
+#: Stages, in the order in which tokens pass them, and the methods of which a policy overrides one to act there.
+STAGES = {
+    "encoder": ("tower_select", "resized"),
+    "vision": ("select", "select_many"),
+    "decoder": ("deep_select", "deep_select_many"),
+}
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise `ValueError` for a policy that cannot act: an unknown stage, or a stage without the method for it."""
+    stages = policy.stage.split(", ") if isinstance(policy.stage, str) else []
+    if not stages or not set(stages) <= set(STAGES) or len(set(stages)) < len(stages):
+        raise ValueError(
+            f"policy {policy.label!r} has the unknown stage {policy.stage!r}; accepted: "
+            f"{', '.join(map(repr, STAGES))}, or several of them joined by ', '"
+        )
+    for stage in stages:
+        if all(getattr(type(policy), method) is getattr(Policy, method) for method in STAGES[stage]):
+            raise ValueError(f"policy {policy.label!r} acts at the {stage} stage and must define {STAGES[stage][0]}()")
 
 
 _REGISTRY: dict[str, type[Policy]] = {}

@@ -1,0 +1,148 @@
+"""The modules above the base model: the language-model head, and wrappers such as PEFT's.
+
+They compute logits and loss from the pruned sequence, so what they index it by has to shrink with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..sequence import Packing
+from .base import UnsupportedModelError, base_of, unwrapped
+
+if TYPE_CHECKING:
+    from .hooks import Pruner
+
+_PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
+
+
+def heads_of(model: nn.Module) -> list[nn.Module]:
+    """The modules from the one that the user holds down to the head, without the base model.
+
+    Raises:
+        UnsupportedModelError: if the head reads one place of each row, as classifiers and reward models do.
+    """
+    base, head = base_of(model), unwrapped(model)
+    if head is base:
+        return []
+    can_generate = getattr(head, "can_generate", None)
+    if can_generate is None or not can_generate():
+        raise UnsupportedModelError(
+            f"{type(head).__name__} is not supported: its head picks the place that it reads of each row in the "
+            f"unpruned sequence; prune a model that generates text, or its base model alone ({type(base).__name__})"
+        )
+    path = next(name for name, module in model.named_modules() if module is head)
+    names = ["", *(path[:i] for i, c in enumerate(path) if c == "."), path] if path else [""]
+    return [model.get_submodule(name) for name in names if name == "" or _calls(model.get_submodule(name))]
+
+
+def _calls(module: nn.Module) -> bool:
+    """Whether a module is called at all, other than a container."""
+    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def bound(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name."""
+    if not args:
+        return kwargs
+    arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return {**arguments, **arguments.pop("kwargs", {})}
+
+
+class LogitsToKeep:
+    """Which places a head computes logits for, as its argument `logits_to_keep` says.
+
+    The head gets a tensor of places in any case, which is rewritten in place when the sequence has shrunk.
+
+    Args:
+        wanted: the last so many places, or a (K,) tensor of places or a bool mask, in the caller's sequence.
+        length: of the caller's sequence.
+        device: of the model.
+    """
+
+    def __init__(self, wanted: int | Tensor, length: int, device: torch.device):
+        self.last = wanted if isinstance(wanted, int) else None
+        if isinstance(wanted, int):
+            places = torch.arange(max(0, length - wanted), length, device=device)
+        else:
+            places = wanted.nonzero()[:, 0] if wanted.dtype == torch.bool else wanted.long()
+            places = torch.where(places < 0, places + length, places)
+        self.places = places
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> LogitsToKeep | None:
+        """What a call asks for; None where it is no question of the sequence's length."""
+        wanted = arguments.get("logits_to_keep")
+        if not isinstance(wanted, int | Tensor) or all(arguments.get(name) is None for name in _PIXELS):
+            return None
+        if isinstance(wanted, int) and wanted <= 1:  # all of them, or the last, which always stays
+            return None
+        tokens = arguments.get("input_ids")
+        tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+        return None if tokens is None else cls(wanted, tokens.shape[1], tokens.device)
+
+    def follow(self, packing: Packing, length: int) -> None:
+        """Rewrite the places, in a sequence of `length` columns that shrinks.
+
+        Raises:
+            ValueError: if a place is gone, or another one in each row.
+        """
+        new_length = packing.index.shape[1]
+        if self.last is not None:
+            # As many of the last columns as are left in the row that has most of them left.
+            held = (packing.index >= length - self.last) & packing.held
+            self.last = int(held.sum(1).max())
+            self.places.data = torch.arange(new_length - self.last, new_length, device=self.places.device)
+            return
+        wanted = self.places.to(packing.index.device)
+        found = (packing.index[:, :, None] == wanted) & packing.held[:, :, None]  # (B, M, K)
+        new = found.long().argmax(1)
+        if not bool(found.any(1).all()) or not bool((new == new[:1]).all()):
+            raise ValueError(
+                f"logits_to_keep={wanted.tolist()} names places that pruning removes, or that come to stand elsewhere "
+                "in each row; pass an int (the last so many), or take what you need from the pruned sequence's logits"
+            )
+        self.places.data = new[0].to(self.places.device)
+
+
+def labels_among(arguments: dict[str, Any]) -> Tensor | None:
+    """The labels of a call."""
+    labels = arguments.get("labels")
+    return labels if isinstance(labels, Tensor) else None
+
+
+class PrefillGuard:
+    """Stands in for `_prefill` of one instance: refuses to feed a pruned prompt in chunks.
+
+    A chunk holds a part of a picture, whose tokens would be chosen from without the rest. An object, not a closure, so
+    that a deep copy of the model checks its own calls.
+    """
+
+    NAME = "_prefill"
+
+    def __init__(self, pruner: Pruner):
+        self.pruner = pruner
+        functools.update_wrapper(self, getattr(type(pruner.heads[-1]), self.NAME))
+
+    @classmethod
+    def fits(cls, head: nn.Module) -> bool:
+        """Whether there is such a method, which nobody else has replaced."""
+        return hasattr(type(head), cls.NAME) and cls.NAME not in vars(head)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        head = self.pruner.heads[-1]
+        stock = getattr(type(head), self.NAME)
+        arguments = inspect.signature(stock).bind(head, *args, **kwargs).arguments
+        size = getattr(arguments.get("generation_config"), "prefill_chunk_size", None)
+        fed = arguments.get("model_kwargs", {})
+        if size is not None and any(fed.get(name) is not None for name in _PIXELS) and not self.pruner.keeps_all:
+            raise ValueError(
+                f"prefill_chunk_size={size!r} feeds a prompt in parts, and pruning chooses among all tokens of a "
+                "picture at once; leave prefill_chunk_size out for prompts with pictures"
+            )
+        return stock(head, *args, **kwargs)

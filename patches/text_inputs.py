@@ -1,0 +1,190 @@
+"""What the text model, or a base model that builds masks, is given instead of the caller's arguments."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..cache import Layout, PrunedCacheError, cache_among, layout_of
+from ..places import to_device
+from ..sequence import Packing
+from .blocks import shortened
+from .call import ForwardCall
+from .deep import Deep
+from .masks import padding_mask
+from .past import Past
+from .plan import Plan
+from .positions import callers_positions, renumbered
+
+if TYPE_CHECKING:
+    from .hooks import Pruner
+
+
+def tokens_among(arguments: dict[str, Any]) -> Tensor:
+    """The tokens of a call, (B, L) ids or (B, L, D) embeddings."""
+    tokens = arguments.get("inputs_embeds")
+    return arguments["input_ids"] if tokens is None else tokens
+
+
+def base_inputs_on_pruned_cache(pruner: Pruner, arguments: dict[str, Any], cache: Any) -> dict[str, Any]:
+    """Arguments of a base model that builds masks, on a cache that was pruned before.
+
+    Masks are to be built for the columns that are there, so whatever has a value for each column is reduced to those;
+    positions are left as they would have been.
+
+    Raises:
+        PrunedCacheError: for masks that were built in advance.
+    """
+    new = dict(arguments)
+    tokens = tokens_among(new)
+    batch, length = tokens.shape[:2]
+    past = Past.of(cache, batch, tokens.device)
+    layout = layout_of(cache)
+    assert layout is not None
+    given = new.get("attention_mask")
+    if given is not None and (isinstance(given, dict) or given.ndim != 2):
+        raise PrunedCacheError(
+            f"pruning cannot follow ready-made attention masks on model type {pruner.base.config.model_type!r}; "
+            "use the default (dynamic) cache, with which the model builds its own"
+        )
+    if new.get("position_ids") is None:
+        new["position_ids"] = callers_positions({}, past, length) + pruner.family.first_position
+    mask = padding_mask(given, cache, batch, length)
+    if mask is not None or layout.padded:
+        new["attention_mask"] = layout.mask(mask, past.physical + length)
+    for name, value in new.items():
+        if name.endswith("token_type_ids") and isinstance(value, Tensor) and value.shape[-1] == past.logical + length:
+            held = past.columns.to(value.device)
+            new[name] = torch.cat([value.expand(batch, -1).gather(1, held), value[:, past.logical :]], 1)
+    if "cache_position" in pruner.base_arguments:
+        new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
+    return new
+
+
+def prune_text_inputs(
+    pruner: Pruner, call: ForwardCall, plan: Plan, packing: Packing, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of the text model without the columns that go.
+
+    Raises:
+        ValueError: for a static cache where masks are built above the text model.
+    """
+    cache, family = cache_among(arguments), pruner.family
+    device, (batch, length) = plan.embeds.device, plan.stays.shape
+    if family.masks == "base" and getattr(cache, "is_compileable", False):
+        raise ValueError(
+            f"pruning cannot shrink the masks that model type {pruner.base.config.model_type!r} builds for a static "
+            "cache, in which pictures attend to themselves both ways; use the default (dynamic) cache"
+        )
+    past = Past.of(cache, batch, device)
+    keep = to_device(plan.stays & plan.real, device)
+    new = {**arguments, **family.extras(arguments, keep, packing)}
+    new["inputs_embeds"] = plan.fed
+    positions, shift = callers_positions(arguments, past, length), past.shift
+    if pruner.positions == "compact":
+        unpruned = to_device(plan.stays, device)
+        positions, shift = renumbered(family.positions, positions, unpruned, keep, past.shift)
+    elif past.shifted:
+        positions = positions - past.shift[:, None]
+    new["position_ids"] = packing.take_last(positions)
+    # Always an explicit mask: without one, gaps in positions are read as packed sequences.
+    valid = torch.cat([past.mask(plan.mask), packing.valid], 1)
+    new["attention_mask"] = valid
+    if family.masks == "base":
+        window = getattr(pruner.text.config, "sliding_window", None)
+        new["attention_mask"] = shortened(arguments.get("attention_mask"), packing, past, valid, window)
+    if pruner.reads_cache_position:
+        new["cache_position"] = torch.arange(past.physical, valid.shape[1], device=valid.device)
+
+    columns = torch.cat([past.columns, past.logical + packing.index], 1)
+    call.layout = Layout(columns, valid, past.logical + length, shift, weakref.ref(pruner.base))
+    call.shrunk = True
+    call.outputs_follow(packing, length)
+    if pruner.deep is not None:
+        call.deep = begin_decoder_stage(pruner, cache, past, plan)
+    return new
+
+
+def begin_decoder_stage(pruner: Pruner, cache: Any, past: Past, plan: Plan) -> Deep | None:
+    """What the upper layers need to know of a prefill; None where they hold what the lower ones do."""
+    assert pruner.deep is not None
+    visual, differs = plan.deep_inputs(), past.layout is not None and bool(past.layout.upper)
+    if not differs and not any(visual):
+        return None
+    device, (batch, length) = plan.embeds.device, plan.stays.shape
+    if plan.packing is None or plan.host_packing is None:
+        real, valid = plan.real, to_device(plan.real, device)
+        columns = torch.arange(length, device=device).expand(batch, -1)
+    else:
+        real, valid, columns = plan.host_packing.valid, plan.packing.valid, plan.packing.index
+    return Deep(
+        past=[past.upper(cache, layer, plan.mask) for layer in pruner.deep.layers],
+        embeds=plan.fed,
+        columns=past.logical + columns,
+        valid=valid,
+        real=real,
+        below=torch.cat([past.mask(plan.mask), valid], 1),
+        below_columns=torch.cat([past.columns, past.logical + columns], 1),
+        seen=past.logical + length,
+        differs=differs,
+        visual=visual,
+        records=plan.records,
+    )
+
+
+def layout_after(pruner: Pruner, call: ForwardCall, cache: Any) -> Layout | None:
+    """What the cache holds after a call of the text model; None where nothing has changed in that."""
+    layout, deep = call.layout, call.deep
+    if deep is None or deep.visual is None or not deep.changed:
+        return layout
+    assert pruner.deep is not None
+    if layout is None:  # the layers below the decoder stage hold all of this call
+        batch, device = len(deep.below), deep.below.device
+        before = layout_of(cache)
+        shift = torch.zeros(batch, dtype=torch.int64, device=device) if before is None else before.shift
+        layout = Layout(deep.below_columns, deep.below, deep.seen, shift, weakref.ref(pruner.base))
+    layout.upper = dict(zip(pruner.deep.layers, deep.held, strict=True))
+    return layout
+
+
+def continue_pruned_cache(
+    pruner: Pruner, call: ForwardCall, layout: Layout, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a call that prunes nothing, on a cache that was pruned before."""
+    cache = cache_among(arguments)
+    tokens = tokens_among(arguments)
+    batch, length = tokens.shape[:2]
+    past = Past.of(cache, batch, tokens.device)
+    new = dict(arguments)
+    positions = callers_positions(arguments, past, length)
+    if layout.shifted:
+        positions = positions - past.shift[:, None]
+    new["position_ids"] = positions
+    mask = None
+    if pruner.family.masks == "text":
+        mask = padding_mask(arguments.get("attention_mask"), cache, batch, length)
+        if mask is not None or layout.padded:
+            new["attention_mask"] = layout.mask(mask, past.physical + length)
+    if layout.upper and call.deep is None:
+        upper = [past.upper(cache, layer, mask) for layer in layout.upper]
+        valid = layout.mask(mask, past.physical + length)
+        columns = past.logical + torch.arange(length, device=valid.device).expand(batch, -1)
+        below = torch.cat([past.columns, columns], 1)
+        call.deep = Deep(upper, columns, valid[:, -length:], valid, below, past.logical + length, differs=True)
+    if pruner.reads_cache_position:
+        new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
+    return new
+
+
+def check_decoder_layers(pruner: Pruner, layout: Layout | None) -> None:
+    """Raise `PrunedCacheError` for a cache whose upper layers were cut where this pruning has no hooks."""
+    layers = [] if pruner.deep is None else pruner.deep.layers
+    if layout is not None and layout.upper and list(layout.upper) != layers:
+        raise PrunedCacheError(
+            "this KV cache was filled by a policy that dropped tokens at decoder layer "
+            f"{' and '.join(map(str, layout.upper))}, and another is applied now; go on with a fresh cache, "
+            "or apply that policy again"
+        )

@@ -1,0 +1,123 @@
+"""What a policy may answer, at every stage, checked before anything is changed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..places import on_host
+from ..visual import DecoderView, Selection, TowerCut, TowerView, VisualTokens
+
+if TYPE_CHECKING:
+    from .base import Policy
+
+
+def checked_selections(
+    policy: Policy, answers: Any, tokens: Sequence[VisualTokens], n_keep: Sequence[int | None]
+) -> list[Selection]:
+    """The answers of `select_many`, with their indices on the host: that is the one wait for the device.
+
+    Args:
+        policy: who answered.
+        answers: what it returned.
+        tokens: what it was asked about.
+        n_keep: how many tokens it was asked for; None for any number.
+
+    Raises:
+        ValueError: naming the policy and what is wrong.
+    """
+    name = policy.label
+    if not isinstance(answers, list | tuple) or len(answers) != len(tokens):
+        raise ValueError(f"policy {name!r} must return a list of {len(tokens)} Selections, got {_told(answers)}")
+    for selection, each in zip(answers, tokens, strict=True):
+        if not isinstance(selection, Selection):
+            raise ValueError(f"policy {name!r} must return a Selection for each input, got {_told(selection)}")
+        selection.check_form(each, name)
+    finite = [
+        (selection.features.isfinite().all() | ~each.features.isfinite().all()).long()[None]
+        for selection, each in zip(answers, tokens, strict=True)
+        if selection.features is not None
+    ]
+    parts = on_host([*(selection.indices for selection in answers), *([torch.cat(finite)] if finite else [])])
+    if finite and not bool(parts.pop().all()):
+        raise ValueError(f"policy {name!r} returned features that are not finite numbers")
+    chosen = [Selection(part, answer.features) for part, answer in zip(parts, answers, strict=True)]
+    for selection, each, k in zip(chosen, tokens, n_keep, strict=True):
+        selection.check(len(each), k if policy.exact else None, name)
+    return chosen
+
+
+def checked_masks(policy: Policy, views: Sequence[DecoderView], answers: Any) -> list[list[Tensor] | None]:
+    """The answers of `deep_select_many`.
+
+    Raises:
+        ValueError: naming the policy and what is wrong.
+    """
+    name = policy.label
+    if not isinstance(answers, list | tuple) or len(answers) != len(views):
+        raise ValueError(f"policy {name!r} must return an answer for each of {len(views)} rows, got {_told(answers)}")
+    for view, answer in zip(views, answers, strict=True):
+        if answer is None:
+            continue
+        sizes = [len(places) for places in view.visual]
+        if not isinstance(answer, list | tuple) or len(answer) != len(sizes):
+            raise ValueError(
+                f"policy {name!r} must return a bool mask for each of {len(sizes)} visual inputs of a row, or None, "
+                f"got {_told(answer)}"
+            )
+        for mask, size in zip(answer, sizes, strict=True):
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (size,) or mask.is_meta:
+                raise ValueError(f"policy {name!r} must return bool masks of shape ({size},), got {_told(mask)}")
+    return list(answers)
+
+
+def checked_cut(policy: Policy, view: TowerView, cut: Any) -> TowerCut | None:
+    """The answer of `tower_select`, as far as it can be checked without waiting for the device.
+
+    Raises:
+        ValueError: naming the policy and what is wrong.
+    """
+    if cut is None:
+        return None
+    name, (batch, length, width) = policy.label, view.hidden.shape
+    if not isinstance(cut, TowerCut):
+        raise ValueError(f"policy {name!r} must return a TowerCut or None, got {_told(cut)}")
+    keep = cut.keep
+    if (
+        not isinstance(keep, Tensor)
+        or keep.dtype != torch.int64
+        or keep.ndim != 2
+        or len(keep) != batch
+        or keep.is_meta
+    ):
+        raise ValueError(f"policy {name!r} must return int64 indices of shape ({batch}, K), got {_told(keep)}")
+    k = keep.shape[1]
+    for what, value, shape in (("hidden", cut.hidden, (batch, k, width)), ("sizes", cut.sizes, (batch, k))):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point() or value.is_meta:
+            raise ValueError(f"policy {name!r} must return {what} of shape {shape}, got {_told(value)}")
+    if k < int(view.cls) or k > length:
+        raise ValueError(f"policy {name!r} kept {k} of {length} tokens in the vision tower")
+    return cut
+
+
+def orderly(view: TowerView, cut: TowerCut) -> Tensor:
+    """() bool on the device: whether the indices of a cut are in range, ascending and distinct, with CLS first."""
+    keep = cut.keep
+    good = ((keep >= 0) & (keep < view.hidden.shape[1])).all() & (keep[:, 1:] > keep[:, :-1]).all()
+    if view.cls:
+        good = good & (keep[:, 0] == 0).all()
+    return good if cut.hidden is None else good & (cut.hidden.isfinite().all() | ~view.hidden.isfinite().all())
+
+
+def _told(value: Any) -> str:
+    """A value in a message: short, whatever it is."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}" + (" without data" if value.is_meta else "")
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{type(value).__name__}" if value is not None else "None"

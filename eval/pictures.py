@@ -8,6 +8,7 @@ from PIL import Image
 from ..patches import Record
 
 _DARK = 0.18  # of dropped patches
+TALLEST = 1.6  # height of a drawn picture, in widths of its column
 
 
 def kept_indices(record: Record) -> list[int]:
@@ -41,6 +42,15 @@ def seen(image: Image.Image, processor: object) -> Image.Image:
         return image
     width, height = image.size
     scale = min(width / crop["width"], height / crop["height"])
-    w, h = crop["width"] * scale, crop["height"] * scale
-    left, top = (width - w) / 2, (height - h) / 2
-    return image.crop((round(left), round(top), round(left + w), round(top + h)))
+    w, h = (max(1, round(crop[side] * scale)) for side in ("width", "height"))
+    left, top = (width - w) // 2, (height - h) // 2
+    return image.crop((left, top, left + w, top + h))
+
+
+def fitted(width: int, height: int, column: int) -> tuple[int, int]:
+    """Width and height at which a picture fills a column of so many pixels; a very tall one stays narrower.
+
+    Each is at least one pixel.
+    """
+    scale = min(column / width, TALLEST * column / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))

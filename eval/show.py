@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from transformers.image_utils import load_image
 
 from ..api import Positions, pruning, pruning_report
 from ..patches import Record
 from .asking import held_out
-from .pictures import dim, kept_indices, kept_masks, seen
+from .pictures import TALLEST, dim, fitted, kept_indices, kept_masks, seen
 from .profile_report import checkpoint
 
 _WIDTH = 640  # of a panel, pixels
@@ -65,8 +66,14 @@ def panel(
     return Panel(title, _dimmed(shown, record), answer)
 
 
+def _opened(path: Path) -> Image.Image:
+    """A picture in RGB, turned as its EXIF orientation says."""
+    with Image.open(path) as image:
+        return load_image(image)
+
+
 def _enlarged(image: Image.Image) -> Image.Image:
-    return image.resize((_WIDTH, round(_WIDTH * image.height / image.width)), Image.Resampling.NEAREST)
+    return image.resize(fitted(*image.size, _WIDTH), Image.Resampling.NEAREST)
 
 
 def _dimmed(picture: np.ndarray, record: Record) -> np.ndarray:
@@ -83,7 +90,7 @@ def draw(path: Path, rows: Sequence[tuple[str, Sequence[Panel]]]) -> None:
 
     columns = max(len(panels) for _, panels in rows)
     shape = rows[0][1][0].picture.shape
-    height = 3.2 * min(1.6, shape[0] / shape[1]) + 0.7
+    height = 3.2 * min(TALLEST, shape[0] / shape[1]) + 0.7
     figure = Figure(figsize=(3.2 * columns, height * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (question, panels) in zip(axes, rows, strict=True):
@@ -108,7 +115,7 @@ def rows(
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if options.image:
-        asked = [(Image.open(path).convert("RGB"), options.question or _QUESTION) for path in options.image]
+        asked = [(_opened(path), options.question or _QUESTION) for path in options.image]
     else:
         samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about another picture
         asked = [(Image.fromarray(s.scene.image), options.question or s.question.text) for s in samples]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .validate import reals
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -22,16 +24,12 @@ class Schedule:
     counts: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        if not self.depths or not all(0 < d < 1 for d in self.depths) or list(self.depths) != sorted(set(self.depths)):
-            raise ValueError(f"depths={self.depths!r} must be ascending shares of the layers, between 0 and 1")
+        reals(self, "depths", above=0, below=1, ascending=True, what="shares of the layers")
         if self.counts is None:
             return
-        object.__setattr__(self, "counts", tuple(self.counts))
+        reals(self, "counts", above=0, descending=True)
         if len(self.counts) != len(self.depths):
             raise ValueError(f"counts={self.counts!r} must have one number for each of depths={self.depths!r}")
-        if min(self.counts) <= 0 or list(self.counts) != sorted(self.counts, reverse=True):
-            raise ValueError(f"counts={self.counts!r} must be positive and never grow")
 
     def cuts(self, n_layers: int, lowest: int = 1) -> dict[int, int]:
         """By the decoder layer before which tokens leave: the number of the cut. Of cuts that fall on one

@@ -19,6 +19,7 @@ from rich.console import Console
 from ... import __version__
 from ..grid_report import primary
 from ..machine import describe
+from ..pictures import fitted
 from . import figures
 
 _TEMPLATE = Path(__file__).parent / "template.html"
@@ -40,7 +41,8 @@ def _svg(figure: Figure, text: str) -> Shown:
 
 def _png(picture: np.ndarray, text: str) -> Shown:
     buffer = io.BytesIO()
-    Image.fromarray(picture).resize((320, round(320 * picture.shape[0] / picture.shape[1]))).save(buffer, format="png")
+    image = Image.fromarray(picture)
+    image.resize(fitted(*image.size, 320)).save(buffer, format="png")
     return Shown("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), text)
 
 

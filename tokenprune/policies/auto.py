@@ -12,6 +12,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..ops import max_min_select, topk_select
 from ..schedule import Schedule
+from ..validate import real, reals, whole
 from ..visual import DecoderView, Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
@@ -63,16 +64,11 @@ class Auto(Policy):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.asked <= 1:
-            raise ValueError(f"asked={self.asked!r} must be a share of what is chosen, in [0, 1]")
-        if isinstance(self.words, bool) or not isinstance(self.words, int) or self.words < 1:
-            raise ValueError(f"words={self.words!r} must be a whole number >= 1")
-        if not 0 < self.diverse <= 1:
-            raise ValueError(f"diverse={self.diverse!r} must be a share of the tokens, in (0, 1]")
-        if not 0 <= self.length <= 1:
-            raise ValueError(f"length={self.length!r} must be in [0, 1]")
-        self.depths = tuple(self.depths)
-        self.deeper()  # whose schedule checks them
+        real(self, "asked", least=0, most=1, what="a share of what is chosen")
+        whole(self, "words", least=1)
+        real(self, "diverse", above=0, most=1, what="a share of the tokens")
+        real(self, "length", least=0, most=1)
+        reals(self, "depths", above=0, below=1, ascending=True, empty=True, what="shares of the layers")
 
     def deeper(self) -> Policy | None:
         return _Deeper(Schedule(self.depths), diverse=self.diverse) if self.depths else None
@@ -117,6 +113,10 @@ class _Deeper(PyramidDrop):
 
     diverse: float = field(kw_only=True)
     name: ClassVar[str] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real(self, "diverse", above=0, most=1, what="a share of the tokens")
 
     @property
     def way(self) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import dpp_select
+from ..validate import real
 from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
@@ -38,6 +39,9 @@ class CDPruner(Policy):
     paper: ClassVar[str] = "CDPruner, NeurIPS 2025, arXiv:2506.10967"
     keeps: ClassVar[str] = "diverse tokens, given the question (DPP)"
     deviates: ClassVar[str] = "relevance from word embeddings, not CLIP's text encoder; scaled by image"
+
+    def __post_init__(self) -> None:
+        real(self, "weight", least=0)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         return self.select_many([tokens], [n_keep])[0]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from ..validate import whole
 from ..visual import DecoderView
 from .base import Policy, register
 
@@ -41,9 +42,7 @@ class DART(Policy):
     deviates: ClassVar[str] = "meets the budget exactly; larger norms pick first (the release: the order of a set)"
 
     def __post_init__(self) -> None:
-        for name in ("layer", "pivots"):
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number >= 1")
+        whole(self, "layer", "pivots", least=1)
 
     def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
         return [self.layer]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..ops import coverage_select
 from ..places import to_device
+from ..validate import boolean, real
 from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .relevance import between_zero_and_one, likeness
@@ -50,6 +51,13 @@ class EADP(Policy):
     paper: ClassVar[str] = "EADP, ECCV 2026, arXiv:2607.02484"
     keeps: ClassVar[str] = "tokens that cover what the telling words of the question point at"
     deviates: ClassVar[str] = "word embeddings for CLIP's text encoder, their sign as it is (`inverted`)"
+
+    def __post_init__(self) -> None:
+        real(self, "temperature", "sharpness", above=0)
+        real(self, "words", above=0, most=1, what="a share of the words")
+        real(self, "alpha", least=0, most=1)
+        real(self, "beta", least=0)
+        boolean(self, "inverted")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         unit = F.normalize(tokens.features.float(), dim=-1)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..validate import whole
 from ..visual import DecoderView
 from .base import Policy, register
 
@@ -31,8 +32,7 @@ class FastV(Policy):
     keeps: ClassVar[str] = "what the last token attends to after two decoder layers"
 
     def __post_init__(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
-            raise ValueError(f"layer={self.layer!r} must be a whole number >= 1")
+        whole(self, "layer", least=1)
 
     def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
         return [self.layer]

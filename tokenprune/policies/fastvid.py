@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from ..validate import real, whole
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import summed, with_merged
@@ -53,11 +54,10 @@ class FastVID(Policy):
     deviates: ClassVar[str] = "shares the anchors out by the length of the segments"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.merged <= 1:
-            raise ValueError(f"merged={self.merged!r} must be a share of the budget, in [0, 1]")
-        for name in ("segments", "every", "neighbours"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be >= 1")
+        whole(self, "segments", "every", "neighbours", least=1)
+        real(self, "threshold", least=-1, most=1, what="a cosine")
+        real(self, "merged", least=0, most=1, what="a share of the budget")
+        real(self, "anchor", least=0, most=1)
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import attention_received
+from ..validate import real, whole
 from ..visual import TowerCut, TowerView
 from .base import Policy, register
 
@@ -41,10 +42,8 @@ class FlowCut(Policy):
     deviates: ClassVar[str] = "the number that leaves at a step does not depend on the entropy of attention"
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every={self.every!r} must be a whole number >= 1")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum!r} must be in [0, 1)")
+        whole(self, "every", least=1)
+        real(self, "momentum", least=0, below=1)
 
     def tower_select(self, view: TowerView) -> TowerCut | None:
         steps = (view.n_cuts - 1 - view.cut) // self.every + 1  # this one and those that follow; the last border is one

@@ -9,6 +9,7 @@ import torch
 
 from ..budget import spread
 from ..ops import topk_select
+from ..validate import boolean, choice
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 
@@ -40,8 +41,8 @@ class FoPru(Policy):
     deviates: ClassVar[str] = "layer, head mean and CLS are our reading: there is no code"
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("rank", "row"):
-            raise ValueError(f"strategy={self.strategy!r} is unknown; accepted: 'rank', 'row'")
+        choice(self, "strategy", ("rank", "row"))
+        boolean(self, "include_cls_query")
 
     @property
     def exact(self) -> bool:

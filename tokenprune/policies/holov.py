@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from ..validate import real, whole
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .quota import shares
@@ -40,8 +41,8 @@ class HoloV(Policy):
     deviates: ClassVar[str] = "ranks by the whole score in a part, sorted; no re-reading in the decoder"
 
     def __post_init__(self) -> None:
-        if self.parts < 1:
-            raise ValueError(f"parts={self.parts!r} must be >= 1")
+        whole(self, "parts", least=1)
+        real(self, "alpha", least=0)
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls")

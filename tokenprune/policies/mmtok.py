@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..ops import coverage_select
+from ..validate import real
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable
@@ -43,9 +44,8 @@ class MMTok(Policy):
     deviates: ClassVar[str] = "temperatures at second hand; the question is not rewritten"
 
     def __post_init__(self) -> None:
-        for name in ("text_temperature", "vision_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be > 0")
+        real(self, "text_temperature", "vision_temperature", above=0)
+        real(self, "alpha", least=0)
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(rows=None, features=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from ..validate import whole
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, with_merged
@@ -38,6 +39,9 @@ class PruMerge(Policy):
     paper: ClassVar[str] = "LLaVA-PruMerge, ICCV 2025, arXiv:2403.15388"
     keeps: ClassVar[str] = "outliers of CLS attention, each with the tokens most like it"
     deviates: ClassVar[str] = "output in raster order; a budget may replace the number of outliers"
+
+    def __post_init__(self) -> None:
+        whole(self, "cluster")
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="last", rows="cls", joined_heads=True, keys="joined", features=True)

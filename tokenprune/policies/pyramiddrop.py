@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..schedule import Schedule
+from ..validate import instance
 from ..visual import DecoderView
 from .base import Policy, register
 
@@ -33,6 +34,9 @@ class PyramidDrop(Policy):
     paper: ClassVar[str] = "PyramidDrop, CVPR 2025, arXiv:2410.17247"
     keeps: ClassVar[str] = "fewer and fewer of what the last token attends to, at several decoder layers"
     deviates: ClassVar[str] = "listens to the layer below a cut (the release computes the one above beforehand)"
+
+    def __post_init__(self) -> None:
+        instance(self, "schedule", Schedule, "Schedule((0.25, 0.5))")
 
     def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
         return list(self.schedule.cuts(n_layers, lowest))

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from ..validate import seed
 from ..visual import Selection, VisualTokens
 from .base import Policy, register
 
@@ -28,6 +29,9 @@ class Random(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "baseline"
     keeps: ClassVar[str] = "a seeded random subset"
+
+    def __post_init__(self) -> None:
+        seed(self, "seed")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         # A few dimensions tell words apart, and embeddings are looked up: the same bits in any batch.

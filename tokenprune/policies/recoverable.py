@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from ..validate import boolean, real, whole
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, with_merged
@@ -74,6 +75,12 @@ class Recoverable(Policy):
     paper: ClassVar[str] = "Recoverable Compression, AAAI 2025, arXiv:2409.01179"
     keeps: ClassVar[str] = "what CLS attends to, what the question asks for, and the rest merged"
     deviates: ClassVar[str] = "follows the description where the release differs; word embeddings for CLIP"
+
+    def __post_init__(self) -> None:
+        whole(self, "neighbours", "merge_neighbours", least=1)
+        whole(self, "cluster")
+        real(self, "text_weight", least=0)
+        boolean(self, "normalise")
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="last", rows="cls", joined_heads=True, keys="joined", features=True)

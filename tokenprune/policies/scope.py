@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from ..ops import coverage_select
+from ..validate import real
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable
@@ -30,6 +31,9 @@ class Scope(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "SCOPE, NeurIPS 2025, arXiv:2510.24214"
     keeps: ClassVar[str] = "tokens that cover the picture, attended ones first"
+
+    def __post_init__(self) -> None:
+        real(self, "alpha", least=0)
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", features=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..ops import max_min_select, max_sum_select
 from ..places import to_device
+from ..validate import boolean, choice, real, reals, seed
 from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
@@ -59,12 +60,12 @@ class ToDRE(Policy):
     deviates: ClassVar[str] = "mean over heads; 7/8 of the layers rounded down; original order"
 
     def __post_init__(self) -> None:
-        if self.objective not in ("max-sum", "k-center"):
-            raise ValueError(f"objective={self.objective!r} is unknown; accepted: 'max-sum', 'k-center'")
-        if self.pivot_without_cls not in ("random", "farthest"):
-            raise ValueError(f"pivot_without_cls={self.pivot_without_cls!r} is unknown; accepted: 'random', 'farthest'")
-        if not self.depths or not all(0 < depth < 1 for depth in self.depths):
-            raise ValueError(f"depths={self.depths!r} must be shares of the layers, between 0 and 1")
+        choice(self, "objective", ("max-sum", "k-center"))
+        choice(self, "pivot_without_cls", ("random", "farthest"))
+        seed(self, "seed")
+        boolean(self, "removal")
+        reals(self, "depths", above=0, below=1, what="shares of the layers")
+        real(self, "tau", least=0)
         if not self.removal:
             self.stage = "vision"  # type: ignore[misc]
 

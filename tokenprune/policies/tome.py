@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..validate import boolean
 from ..visual import TowerCut, TowerView
 from .base import Policy, register
 
@@ -37,6 +38,9 @@ class ToMe(Policy):
     paper: ClassVar[str] = "ToMe, ICLR 2023, arXiv:2210.09461"
     keeps: ClassVar[str] = "like tokens merged at every layer of the vision tower"
     deviates: ClassVar[str] = "merges behind the MLP of a layer, not before it"
+
+    def __post_init__(self) -> None:
+        boolean(self, "proportional_attention")
 
     @property
     def proportional(self) -> bool:

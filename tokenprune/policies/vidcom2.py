@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from ..validate import real
 from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .quota import shares
@@ -40,10 +41,8 @@ class VidCom2(Policy):
     keeps: ClassVar[str] = "tokens unlike the rest of frame and video, more from frames that stand out"
 
     def __post_init__(self) -> None:
-        if self.sharpness <= 0:
-            raise ValueError(f"sharpness={self.sharpness!r} must be > 0")
-        if not 0 < self.channels <= 1:
-            raise ValueError(f"channels={self.channels!r} must be a share of the channels, in (0, 1]")
+        real(self, "sharpness", above=0)
+        real(self, "channels", above=0, most=1, what="a share of the channels")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         t = tokens.grid[0] if tokens.grid is not None else 1

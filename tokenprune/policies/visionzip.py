@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..ops import topk_select
+from ..validate import real
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, summed, with_merged
@@ -39,8 +40,7 @@ class VisionZip(Policy):
     deviates: ClassVar[str] = "CLS itself is not kept; merged tokens stand where their targets stood"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.contextual < 1:
-            raise ValueError(f"contextual={self.contextual!r} must be a share of the budget, in [0, 1)")
+        real(self, "contextual", least=0, below=1, what="a share of the budget")
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", keys="mean", features=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from ..validate import real, whole
 from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable
@@ -40,10 +41,8 @@ class VisPruner(Policy):
     deviates: ClassVar[str] = "takes an odd number of tokens too"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.important <= 1:
-            raise ValueError(f"important={self.important!r} must be a share of the budget, in [0, 1]")
-        if self.step < 1:
-            raise ValueError(f"step={self.step!r} must be >= 1")
+        real(self, "important", least=0, most=1, what="a share of the budget")
+        whole(self, "step", least=1)
 
     def encoder(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", features=True)

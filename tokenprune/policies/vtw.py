@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..validate import real
 from ..visual import DecoderView
 from .base import Policy, register
 
@@ -32,8 +33,7 @@ class VTW(Policy):
     deviates: ClassVar[str] = "the layer is given, not calibrated"
 
     def __post_init__(self) -> None:
-        if not 0 < self.depth < 1:
-            raise ValueError(f"depth={self.depth!r} must be a share of the layers, between 0 and 1")
+        real(self, "depth", above=0, below=1, what="a share of the layers")
 
     def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
         return [max(lowest, int(self.depth * n_layers))]

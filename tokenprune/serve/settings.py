@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from ..budget import Budget
 from ..patches.base import family_by_type
-from ..policies.base import Policy, make_policy, registry
+from ..policies.base import Policy, UnknownPolicyError, make_policy, registry
+from ..validate import shortened, shown
 from ..visual import EncoderSpec
 
 POLICY, KEEP, OPTIONS = "TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS"
@@ -60,55 +62,117 @@ class Settings:
         """The settings for a checkpoint: those in its config (`--hf-overrides`), else the environment's.
 
         Raises:
-            ValueError: for a missing policy, an unknown one, or options or a budget out of range.
+            ValueError: for a missing policy, an unknown one, or options or a budget that are none; it names the
+                variable or key.
             UnservablePolicyError: for a policy that the engine cannot have.
         """
-        given = getattr(config, ATTRIBUTE, None)
+        given, names = getattr(config, ATTRIBUTE, None), {key: f"--hf-overrides {ATTRIBUTE}.{key}" for key in _KEYS}
         if given is None:
-            given = _environment()
+            given, names = _environment(), _VARIABLES
         elif not isinstance(given, Mapping) or not set(given) <= set(_KEYS):
-            raise ValueError(f"{ATTRIBUTE}={given!r} is not understood; accepted keys: {', '.join(_KEYS)}")
-        name, options = given.get("policy"), given.get("options") or {}
-        if not name:
+            raise ValueError(f"{ATTRIBUTE}={shown(given)} is not understood; accepted keys: {', '.join(_KEYS)}")
+        name = given.get("policy")
+        if name is None or name == "":
             raise ValueError(
                 f'no policy: set {POLICY}, or pass --hf-overrides \'{{"{ATTRIBUTE}": {{"policy": "divprune"}}}}\''
             )
+        options = _options(given.get("options", {}), names["options"])
+        per_frame = _flag(given.get("per_frame", False), names["per_frame"])
         keep = given.get("keep")
         if keep is None:
             keep = family_by_type(config.model_type).default_keep
-        policy = make_policy(name, **options)
+        keep = _budget(keep, names["keep"])
+        policy = _policy(name, options, names)
         _refuse(policy)
-        if given.get("per_frame"):
+        if per_frame:
             policy.per_frame = True  # type: ignore[misc]
-        return cls(policy, Budget(keep).keep, name, dict(options))
+        return cls(policy, keep, name, options)
 
 
-_KEYS = ("policy", "keep", "options", "per_frame")
+_VARIABLES = {"policy": POLICY, "keep": KEEP, "options": OPTIONS, "per_frame": PER_FRAME}
+_KEYS = tuple(_VARIABLES)
+_MOST_TOKENS = 2**53  # a budget travels as a float64
 
 
 def _environment() -> dict[str, Any]:
-    keep, options = os.environ.get(KEEP), os.environ.get(OPTIONS)
-    return {
-        "policy": os.environ.get(POLICY),
-        "keep": None if not keep else parse_keep(keep, KEEP),
-        "options": None if not options else _parsed(options, OPTIONS, '{"seed": 1}'),
-        "per_frame": bool(_parsed(os.environ.get(PER_FRAME) or "0", PER_FRAME, "1")),
-    }
+    """What is set of the variables; one that is empty is not."""
+    given: dict[str, Any] = {key: os.environ[name] for key, name in _VARIABLES.items() if os.environ.get(name)}
+    if "keep" in given:
+        given["keep"] = parse_keep(given["keep"], KEEP)
+    for key, example in (("options", '{"seed": 1}'), ("per_frame", "1")):
+        if key in given:
+            given[key] = _parsed(given[key], _VARIABLES[key], example)
+    return given
 
 
 def _parsed(text: str, name: str, example: str) -> Any:
+    """JSON with finite numbers, and no key twice in an object."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={text!r} is no JSON ({error}); for example: {example}") from None
+        return json.loads(text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}={shortened(text)} cannot be read as JSON ({error}); for example: {example}") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{shortened(text)} is no finite number")
+    return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return found
+
+
+def _written(value: Any) -> str:
+    """A value as it is written in JSON, shortened."""
+    try:
+        return shortened(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        return shown(value)
 
 
 def parse_keep(text: str, name: str) -> float | int:
     """A budget as written: `1` is one token, `1.0` all of them."""
-    value = _parsed(text, name, "0.25")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name}={text!r} is no number; accepted: a keep ratio as 0.25, or a number of tokens as 64")
-    return value
+    return _budget(_parsed(text, name, "0.25"), name)
+
+
+def _budget(keep: Any, name: str) -> float | int:
+    wanted = f"accepted: a keep ratio in (0, 1] as 0.25, or a number of tokens from 1 to {_MOST_TOKENS} as 64"
+    try:
+        found = Budget(keep).keep
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}={_written(keep)} is no budget; {wanted}") from None
+    if found > _MOST_TOKENS:
+        raise ValueError(f"{name}={_written(keep)} is too large; {wanted}")
+    return found
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, int) or value not in (0, 1):
+        raise ValueError(f"{name}={_written(value)} is no yes or no; accepted: true, false, 1, 0")
+    return bool(value)
+
+
+def _options(options: Any, name: str) -> dict[str, Any]:
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise ValueError(f'{name}={_written(options)} is no JSON object; accepted: options by name, as {{"seed": 1}}')
+    return dict(options)
+
+
+def _policy(policy: Any, options: dict[str, Any], names: Mapping[str, str]) -> Policy:
+    """The policy; an error says where its name or its options were read."""
+    if not isinstance(policy, str):
+        raise ValueError(f"{names['policy']}={_written(policy)} is no name; accepted: {', '.join(registry())}")
+    try:
+        return make_policy(policy, **options)
+    except UnknownPolicyError as error:
+        raise UnknownPolicyError(f"{names['policy']}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{names['options']}={_written(options)} does not fit: {error}") from error
 
 
 def _refuse(policy: Policy) -> None:

@@ -23,5 +23,6 @@ FAMILY = register_family(
         model_types=("aya_vision", "cohere2_vision"),
         shape=square,
         encoder=Encoder(vision_attention, lambda base: False, regroup),
+        usual_towers=("siglip_vision_model",),
     )
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -66,6 +66,9 @@ class Family:
         tower_stage: why tokens cannot leave inside the vision tower, where its encoder gives no layers.
         decoder_stage: why tokens cannot leave between decoder layers; None where they can.
         first_deep_layer: lowest decoder layer before which tokens can leave, of the base's config.
+        usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about; empty
+            where a family has a tower of its own.
+        other_towers: the facts with other towers, by that value.
     """
 
     model_types: tuple[str, ...]
@@ -82,6 +85,18 @@ class Family:
     tower_stage: str = "what it makes of a picture after its tower needs the whole raster"
     decoder_stage: str | None = None
     first_deep_layer: Callable[[Any], int] = lambda config: 1
+    usual_towers: tuple[str, ...] = ()
+    other_towers: Mapping[str, Family] = field(default_factory=dict)
+
+    def with_tower(self, config: Any) -> Family:
+        """The facts for the vision tower that a model has: its own facts, or none about what goes on inside it."""
+        tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+        if not self.usual_towers or tower in self.usual_towers:
+            return self
+        if tower in self.other_towers:
+            return self.other_towers[tower]
+        nothing = f"nothing is known about its vision tower of type {tower!r}"
+        return replace(self, encoder=None, tower_stage=nothing)
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -135,4 +150,4 @@ def family_of(model: Any) -> Family:
         raise UnsupportedModelError(
             f"{what} is not supported; supported model types: {', '.join(supported_model_types())}"
         )
-    return _FAMILIES[model_type]
+    return _FAMILIES[model_type].with_tower(model.config)

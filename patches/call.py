@@ -46,6 +46,8 @@ class ForwardCall:
         mask: the caller's, where the base model replaces it by masks of its own.
         shrunk: whether this call's sequence differs from what the caller passed.
         deep: state of the decoder stage.
+        length: of the sequence that the text model was to be fed.
+        packing: which of the caller's columns are left, in the last layer.
         cache: a KV cache that was pruned before.
         outer: the call around this one, of another pruned model or of the same.
     """
@@ -62,6 +64,8 @@ class ForwardCall:
     mask: Any = None
     shrunk: bool = False
     deep: Deep | None = None
+    length: int = 0
+    packing: Packing | None = None
     cache: Any = None
     outer: ForwardCall | None = None
 
@@ -85,11 +89,9 @@ class ForwardCall:
 
     def outputs_follow(self, packing: Packing, length: int) -> None:
         """Shrink what the head needs with the sequence, which had `length` columns: labels, places of logits."""
+        self.packing = packing.after(self.packing)
         if self.labels is not None:
-            labels = packing.take(self.labels)
-            # Padding has no target; nor has a row's first token, which padding would have to predict.
-            first = packing.valid & (packing.valid.cumsum(1) == 1)
-            self.labels.data = labels.masked_fill(~packing.valid | first, -100)
+            self.labels.data = packing.labels(self.labels)
         if self.logits_to_keep is not None:
             self.logits_to_keep.follow(packing, length)
 

@@ -27,4 +27,6 @@ ENCODER = replace(
     tower=tower,
     embeddings=lambda base: llava.unwrapped(base.vision_model).embeddings,
 )
-FAMILY = register_family(Family(model_types=("deepseek_vl",), shape=llava.shape, encoder=ENCODER))
+FAMILY = register_family(
+    Family(model_types=("deepseek_vl",), shape=llava.shape, encoder=ENCODER, usual_towers=llava.TOWERS)
+)

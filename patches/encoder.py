@@ -35,7 +35,7 @@ class Encoder:
         projector: attribute of the pointwise projector, where tokens before and after it are
             one-to-one; None otherwise.
         packed: where the encoder takes all inputs as one sequence, the length of each in it,
-            `packed(base, inputs)`.
+            `packed(base, inputs)`; None where that is not known.
         tower: the layers of the vision tower up to the one whose output the projector reads,
             `tower(base)`; None where tokens cannot leave between them. Needs `projector`.
         embeddings: the module that makes patches of pixels, `embeddings(base)`; goes with `tower`.
@@ -45,7 +45,7 @@ class Encoder:
     has_cls: Callable[[Any], bool]
     regroup: Regroup
     projector: str | None = None
-    packed: Callable[[Any, Mapping[str, Any]], list[int]] | None = None
+    packed: Callable[[Any, Mapping[str, Any]], list[int] | None] | None = None
     tower: Callable[[Any], Sequence[nn.Module]] | None = None
     embeddings: Callable[[Any], nn.Module] | None = None
 

@@ -25,5 +25,6 @@ FAMILY = register_family(
         decoder_stage=_NO_STAGE,
         shape=square,
         encoder=Encoder(vision_attention, lambda base: False, regroup),
+        usual_towers=("siglip_vision_model",),
     )
 )

@@ -18,6 +18,7 @@ from ..budget import AdaptiveBudget, Budget, PartBudget
 from ..cache import CACHE_NAME, STATE_ATTRIBUTE, adopt, cache_among, layout_of
 from ..pickling import Unpicklable
 from ..policies.base import Policy
+from ..sequence import Packing
 from . import call as calls
 from .base import Family, Kind, UnsupportedModelError, base_of
 from .call import _CALL, ForwardCall
@@ -78,8 +79,10 @@ class Pruner(Unpicklable):
         policy, deep = self.policy, acting.get("decoder")
         self.budgets = [budget for _, budget in acting.values()]
         self.records: list[Record] = []
+        #: Length of the last sequence that the text model was to be fed, and what was left of it; None: all.
+        self.last: tuple[int, Packing | None] = (0, None)
         self.in_flight: dict[int, ForwardCall] = {}
-        self.closed = False
+        self.closed = self.warned = False
         # Until some release 5.x, masks are built from this index of physical columns, which the text
         # model would otherwise derive from the logical length.
         accepted = inspect.signature(self.text.forward).parameters
@@ -263,6 +266,7 @@ class Pruner(Unpicklable):
         cache = cache_among(kwargs)
         layout = layout_of(cache)
         check_decoder_layers(self, layout)
+        call.length, call.packing = tokens_among(kwargs).shape[1], None
         if layout is not None:
             call.reads(cache)
         embeds = kwargs.get("inputs_embeds")
@@ -282,6 +286,8 @@ class Pruner(Unpicklable):
 
     def _leave_text(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         call = self.call()
+        if call is not None:
+            self.last = call.length, call.packing
         cache = getattr(output, CACHE_NAME, None)
         if call is not None and cache is not None:  # else no cache is kept, or the call failed
             layout = layout_after(self, call, cache)

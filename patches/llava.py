@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ..visual import Grid
+from . import pixtral
 from .base import Family, Kind, VisualShape, register_family
 from .encoder import Encoder
 
@@ -67,4 +69,21 @@ def tower(base: Any) -> Any:
 ENCODER = Encoder(
     vision_attention, has_cls, regroup, projector="multi_modal_projector", tower=tower, embeddings=embeddings
 )
-FAMILY = register_family(Family(model_types=("llava",), shape=shape, encoder=ENCODER))
+#: Towers that `ENCODER` is about.
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+#: Pixtral 12B and the like.
+WITH_PIXTRAL = Family(
+    model_types=("llava",),
+    shape=pixtral.shape,
+    encoder=replace(pixtral.ENCODER, projector="multi_modal_projector"),
+    tower_stage="its Pixtral tower takes all pictures as one sequence",
+)
+FAMILY = register_family(
+    Family(
+        model_types=("llava",),
+        shape=shape,
+        encoder=ENCODER,
+        usual_towers=TOWERS,
+        other_towers={"pixtral": WITH_PIXTRAL},
+    )
+)

@@ -91,4 +91,4 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
 
 
 ENCODER = replace(llava.ENCODER, regroup=regroup)
-FAMILY = register_family(Family(model_types=("llava_next",), shape=shape, encoder=ENCODER))
+FAMILY = register_family(Family(model_types=("llava_next",), shape=shape, encoder=ENCODER, usual_towers=llava.TOWERS))

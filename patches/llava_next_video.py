@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import llava_next
+from . import llava, llava_next
 from .base import Family, Kind, VisualShape, register_family
 from .llava import tile_grid
 
@@ -33,5 +33,11 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
 # No projector: pooled frames have no token before it one-to-one.
 ENCODER = replace(llava_next.ENCODER, regroup=regroup, projector=None, tower=None)
 FAMILY = register_family(
-    Family(model_types=("llava_next_video",), kinds=("image", "video"), shape=shape, encoder=ENCODER)
+    Family(
+        model_types=("llava_next_video",),
+        kinds=("image", "video"),
+        shape=shape,
+        encoder=ENCODER,
+        usual_towers=llava.TOWERS,
+    )
 )

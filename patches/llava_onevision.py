@@ -52,5 +52,11 @@ def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: M
 # No projector: scaled mosaics and pooled frames have no token before it one-to-one.
 ENCODER = replace(llava.ENCODER, regroup=regroup, projector=None, tower=None)
 FAMILY = register_family(
-    Family(model_types=("llava_onevision",), kinds=("image", "video"), shape=shape, encoder=ENCODER)
+    Family(
+        model_types=("llava_onevision",),
+        kinds=("image", "video"),
+        shape=shape,
+        encoder=ENCODER,
+        usual_towers=llava.TOWERS,
+    )
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,23 @@ from .positions import callers_positions, renumbered
 if TYPE_CHECKING:
     from .hooks import Pruner
 
+logger = logging.getLogger(__name__)
+
 
 def tokens_among(arguments: dict[str, Any]) -> Tensor:
     """The tokens of a call, (B, L) ids or (B, L, D) embeddings."""
     tokens = arguments.get("inputs_embeds")
     return arguments["input_ids"] if tokens is None else tokens
+
+
+def warn_of_outside_loss(pruner: Pruner, call: ForwardCall) -> None:
+    """Say once, in training without labels, that a loss computed outside needs shorter ones."""
+    if call.labels is None and call.outermost < len(pruner.heads) and pruner.text.training and not pruner.warned:
+        pruner.warned = True
+        logger.warning(
+            "logits of a pruned forward are as long as the pruned sequence: to compute a loss outside the model, shrink "
+            "its labels with tokenprune.prune_labels(model, labels)"
+        )
 
 
 def base_inputs_on_pruned_cache(pruner: Pruner, arguments: dict[str, Any], cache: Any) -> dict[str, Any]:
@@ -103,6 +116,7 @@ def prune_text_inputs(
     call.layout = Layout(columns, valid, past.logical + length, shift, weakref.ref(pruner.base))
     call.shrunk = True
     call.outputs_follow(packing, length)
+    warn_of_outside_loss(pruner, call)
     if pruner.deep is not None:
         call.deep = begin_decoder_stage(pruner, cache, past, plan)
     return new

@@ -29,4 +29,4 @@ ENCODER = replace(
     tower=tower,
     embeddings=lambda base: llava.unwrapped(base.image_tower).embeddings,
 )
-FAMILY = register_family(replace(llava.FAMILY, model_types=("video_llava",), encoder=ENCODER))
+FAMILY = register_family(replace(llava.FAMILY, model_types=("video_llava",), encoder=ENCODER, other_towers={}))

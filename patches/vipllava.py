@@ -27,6 +27,7 @@ FAMILY = register_family(
         llava.FAMILY,
         model_types=("vipllava",),
         encoder=ENCODER,
+        other_towers={},
         tower_stage="its projector reads several layers of the tower side by side",
     )
 )

@@ -1,6 +1,15 @@
 """tokenprune: drop visual tokens from Hugging Face vision-language models, without training."""
 
-from .api import apply_pruning, list_policies, list_supported_models, pruning, pruning_report, remove_pruning
+from .api import (
+    apply_pruning,
+    expand_logits,
+    list_policies,
+    list_supported_models,
+    prune_labels,
+    pruning,
+    pruning_report,
+    remove_pruning,
+)
 from .cache import PrunedCacheError
 from .patches import Record, UnsupportedModelError
 from .policies import Policy, UnknownPolicyError, register
@@ -24,8 +33,10 @@ __all__ = [
     "VisualTokens",
     "__version__",
     "apply_pruning",
+    "expand_logits",
     "list_policies",
     "list_supported_models",
+    "prune_labels",
     "pruning",
     "pruning_report",
     "register",

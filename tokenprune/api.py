@@ -1,4 +1,4 @@
-"""The five functions of the public face."""
+"""The functions of the public face."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from .budget import AdaptiveBudget, Budget, PartBudget
 from .cache import STATE_ATTRIBUTE
@@ -70,10 +70,14 @@ def apply_pruning(
         raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}")
     provided = {"text"} | ({"encoder_attention"} if family.encoder is not None else set())
     for stage in stages:
-        if missing := stage.needs - provided:
+        missing = set(stage.needs - provided)
+        if family.encoder is None and stage.encoder() is not None:
+            missing.add("the vision encoder")
+        if missing:
+            reason = f" ({family.tower_stage})" if family.encoder is None else ""
             raise ValueError(
                 f"policy {stage!r} needs {', '.join(sorted(missing))}, which is not available on model type "
-                f"{model_type!r}"
+                f"{model_type!r}{reason}"
             )
     # Several policies share the way to one budget; a policy's own second stage has none to reach.
     done = list(itertools.accumulate(stage.way for stage in stages))
@@ -200,10 +204,57 @@ def pruning_report(model: nn.Module) -> list[Record]:
     Raises:
         ValueError: if no pruning is applied.
     """
+    return list(_applied(model).records)
+
+
+def prune_labels(model: nn.Module, labels: Tensor) -> Tensor:
+    """Labels for the logits of the last pruned forward, for a loss that is computed outside the model.
+
+    A model that is given `labels` shrinks them itself. Here for `Trainer`'s `compute_loss_func`, distillation and the
+    like: `loss(outputs.logits, prune_labels(model, labels))`.
+
+    Args:
+        model: a pruned model that has just run.
+        labels: (B, L), as long as the sequence that it was fed; -100 counts as none.
+
+    Returns:
+        (B, M), as long as its logits: -100 at padding, and at each row's first token, which has nothing before it.
+
+    Raises:
+        ValueError: if no pruning is applied, or the last forward was fed a sequence of another length.
+    """
+    length, packing = _applied(model).last
+    if labels.shape[1] != length:
+        raise ValueError(f"labels are {labels.shape[1]} long, and the model was last fed a sequence of {length}")
+    return labels if packing is None else packing.labels(labels)
+
+
+def expand_logits(model: nn.Module, logits: Tensor, fill: float = 0.0) -> Tensor:
+    """Logits of the last pruned forward where their tokens stand in the unpruned sequence.
+
+    Args:
+        model: a pruned model that has just run.
+        logits: (B, M, V), or any values by token, (B, M, ...).
+        fill: at columns that were pruned.
+
+    Returns:
+        (B, L, V).
+
+    Raises:
+        ValueError: if no pruning is applied, or the logits are not those of the last forward by their length.
+    """
+    length, packing = _applied(model).last
+    short = length if packing is None else packing.index.shape[1]
+    if logits.shape[1] != short:
+        raise ValueError(f"logits have {logits.shape[1]} places; those of the last forward have {short}")
+    return logits if packing is None else packing.spread(logits, length, fill)
+
+
+def _applied(model: nn.Module) -> Pruner:
     pruner = _pruner(model)
     if pruner is None:
         raise ValueError("no pruning is applied to this model; call apply_pruning first")
-    return list(pruner.records)
+    return pruner
 
 
 def list_policies() -> list[str]:

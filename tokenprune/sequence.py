@@ -68,6 +68,17 @@ class Packing:
         rows = torch.arange(tensor.shape[0], device=tensor.device)[:, None]
         return tensor[rows, self.index.to(tensor.device)]
 
+    def labels(self, labels: Tensor) -> Tensor:
+        """(B, M) of (B, L) labels; -100 at padding and at a row's first token, which padding would have to predict."""
+        first = self.valid & (self.valid.cumsum(1) == 1)
+        return self.take(labels).masked_fill((~self.valid | first).to(labels.device), -100)
+
+    def spread(self, values: Tensor, length: int, fill: float) -> Tensor:
+        """(B, length, ...) of (B, M, ...) values: each where its column was, `fill` where none is."""
+        rows, slots = self.held.to(values.device).nonzero(as_tuple=True)
+        out = values.new_full((len(values), length, *values.shape[2:]), fill)
+        return out.index_put((rows, self.index.to(values.device)[rows, slots]), values[rows, slots])
+
     def take_last(self, tensor: Tensor) -> Tensor:
         """Gather a (..., B or 1, L) tensor (position ids of any rank) to (..., B, M)."""
         index = self.index.to(tensor.device)

@@ -35,6 +35,7 @@ from .text_inputs import (
     continue_pruned_cache,
     layout_after,
     prune_text_inputs,
+    tokens_among,
 )
 
 __all__ = ["_CALL", "Pruner", "Record"]

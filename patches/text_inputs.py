@@ -37,8 +37,8 @@ def warn_of_outside_loss(pruner: Pruner, call: ForwardCall) -> None:
     if call.labels is None and call.outermost < len(pruner.heads) and pruner.text.training and not pruner.warned:
         pruner.warned = True
         logger.warning(
-            "logits of a pruned forward are as long as the pruned sequence: to compute a loss outside the model, shrink "
-            "its labels with tokenprune.prune_labels(model, labels)"
+            "logits of a pruned forward are as long as the pruned sequence: for a loss that is computed outside the "
+            "model, shrink its labels with tokenprune.prune_labels(model, labels)"
         )
 
 

@@ -1,9 +1,10 @@
 """One forward call in flight: its state, and the stack that holds it in this thread.
 
-A call begins at the outermost module of the pruned model that runs (the head, the base model or the text model) and
-ends with it. torch runs forward hooks after an `Exception` but not after a KeyboardInterrupt or SystemExit, so a call
-can be left on the stack although it is over. Therefore every module that enters asks whether the call it finds is
-still running, which the frames of this thread tell.
+A call begins at the outermost module of the pruned model that has something to say (a head that was given labels,
+else the base model, else the text model) and ends with the base model, or with a text model that is called alone.
+torch runs forward hooks after an `Exception` but not after a KeyboardInterrupt or SystemExit, so a call can be left on
+the stack although it is over. Therefore every module that enters asks whether the call it finds is still running, which
+the frames of this thread tell.
 """
 
 from __future__ import annotations
@@ -125,17 +126,20 @@ def enter(pruner: Pruner, depth: int, frame: FrameType) -> ForwardCall:
 
 
 def leave(pruner: Pruner, depth: int) -> ForwardCall | None:
-    """A module at `depth` is done; its call, or None if the call ended before."""
-    call = current(pruner)
-    if call is None:
-        _drop_interrupted()
-        call = current(pruner)
-    if call is None or call.depth < depth:
+    """A module at `depth`, the base model or the text model, is done, and with the outer of them the call.
+
+    Returns:
+        the call; None if none was begun.
+    """
+    call = _CALL.get()
+    if call is not None and call.pruner is not pruner:
+        call = _drop_interrupted()
+    if call is None or call.pruner is not pruner or call.depth < depth:
         return None
     call.depth = depth - 1
     if call.cache is not None:
         call.cache.hooked, call.cache = False, None
-    if depth <= call.outermost:
+    if depth <= max(call.outermost, len(pruner.heads)):
         _end(call)
     return call
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +115,24 @@ def labels_among(arguments: dict[str, Any]) -> Tensor | None:
     """The labels of a call."""
     labels = arguments.get("labels")
     return labels if isinstance(labels, Tensor) else None
+
+
+def labels_above(base: nn.Module, frame: FrameType) -> bool:
+    """Whether a head that nobody has hooked calls the base model, and was given labels.
+
+    Args:
+        base: the base model.
+        frame: that runs it.
+    """
+    caller: FrameType | None = frame
+    for _ in range(12):  # torch's and transformers' own frames lie between
+        caller = None if caller is None else caller.f_back
+        if caller is None:
+            return False
+        owner = caller.f_locals.get("self")
+        if isinstance(owner, nn.Module) and any(child is base for child in owner.children()):
+            return caller.f_locals.get("labels") is not None
+    return False
 
 
 class PrefillGuard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -100,6 +101,7 @@ class Pruner(Unpicklable):
         self.deep_budget: Any = None if deep is None else deep[1]
         self.deep = None if deep is None else deep_stage(self, deep[0])
         self._handles: list[Any] = []
+        self._layers_hooked = False
         self._taps: dict[Kind, FeatureTap] = {}
         self._wrapped: set[str] = set()
 
@@ -125,11 +127,9 @@ class Pruner(Unpicklable):
         setattr(self.base, STATE_ATTRIBUTE, self)
         self.closed = False
         for head in self.heads:
-            self._hook(head, self._enter_head, self._leave_head)
+            self._handles.append(head.register_forward_pre_hook(self._enter_head, with_kwargs=True))
         self._hook(self.base, self._enter_base, self._leave_base)
         self._hook(self.text, self._enter_text, self._leave_text)
-        for layer in self.text.layers:
-            self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
         for part in (self._encoder, self.tower, self.deep):
             if part is not None:
                 part.attach()
@@ -164,26 +164,30 @@ class Pruner(Unpicklable):
         self._detach()
 
     def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for part in (self._encoder, self.tower, self.deep):
-            if part is not None:
-                part.detach()
-        for kind, tap in self._taps.items():
-            name = f"get_{kind}_features"
-            if vars(self.base).get(name) is tap:
-                delattr(self.base, name)
+        with contextlib.ExitStack() as rest:  # all of it, even if a part of the model is broken
+            rest.callback(_compile_anew)
+            if getattr(self.base, STATE_ATTRIBUTE, None) is self:
+                rest.callback(delattr, self.base, STATE_ATTRIBUTE)
+            for head in self.heads:
+                if isinstance(vars(head).get(PrefillGuard.NAME), PrefillGuard):
+                    rest.callback(delattr, head, PrefillGuard.NAME)
+            for kind, tap in self._taps.items():
+                name = f"get_{kind}_features"
+                if vars(self.base).get(name) is not tap:
+                    continue
                 if name in self._wrapped:
-                    setattr(self.base, name, tap.original)
+                    rest.callback(setattr, self.base, name, tap.original)
+                else:
+                    rest.callback(delattr, self.base, name)
+            for part in (self._encoder, self.tower, self.deep):
+                if part is not None:
+                    rest.callback(part.detach)
+            for handle in self._handles:
+                rest.callback(handle.remove)
+        self._handles.clear()
         self._taps.clear()
         self._wrapped.clear()
-        for head in self.heads:
-            if isinstance(vars(head).get(PrefillGuard.NAME), PrefillGuard):
-                delattr(head, PrefillGuard.NAME)
-        if getattr(self.base, STATE_ATTRIBUTE, None) is self:
-            delattr(self.base, STATE_ATTRIBUTE)
-        _compile_anew()
+        self._layers_hooked = False
 
     def _hook(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -219,21 +223,22 @@ class Pruner(Unpicklable):
     # ------------------------------------------------------------ the head: labels, places of logits
 
     def _enter_head(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        call = calls.enter(self, self._depth(module), sys._getframe(1))
         wanted = kwargs.get("logits_to_keep", 0)
         if not args and kwargs.get("labels") is None and isinstance(wanted, int) and wanted <= 1:
             return None
+        depth = self._depth(module)
         arguments = bound(module, args, kwargs)
+        labels, kept = labels_among(arguments), LogitsToKeep.of(arguments)
+        if labels is None and kept is None:
+            return None
+        call = calls.enter(self, depth, sys._getframe(1))  # it ends with the base model
         changed = {}
-        if (labels := labels_among(arguments)) is not None:
+        if labels is not None:
             # The loss is computed far from here against this very tensor, which can shrink in place.
             changed["labels"] = call.labels = labels.clone()
-        if (kept := LogitsToKeep.of(arguments)) is not None:
+        if kept is not None:
             call.logits_to_keep, changed["logits_to_keep"] = kept, kept.places
-        return ((), {**arguments, **changed}) if changed else None
-
-    def _leave_head(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        calls.leave(self, self._depth(module))
+        return (), {**arguments, **changed}
 
     # ------------------------------------------------------------ the base model: what is visual
 
@@ -243,9 +248,12 @@ class Pruner(Unpicklable):
                 "torch.export cannot follow pruning, whose selection depends on the data; "
                 "call remove_pruning(model) first and export the stock model"
             )
-        call = calls.enter(self, self._depth(module), sys._getframe(1))
         arguments = bound(module, args, kwargs)
-        call.request = Request.of(self.base, self.family, arguments, self._taps)
+        request = Request.of(self.base, self.family, arguments, self._taps)
+        if request is None and self.family.masks == "text" and calls.current(self) is None:
+            return None  # as at every decode step
+        call = calls.enter(self, self._depth(module), sys._getframe(1))
+        call.request = request
         if self.family.masks == "text":
             return None
         call.mask = arguments.get("attention_mask")
@@ -253,7 +261,7 @@ class Pruner(Unpicklable):
         return None if layout_of(cache) is None else ((), base_inputs_on_pruned_cache(self, arguments, cache))
 
     def _leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        calls.leave(self, self._depth(module))
+        calls.leave(self, len(self.heads))
 
     def _saw_features(self, kind: Kind, output: Any, source: Source) -> None:
         call = self.call()
@@ -263,13 +271,18 @@ class Pruner(Unpicklable):
     # ------------------------------------------------------------ the text model: pruning
 
     def _enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        call = calls.enter(self, self._depth(module), sys._getframe(1))
         cache = cache_among(kwargs)
-        layout = layout_of(cache)
+        layout, length = layout_of(cache), tokens_among(kwargs).shape[1]
+        if layout is None and calls.current(self) is None:
+            self.last = length, None
+            return None  # the stock model's own call
+        call = calls.enter(self, self._depth(module), sys._getframe(1))
         check_decoder_layers(self, layout)
-        call.length, call.packing = tokens_among(kwargs).shape[1], None
+        call.length = length
         if layout is not None:
             call.reads(cache)
+        if not self._layers_hooked and "flash" in (self.text.config._attn_implementation or ""):
+            self._hook_layers()
         embeds = kwargs.get("inputs_embeds")
         if call.request is not None and embeds is not None:
             asked = kwargs if self.family.masks == "text" else {**kwargs, "attention_mask": call.mask}
@@ -286,15 +299,21 @@ class Pruner(Unpicklable):
         return None
 
     def _leave_text(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        call = self.call()
-        if call is not None:
-            self.last = call.length, call.packing
+        call = calls.leave(self, len(self.heads) + 1)
+        if call is None:
+            return
+        self.last = call.length, call.packing
         cache = getattr(output, CACHE_NAME, None)
-        if call is not None and cache is not None:  # else no cache is kept, or the call failed
+        if cache is not None:  # else no cache is kept, or the call failed
             layout = layout_after(self, call, cache)
             if layout is not None:
                 adopt(cache, layout)
-        calls.leave(self, self._depth(module))
+
+    def _hook_layers(self) -> None:
+        """Hooks that FlashAttention alone needs, hung when it is first met: each costs time in every layer and step."""
+        self._layers_hooked = True
+        for layer in self.text.layers:
+            self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
 
     def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         # FlashAttention takes gaps in position ids for borders between packed sequences. Rotary

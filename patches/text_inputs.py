@@ -15,6 +15,7 @@ from ..sequence import Packing
 from .blocks import shortened
 from .call import ForwardCall
 from .deep import Deep
+from .head import labels_above
 from .masks import padding_mask
 from .past import Past
 from .plan import Plan
@@ -32,9 +33,18 @@ def tokens_among(arguments: dict[str, Any]) -> Tensor:
     return arguments["input_ids"] if tokens is None else tokens
 
 
-def warn_of_outside_loss(pruner: Pruner, call: ForwardCall) -> None:
-    """Say once, in training without labels, that a loss computed outside needs shorter ones."""
-    if call.labels is None and call.outermost < len(pruner.heads) and pruner.text.training and not pruner.warned:
+def check_loss_outside(pruner: Pruner, call: ForwardCall) -> None:
+    """Say once, in training without labels, that a loss computed outside needs shorter ones.
+
+    Raises:
+        ValueError: if pruning was applied to the base model alone and its head was given labels.
+    """
+    if not pruner.heads and call.frame is not None and labels_above(pruner.base, call.frame):
+        raise ValueError(
+            "labels were given to a model of which only the base model is pruned, so that they cannot shrink with it; "
+            "call apply_pruning on the whole model"
+        )
+    if pruner.heads and call.labels is None and pruner.text.training and not pruner.warned:
         pruner.warned = True
         logger.warning(
             "logits of a pruned forward are as long as the pruned sequence: for a loss that is computed outside the "
@@ -116,7 +126,7 @@ def prune_text_inputs(
     call.layout = Layout(columns, valid, past.logical + length, shift, weakref.ref(pruner.base))
     call.shrunk = True
     call.outputs_follow(packing, length)
-    warn_of_outside_loss(pruner, call)
+    check_loss_outside(pruner, call)
     if pruner.deep is not None:
         call.deep = begin_decoder_stage(pruner, cache, past, plan)
     return new

@@ -123,8 +123,8 @@ def _stages(
     if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
         if len(keep) != len(stages):
             raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
-        keeps = [keep[i] for i in order]
-        for (a, one), (b, other) in itertools.pairwise((stages[i].label, keep[i]) for i in order):
+        keeps = [Budget(keep[i]).keep for i in order]
+        for (a, one), (b, other) in itertools.pairwise(zip((stages[i].label for i in order), keeps, strict=True)):
             if type(one) is type(other) and other > one:  # ratios and numbers of tokens cannot be compared
                 raise ValueError(
                     f"keep={keep!r} grows: {b!r} acts after {a!r}, which leaves {one!r} of each input, so it cannot "

@@ -48,7 +48,8 @@ class AttentionTap:
         self.module.config = tapped  # type: ignore[assignment]
 
     def detach(self) -> None:
-        if getattr(self.module.config, "_tokenprune_tap", None) is self:
+        # Somebody may have put another config there since, or taken the tap off already.
+        if getattr(getattr(self.module, "config", None), "_tokenprune_tap", None) is self:
             self.module.config = self._config
 
 

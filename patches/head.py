@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,12 @@ def bound(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, A
     return {**arguments, **arguments.pop("kwargs", {})}
 
 
+def feeds_pictures(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call has pixels, or features of some."""
+    given = [arguments.get(name) for name in _PIXELS]
+    return any(isinstance(value, Tensor) or bool(value) for value in given)
+
+
 class LogitsToKeep:
     """Which places a head computes logits for, as its argument `logits_to_keep` says.
 
@@ -79,7 +86,7 @@ class LogitsToKeep:
     def of(cls, arguments: dict[str, Any]) -> LogitsToKeep | None:
         """What a call asks for; None where it is no question of the sequence's length."""
         wanted = arguments.get("logits_to_keep")
-        if not isinstance(wanted, int | Tensor) or all(arguments.get(name) is None for name in _PIXELS):
+        if not isinstance(wanted, int | Tensor) or not feeds_pictures(arguments):
             return None
         if isinstance(wanted, int) and wanted <= 1:  # all of them, or the last, which always stays
             return None
@@ -159,7 +166,7 @@ class PrefillGuard:
         arguments = inspect.signature(stock).bind(head, *args, **kwargs).arguments
         size = getattr(arguments.get("generation_config"), "prefill_chunk_size", None)
         fed = arguments.get("model_kwargs", {})
-        if size is not None and any(fed.get(name) is not None for name in _PIXELS) and not self.pruner.keeps_all:
+        if size is not None and feeds_pictures(fed) and not self.pruner.keeps_all:
             raise ValueError(
                 f"prefill_chunk_size={size!r} feeds a prompt in parts, and pruning chooses among all tokens of a "
                 "picture at once; leave prefill_chunk_size out for prompts with pictures"

@@ -116,11 +116,16 @@ def with_features(text: dict[str, Any], keep: torch.Tensor, fed: torch.Tensor | 
 
 
 @torch.no_grad()
-def masked(model, batch, keep, positions: str = "original", steps: int = STEPS, fed=None, changed=False) -> Run:
+def masked(
+    model, batch, keep, positions: str | torch.Tensor = "original", steps: int = STEPS, fed=None, changed=False
+) -> Run:
+    """`positions` may be position ids, (B, L)."""
     text = text_inputs(model, batch.inputs)
+    if isinstance(positions, torch.Tensor):
+        text["positions"] = positions
     with_features(text, keep, fed, changed)
     text["mask"] = text["mask"] & keep
-    if positions == "compact":
+    if isinstance(positions, str) and positions == "compact":
         renumber(text, keep)
     if FAMILIES[model.config.model_type].blocks:
         return _decode_from_the_top(model, batch, text, steps)

@@ -6,13 +6,14 @@ import pickle
 import threading
 import weakref
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
+from tokenprune.patches.call import _CALL
 from transformers import DynamicCache
 
 from tokenprune import Policy, PrunedCacheError, Selection, apply_pruning, pruning, pruning_report, remove_pruning
-from tokenprune.patches.call import _CALL
 
 from .families import FAMILIES, Picture, get_model, make_batch, ragged_batch, text_of
 from .oracles import generate
@@ -170,7 +171,7 @@ def test_nothing_keeps_a_model_alive(policy):
     text_of(model)(inputs_embeds=model.get_input_embeddings()(batch.inputs["input_ids"]))
     assert _CALL.get() is None
     generate(model, batch.inputs)
-    interrupt(model, text_of(model).layers[2], KeyboardInterrupt, lambda: generate(model, batch.inputs))
+    interrupt(model, text_of(model).layers[2], KeyboardInterrupt, partial(generate, model, batch.inputs))
     remove_pruning(model)
     gone = weakref.ref(model)
     del model

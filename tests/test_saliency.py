@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tokenprune.patches import llava_next_video, mistral3, squares
+from tokenprune.patches import llava_next_video, pixtral, squares
 from tokenprune.patches.qwen2_vl import _window_order, regroup
 
 from tokenprune import Policy, Selection, pruning, pruning_report
@@ -260,7 +260,7 @@ def test_tokens_of_mistral_get_the_saliency_of_their_patches():
     merger.merging_layer.weight.data.fill_(0.25)
     patches = torch.randn(6 * 8 + 10 * 6, 16, dtype=torch.float64)
     tokens = merger(patches, sizes)[:, 0]
-    mine = mistral3.regroup(base, "image", patches.sum(-1)[None, :, None], [12, 15], {"image_sizes": sizes})
+    mine = pixtral.regroup(base, "image", patches.sum(-1)[None, :, None], [12, 15], {"image_sizes": sizes})
     torch.testing.assert_close(torch.cat(mine)[:, 0], tokens)
 
 

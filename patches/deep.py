@@ -53,6 +53,7 @@ class Deep:
         columns: (B, M) int64, logical columns of this call's sequence as it stands.
         valid: (B, M) bool, its padding.
         real: the same on the host, where something may be cut.
+        asked: (B, M) bool on the host, False at padding and at an answer so far.
         below: (B, P + M) padding mask of the layers under the first stage.
         below_columns: (B, P + M) int64, the logical columns that they hold.
         seen: logical columns after this call.
@@ -72,6 +73,7 @@ class Deep:
     seen: int
     differs: bool
     real: Tensor | None = None
+    asked: Tensor | None = None
     visual: list[list[DeepInput]] | None = None
     records: list[Any] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
@@ -166,11 +168,11 @@ class DeepStage:
         return left
 
     def _decide(self, deep: Deep, layer: int, hidden: Tensor) -> Packing | None:
-        assert deep.visual is not None and deep.real is not None
+        assert deep.visual is not None and deep.real is not None and deep.asked is not None
         rows = [row for row, inputs in enumerate(deep.visual) if inputs]
         if not rows:
             return None
-        views = [self._view(deep, deep.real, layer, hidden, row, deep.visual[row]) for row in rows]
+        views = [self._view(deep, deep.asked[row], layer, hidden, row, deep.visual[row]) for row in rows]
         jobs, masks = [], []
         with guarded():
             answers = self.policy.deep_select_many(views)
@@ -195,6 +197,7 @@ class DeepStage:
             ]
         left = packing.to(deep.valid.device)
         deep.columns, deep.valid, deep.real = left.take(deep.columns), left.valid, packing.valid
+        deep.asked = packing.take(deep.asked) & packing.valid
         deep.packing = left.after(deep.packing)
         deep.embeddings.clear()
         return left
@@ -213,7 +216,7 @@ class DeepStage:
         return replace(visual, places=places, indices=indices, n_keep=min(visual.n_keep, len(indices)))
 
     def _view(
-        self, deep: Deep, real: Tensor, layer: int, hidden: Tensor, row: int, inputs: list[DeepInput]
+        self, deep: Deep, asked: Tensor, layer: int, hidden: Tensor, row: int, inputs: list[DeepInput]
     ) -> DecoderView:
         assert deep.tapped is not None
         query, key, scaling = deep.tapped
@@ -237,14 +240,14 @@ class DeepStage:
             return embeds.to(query.device)
 
         visual = torch.cat([v.places for v in inputs])
-        is_text = real[row].clone()
+        is_text = asked.clone()
         is_text[visual] = False
         is_text[: int(visual.min())] = False
         return DecoderView(
             visual=[to_device(v.places, query.device) for v in inputs],
             n_keep=[v.n_keep for v in inputs],
             text=to_device(is_text.nonzero()[:, 0], query.device),
-            last=int(real[row].nonzero()[-1]),
+            last=int(asked.nonzero()[-1]),
             received=received,
             keys=key[0, :, past:].transpose(0, 1).flatten(1),
             hidden=lambda: self.pruner.text.norm(hidden[row]).to(query.device),

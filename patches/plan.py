@@ -133,6 +133,7 @@ class Plan:
         self.records: list[Record] = []
         self._replaced = False
         self._columns: list[Tensor] = []  # of each record's input, those that stay
+        self._in_prompt = request.in_prompt(length)
         words = self._words(request)
         jobs: list[_Job] = []
         for row in request.inputs():
@@ -165,7 +166,7 @@ class Plan:
         if policy is None or "text" not in policy.needs:
             return [{} for _ in self.stays]
         visual = request.visual()
-        text = ~visual & self.real
+        text = ~visual & self.asked
         after = text & (visual.flip(1).cumsum(1).flip(1) == 0)
         after = torch.where(after.any(1, keepdim=True), after, text)
         return [
@@ -187,6 +188,11 @@ class Plan:
     def fed(self) -> Tensor:
         """(B, M, D), what the text model is fed."""
         return self.embeds if self.packing is None else self.packing.take(self.embeds)
+
+    @functools.cached_property
+    def asked(self) -> Tensor:
+        """(B, L) bool on the host, False at padding and at an answer so far, which is no part of the question."""
+        return self.real & self._in_prompt
 
     @functools.cached_property
     def real(self) -> Tensor:

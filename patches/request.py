@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..cache import cache_among
 from .base import Family, Kind, VisualShape
 from .encoder import EncoderListener, Heard
 from .tower import TowerStage
@@ -37,6 +38,33 @@ class Source:
     count: int
     arguments: Mapping[str, Any]
     heard: Heard | None = None
+    last: LastPrompt = field(default_factory=lambda: LastPrompt())
+
+
+@dataclass
+class LastPrompt:
+    """What features were last fed with, without a KV cache.
+
+    Attributes:
+        ids: (B, L) of the prompt; None before the first call.
+        length: of the last call: the prompt and the answer so far.
+    """
+
+    ids: Tensor | None = None
+    length: int = 0
+
+    def follow(self, ids: Tensor) -> int:
+        """Length of the prompt in a call's ids: those of the last call and one token more go on with its answer."""
+        goes_on = (
+            self.ids is not None
+            and ids.shape[1] == self.length + 1
+            and len(ids) == len(self.ids)
+            and torch.equal(ids[:, : self.ids.shape[1]], self.ids)
+        )
+        if self.ids is None or not goes_on:
+            self.ids = ids
+        self.length = ids.shape[1]
+        return self.ids.shape[1]
 
 
 @dataclass(frozen=True)
@@ -68,6 +96,7 @@ class Request:
     placeholders: dict[Kind, Tensor]  # (B, L) bool
     lengths: dict[Kind, list[int]] = field(default_factory=dict)
     sources: dict[Kind, Source] = field(default_factory=dict)
+    prompt_length: int | None = None  # of a call that goes on with an answer, without a KV cache; None: all of it
 
     @classmethod
     def of(cls, base: Any, family: Family, call: Mapping[str, Any], taps: Mapping[Kind, FeatureTap]) -> Request | None:
@@ -88,7 +117,15 @@ class Request:
         for kind in fed:
             if encoded.get(kind) is not None:
                 request.saw(kind, encoded[kind], taps[kind].source_of(encoded[kind]))
+        ids = call.get("input_ids")
+        if request.sources and ids is not None and cache_among(call) is None:
+            # As `generate` does with use_cache=False: it feeds the prompt again with the answer so far.
+            request.prompt_length = next(iter(request.sources.values())).last.follow(ids)
         return request
+
+    def in_prompt(self, length: int) -> Tensor:
+        """(length,) bool, False at the answer so far."""
+        return torch.arange(length) < (length if self.prompt_length is None else self.prompt_length)
 
     def saw(self, kind: Kind, output: Any, source: Source | None) -> None:
         """Note the encoder output that fills the placeholders of a kind, and where it came from."""

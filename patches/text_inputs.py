@@ -140,16 +140,18 @@ def begin_decoder_stage(pruner: Pruner, cache: Any, past: Past, plan: Plan) -> D
         return None
     device, (batch, length) = plan.embeds.device, plan.stays.shape
     if plan.packing is None or plan.host_packing is None:
-        real, valid = plan.real, to_device(plan.real, device)
+        real, asked, valid = plan.real, plan.asked, to_device(plan.real, device)
         columns = torch.arange(length, device=device).expand(batch, -1)
     else:
         real, valid, columns = plan.host_packing.valid, plan.packing.valid, plan.packing.index
+        asked = plan.host_packing.take(plan.asked) & real
     return Deep(
         past=[past.upper(cache, layer, plan.mask) for layer in pruner.deep.layers],
         embeds=plan.fed,
         columns=past.logical + columns,
         valid=valid,
         real=real,
+        asked=asked,
         below=torch.cat([past.mask(plan.mask), valid], 1),
         below_columns=torch.cat([past.columns, past.logical + columns], 1),
         seen=past.logical + length,

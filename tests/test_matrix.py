@@ -23,10 +23,11 @@ import transformers
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
-from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
+from tokenprune import apply_pruning, list_policies, pruning, pruning_report, remove_pruning
 from tokenprune.cache import cache_among
+from tokenprune.policies import make_policy
 
-from . import test_traps
+from . import test_calls, test_sequence, test_traps
 from .families import (
     ENCODES_FIRST,
     FAMILIES,
@@ -195,9 +196,49 @@ def assisted(family):
     alike(family, one_row(family, 20), do_sample=False, build=lambda: {"assistant_model": assistant})
 
 
-@cell("Decoding", "no KV cache (`use_cache=False`)", "prunes at every step, with the same choice")
+@cell(
+    "Decoding",
+    "no KV cache (`use_cache=False`)",
+    "prunes at every step, with the same choice: the question is that of the prompt (transformers 5.0 and older: with "
+    "the answer so far, for policies that read the text or act in the decoder)",
+)
 def without_cache(family):
     alike(family, do_sample=False, use_cache=False)
+    model, batch = get_model(family), ragged_batch(family)
+    for policy in list_policies() if ENCODES_FIRST else ("divprune", "grid", "fopru"):
+        if family == "qwen2_5_vl" and "encoder" in make_policy(policy).stage:
+            continue
+        with pruning(model, policy, 0.3):
+            chosen = []
+            note = lambda *args, chosen=chosen: chosen.append([(r.indices, r.cuts) for r in pruning_report(model)])
+            handle = text_of(model).register_forward_hook(note)
+            model.generate(**batch.inputs, max_new_tokens=3, do_sample=False, use_cache=False)
+            handle.remove()
+        assert len(chosen) == 3
+        assert all(step == chosen[0] for step in chosen)
+
+
+@cell(
+    "Decoding",
+    "prefill in chunks (`prefill_chunk_size`)",
+    "refused with pictures, if any of them may leave",
+    ("llava",),
+)
+def chunks(family):
+    if not hasattr(transformers.GenerationMixin, "_prefill"):
+        pytest.skip("older transformers feed no pictures in chunks")
+    test_sequence.test_prefill_in_chunks_is_refused("divprune")
+
+
+@cell(
+    "Decoding",
+    "`logits_to_keep`",
+    "an int: as many of the last so many as are left; places: those of the prompt, or an error if they are gone",
+    ("llava",),
+)
+def places_of_logits(family):
+    test_sequence.test_logits_to_keep_names_places_of_the_prompt(["grid", "fastv"])
+    test_sequence.test_places_that_differ_from_row_to_row_are_refused()
 
 
 @cell(
@@ -271,6 +312,35 @@ def checkpointing(family):
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
+@cell("Training", "`labels` by position, through PEFT", "as by keyword, wrapped, unwrapped and merged", ("llava",))
+def labels_through_peft(family):
+    test_sequence.test_labels_shrink_however_they_are_given()
+
+
+@cell(
+    "Training",
+    "a loss outside the model (`compute_loss_func`, distillation)",
+    "as inside, with `prune_labels(model, labels)`; without it torch complains of sizes, and a warning says why",
+)
+def loss_outside(family):
+    test_sequence.test_a_loss_outside_the_model_equals_the_one_inside(family, "grid")
+
+
+@cell("Training", "left-padded prompts, right-padded completions (trl)", "each row's logits as of it alone")
+def completions(family):
+    test_sequence.test_completions_padded_on_the_right_keep_their_places(family, "divprune")
+
+
+@cell("Training", "samples packed into one row (`position_ids` that start again, `cu_seq_lens_q`)", "refused")
+def packed(family):
+    test_sequence.test_packed_rows_are_refused(family, "grid")
+
+
+@cell("Training", "heads that classify or rate (`...ForSequenceClassification`)", "refused", ("gemma3",))
+def classifiers(family):
+    test_sequence.test_heads_that_read_one_place_of_a_row_are_refused()
+
+
 # ---------------------------------------------------------------- caches
 
 
@@ -280,6 +350,29 @@ def static_cache(family):
     with pruning(model, "divprune", 0.3):
         expected = generate(model, batch.inputs)
         assert_same(generate(model, batch.inputs, cache_implementation="static"), expected)
+
+
+@cell("Caches", "static, under linear attention", "as a shorter prompt", families=("qwen3_5",))
+def static_hybrid(family):
+    if family not in FAMILIES:
+        pytest.skip("newer than this transformers")
+    test_sequence.test_a_static_cache_under_linear_attention(family)
+
+
+@cell(
+    "Caches",
+    "static, where pictures attend to themselves both ways",
+    "refused, unless everything stays or there is no picture",
+    ("gemma3",),
+)
+def static_blocks(family):
+    test_sequence.test_a_static_cache_passes_where_nothing_leaves(family)
+    test_traps.test_static_cache_where_the_base_builds_masks(family)
+
+
+@cell("Caches", "a pruned cache on a copy of the model that is not pruned", "refused", ("llava",))
+def foreign_cache(family):
+    test_calls.test_a_cache_is_refused_by_a_copy_that_is_not_pruned("divprune")
 
 
 @cell("Caches", "deep copies of a cache", "go on as the original does")
@@ -472,6 +565,16 @@ def right_padding(family):
         torch.testing.assert_close(right[row, end - n : end], left[row, -n:], rtol=0, atol=1e-5)
 
 
+@cell(
+    "Inputs",
+    "visual tokens that the attention mask hides",
+    "neither counted nor offered nor reported",
+    ("llava", "llava_next", "internvl"),
+)
+def hidden_tokens(family):
+    test_sequence.test_placeholders_that_the_mask_hides_are_no_candidates(family, "auto")
+
+
 @cell("Inputs", "NaN or infinite features", "an error that says so, or a choice within range; never a hang")
 def broken_features(family):
     model, batch = get_model(family), one_row(family)
@@ -602,6 +705,34 @@ def exported(family):
     for part in (model, model.model):
         with pruning(model, "divprune", 0.3), pytest.raises(Exception, match="call remove_pruning\\(model\\) first"):
             torch.export.export(part, (), {**batch.inputs, "use_cache": False}, strict=False)
+
+
+@cell("Around the model", "`torch.compile(model)`, run before it is pruned", "pruned from then on", families=("llava",))
+def compiled_before(family):
+    test_calls.test_what_was_compiled_before_is_pruned_from_then_on()
+
+
+@cell("Around the model", "pickle, `torch.save`, spawn, Ray", "an error that says: remove pruning first", ("llava",))
+def pickled(family):
+    test_calls.test_what_is_pruned_cannot_be_pickled_and_says_so()
+
+
+@cell("Around the model", "`nn.DataParallel`", "an error that names what to use instead", families=("llava",))
+def replicas(family):
+    test_calls.test_replicas_are_refused()
+
+
+@cell(
+    "Around the model",
+    "pruning changed while the model runs, `pruning()` blocks that do not nest",
+    "an error; between two steps of `generate` it may change",
+    ("llava",),
+)
+def changed_meanwhile(family):
+    for where in ("same thread", "another thread"):
+        test_calls.test_pruning_cannot_change_while_the_model_runs(where)
+    test_calls.test_policies_may_change_between_the_steps_of_a_generation()
+    test_calls.test_blocks_that_do_not_nest_raise()
 
 
 @cell("Around the model", '`pipeline("image-text-to-text")`', "prunes", families=("embedded",))

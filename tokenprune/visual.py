@@ -112,8 +112,9 @@ class DecoderView:
     Attributes:
         visual: per visual input, the places of its surviving tokens in this call's sequence, (N,) int64.
         n_keep: per visual input, how many the budget leaves.
-        text: (T,) int64, places of text after the row's first visual token.
-        last: place of the row's last token.
+        text: (T,) int64, places of text after the row's first visual token; of the prompt, where an answer so far is
+            fed with it.
+        last: place of the prompt's last token.
         received: `received(rows)`: attention that each place gets in the layer below from the given
             (R,) places, softmax averaged over heads and over them, (M,) float32.
         keys: (M, H_kv * d), keys of the layer below, as its kernel got them.

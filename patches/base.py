@@ -93,8 +93,9 @@ class Family:
         tower = getattr(getattr(config, "vision_config", None), "model_type", None)
         if not self.usual_towers or tower in self.usual_towers:
             return self
-        if tower in self.other_towers:
-            return self.other_towers[tower]
+        for other, family in self.other_towers.items():
+            if tower == other:
+                return family
         nothing = f"nothing is known about its vision tower of type {tower!r}"
         return replace(self, encoder=None, tower_stage=nothing)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,10 @@ from ..saliency import AttentionTap
 from ..sequence import Packing
 from ..visual import DecoderView
 from .call import guarded
+from .report import Cut
 
 if TYPE_CHECKING:
     from .hooks import Pruner
-
-
-class Cut(NamedTuple):
-    """What a visual input has left from a decoder layer on: the kept tokens' indices within it, ascending."""
-
-    layer: int
-    indices: list[int]
 
 
 @dataclass(frozen=True)
@@ -176,7 +170,7 @@ class DeepStage:
         jobs, masks = [], []
         with guarded():
             answers = self.policy.deep_select_many(views)
-        for row, chosen in zip(rows, checked_masks(self.policy, views, answers), strict=True):
+        for row, chosen in zip(rows, checked_masks(self.policy.label, views, answers), strict=True):
             for visual, mask in zip(deep.visual[row], chosen or (), strict=chosen is not None):
                 jobs.append((row, visual))
                 masks.append(mask)

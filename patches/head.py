@@ -38,14 +38,9 @@ def heads_of(model: nn.Module) -> list[nn.Module]:
             f"{type(head).__name__} is not supported: its head picks the place that it reads of each row in the "
             f"unpruned sequence; prune a model that generates text, or its base model alone ({type(base).__name__})"
         )
-    path = next(name for name, module in model.named_modules() if module is head)
-    names = ["", *(path[:i] for i, c in enumerate(path) if c == "."), path] if path else [""]
-    return [model.get_submodule(name) for name in names if name == "" or _calls(model.get_submodule(name))]
-
-
-def _calls(module: nn.Module) -> bool:
-    """Whether a module is called at all, other than a container."""
-    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    path = next((name for name, module in model.named_modules() if module is head), "")
+    above = [path[:i] for i, c in enumerate(path) if c == "."]
+    return [model.get_submodule(name) for name in dict.fromkeys(["", *above, path])]
 
 
 def bound(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 import inspect
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -16,18 +13,19 @@ import transformers
 from torch import nn
 
 from ..budget import AdaptiveBudget, Budget, PartBudget
-from ..cache import CACHE_NAME, STATE_ATTRIBUTE, adopt, cache_among, layout_of
+from ..cache import CACHE_NAME, adopt, cache_among, layout_of
 from ..pickling import Unpicklable
 from ..policies.base import Policy
 from ..sequence import Packing
 from . import call as calls
+from .attachment import Attachment
 from .base import Family, Kind, UnsupportedModelError, base_of
 from .call import _CALL, ForwardCall
 from .encoder import EncoderListener
-from .head import LogitsToKeep, PrefillGuard, bound, heads_of, labels_among
+from .head import LogitsToKeep, bound, heads_of, labels_among
 from .past import Past
 from .plan import Plan, Record
-from .request import FeatureTap, Request, Source
+from .request import Request, Source
 from .stages import deep_stage, tower_stage
 from .text_inputs import (
     base_inputs_on_pruned_cache,
@@ -40,8 +38,6 @@ from .text_inputs import (
 )
 
 __all__ = ["_CALL", "Pruner", "Record"]
-
-logger = logging.getLogger(__name__)
 
 #: Whether torch.export is tracing; torch has a public name for it from 2.7 on.
 _exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -96,14 +92,11 @@ class Pruner(Unpicklable):
                 f"{transformers.__version__} hands on the KV cache; install a version that tokenprune was tested with"
             )
         spec = None if policy is None else policy.encoder()
-        self._encoder = EncoderListener(self.base, family.encoder, spec) if spec and family.encoder else None
+        self.encoder = EncoderListener(self.base, family.encoder, spec) if spec and family.encoder else None
         self.tower = None if "encoder" not in acting else tower_stage(self.base, family, *acting["encoder"])
         self.deep_budget: Any = None if deep is None else deep[1]
         self.deep = None if deep is None else deep_stage(self, deep[0])
-        self._handles: list[Any] = []
-        self._layers_hooked = False
-        self._taps: dict[Kind, FeatureTap] = {}
-        self._wrapped: set[str] = set()
+        self._attachment = Attachment(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
         """The pruner of a copied model, which has no call in flight."""
@@ -117,35 +110,8 @@ class Pruner(Unpicklable):
 
     def attach(self) -> None:
         """Hang the hooks on the instance: all, or none where one fails."""
-        try:
-            self._attach()
-        except BaseException:
-            self._detach()
-            raise
-
-    def _attach(self) -> None:
-        setattr(self.base, STATE_ATTRIBUTE, self)
         self.closed = False
-        for head in self.heads:
-            self._handles.append(head.register_forward_pre_hook(self._enter_head, with_kwargs=True))
-        self._hook(self.base, self._enter_base, self._leave_base)
-        self._hook(self.text, self._enter_text, self._leave_text)
-        for part in (self._encoder, self.tower, self.deep):
-            if part is not None:
-                part.attach()
-        for kind in self.family.kinds:
-            name = f"get_{kind}_features"
-            if name in vars(self.base):  # somebody else's wrapper: ours goes around it, and leaves it there
-                self._wrapped.add(name)
-            lengths = functools.partial(self.family.lengths, self.base.config)
-            original = getattr(self.base, name)
-            self._taps[kind] = FeatureTap(
-                self.base, kind, original, self._saw_features, lengths, self._encoder, self.tower
-            )
-            setattr(self.base, name, self._taps[kind])
-        if self.heads and PrefillGuard.fits(self.heads[-1]):
-            setattr(self.heads[-1], PrefillGuard.NAME, PrefillGuard(self))
-        _compile_anew()
+        self._attachment.attach()
 
     def detach(self) -> None:
         """Take everything off again.
@@ -161,38 +127,7 @@ class Pruner(Unpicklable):
                 "wait for the call to end"
             )
         calls.forget(self)
-        self._detach()
-
-    def _detach(self) -> None:
-        with contextlib.ExitStack() as rest:  # all of it, even if a part of the model is broken
-            rest.callback(_compile_anew)
-            if getattr(self.base, STATE_ATTRIBUTE, None) is self:
-                rest.callback(delattr, self.base, STATE_ATTRIBUTE)
-            for head in self.heads:
-                if isinstance(vars(head).get(PrefillGuard.NAME), PrefillGuard):
-                    rest.callback(delattr, head, PrefillGuard.NAME)
-            for kind, tap in self._taps.items():
-                name = f"get_{kind}_features"
-                if vars(self.base).get(name) is not tap:
-                    continue
-                if name in self._wrapped:
-                    rest.callback(setattr, self.base, name, tap.original)
-                else:
-                    rest.callback(delattr, self.base, name)
-            for part in (self._encoder, self.tower, self.deep):
-                if part is not None:
-                    rest.callback(part.detach)
-            for handle in self._handles:
-                rest.callback(handle.remove)
-        self._handles.clear()
-        self._taps.clear()
-        self._wrapped.clear()
-        self._layers_hooked = False
-
-    def _hook(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
-        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        # always_call: an exception below must leave no state behind
-        self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        self._attachment.detach()
 
     def _depth(self, module: nn.Module) -> int:
         """Where a module stands among those that a call passes, from the outside in.
@@ -222,7 +157,7 @@ class Pruner(Unpicklable):
 
     # ------------------------------------------------------------ the head: labels, places of logits
 
-    def _enter_head(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def enter_head(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         wanted = kwargs.get("logits_to_keep", 0)
         if not args and kwargs.get("labels") is None and isinstance(wanted, int) and wanted <= 1:
             return None
@@ -242,14 +177,14 @@ class Pruner(Unpicklable):
 
     # ------------------------------------------------------------ the base model: what is visual
 
-    def _enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def enter_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if _exporting():
             raise RuntimeError(
                 "torch.export cannot follow pruning, whose selection depends on the data; "
                 "call remove_pruning(model) first and export the stock model"
             )
         arguments = bound(module, args, kwargs)
-        request = Request.of(self.base, self.family, arguments, self._taps)
+        request = Request.of(self.base, self.family, arguments, self._attachment.taps)
         if request is None and self.family.masks == "text" and calls.current(self) is None:
             return None  # as at every decode step
         call = calls.enter(self, self._depth(module), sys._getframe(1))
@@ -260,17 +195,17 @@ class Pruner(Unpicklable):
         cache = cache_among(arguments)
         return None if layout_of(cache) is None else ((), base_inputs_on_pruned_cache(self, arguments, cache))
 
-    def _leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def leave_base(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         calls.leave(self, len(self.heads))
 
-    def _saw_features(self, kind: Kind, output: Any, source: Source) -> None:
+    def saw_features(self, kind: Kind, output: Any, source: Source) -> None:
         call = self.call()
         if call is not None and call.request is not None:
             call.request.saw(kind, output, source)
 
     # ------------------------------------------------------------ the text model: pruning
 
-    def _enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         cache = cache_among(kwargs)
         layout, length = layout_of(cache), tokens_among(kwargs).shape[1]
         if layout is None and calls.current(self) is None:
@@ -281,8 +216,8 @@ class Pruner(Unpicklable):
         call.length = length
         if layout is not None:
             call.reads(cache)
-        if not self._layers_hooked and "flash" in (self.text.config._attn_implementation or ""):
-            self._hook_layers()
+        if "flash" in (self.text.config._attn_implementation or ""):
+            self._attachment.hook_layers()
         embeds = kwargs.get("inputs_embeds")
         if call.request is not None and embeds is not None:
             asked = kwargs if self.family.masks == "text" else {**kwargs, "attention_mask": call.mask}
@@ -298,7 +233,7 @@ class Pruner(Unpicklable):
             return args, continue_pruned_cache(self, call, layout, kwargs)
         return None
 
-    def _leave_text(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def leave_text(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         call = calls.leave(self, len(self.heads) + 1)
         if call is None:
             return
@@ -309,13 +244,7 @@ class Pruner(Unpicklable):
             if layout is not None:
                 adopt(cache, layout)
 
-    def _hook_layers(self) -> None:
-        """Hooks that FlashAttention alone needs, hung when it is first met: each costs time in every layer and step."""
-        self._layers_hooked = True
-        for layer in self.text.layers:
-            self._handles.append(layer.register_forward_pre_hook(self._enter_layer, with_kwargs=True))
-
-    def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         # FlashAttention takes gaps in position ids for borders between packed sequences. Rotary
         # embeddings are computed above the layers, so nothing else down here reads them.
         if kwargs.get("position_ids") is None or "flash" not in (self.text.config._attn_implementation or ""):
@@ -324,13 +253,3 @@ class Pruner(Unpicklable):
         if call is None or not call.shrunk:
             return None
         return args, {**kwargs, "position_ids": None}
-
-
-def _compile_anew() -> None:
-    """Forget what was compiled in this process: dynamo does not notice that hooks have come or gone."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None or not getattr(dynamo.config, "skip_nnmodule_hook_guards", True):
-        return
-    if getattr(dynamo.convert_frame, "FRAME_COUNTER", 1):
-        logger.info("hooks have changed: what torch.compile has compiled in this process is compiled anew")
-        dynamo.reset()

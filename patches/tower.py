@@ -192,7 +192,7 @@ class TowerStage:
             memory=call.memory,
         )
         with guarded():
-            answer = checked_cut(self.policy, view, self.policy.tower_select(view))
+            answer = checked_cut(self.policy.label, view, self.policy.tower_select(view))
         if answer is not None:
             call.orderly.append(orderly(view, answer))
             answer = replace(answer, keep=answer.keep.clamp(0, hidden.shape[1] - 1))  # until `heard` has looked

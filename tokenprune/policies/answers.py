@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +11,14 @@ from torch import Tensor
 from ..places import on_host
 from ..visual import DecoderView, Selection, TowerCut, TowerView, VisualTokens
 
-if TYPE_CHECKING:
-    from .base import Policy
-
 
 def checked_selections(
-    policy: Policy, answers: Any, tokens: Sequence[VisualTokens], n_keep: Sequence[int | None]
+    name: str, answers: Any, tokens: Sequence[VisualTokens], n_keep: Sequence[int | None]
 ) -> list[Selection]:
     """The answers of `select_many`, with their indices on the host: that is the one wait for the device.
 
     Args:
-        policy: who answered.
+        name: of the policy that answered.
         answers: what it returned.
         tokens: what it was asked about.
         n_keep: how many tokens it was asked for; None for any number.
@@ -29,7 +26,6 @@ def checked_selections(
     Raises:
         ValueError: naming the policy and what is wrong.
     """
-    name = policy.label
     if not isinstance(answers, list | tuple) or len(answers) != len(tokens):
         raise ValueError(f"policy {name!r} must return a list of {len(tokens)} Selections, got {_told(answers)}")
     for selection, each in zip(answers, tokens, strict=True):
@@ -46,17 +42,16 @@ def checked_selections(
         raise ValueError(f"policy {name!r} returned features that are not finite numbers")
     chosen = [Selection(part, answer.features) for part, answer in zip(parts, answers, strict=True)]
     for selection, each, k in zip(chosen, tokens, n_keep, strict=True):
-        selection.check(len(each), k if policy.exact else None, name)
+        selection.check(len(each), k, name)
     return chosen
 
 
-def checked_masks(policy: Policy, views: Sequence[DecoderView], answers: Any) -> list[list[Tensor] | None]:
+def checked_masks(name: str, views: Sequence[DecoderView], answers: Any) -> list[list[Tensor] | None]:
     """The answers of `deep_select_many`.
 
     Raises:
         ValueError: naming the policy and what is wrong.
     """
-    name = policy.label
     if not isinstance(answers, list | tuple) or len(answers) != len(views):
         raise ValueError(f"policy {name!r} must return an answer for each of {len(views)} rows, got {_told(answers)}")
     for view, answer in zip(views, answers, strict=True):
@@ -74,7 +69,7 @@ def checked_masks(policy: Policy, views: Sequence[DecoderView], answers: Any) ->
     return list(answers)
 
 
-def checked_cut(policy: Policy, view: TowerView, cut: Any) -> TowerCut | None:
+def checked_cut(name: str, view: TowerView, cut: Any) -> TowerCut | None:
     """The answer of `tower_select`, as far as it can be checked without waiting for the device.
 
     Raises:
@@ -82,7 +77,7 @@ def checked_cut(policy: Policy, view: TowerView, cut: Any) -> TowerCut | None:
     """
     if cut is None:
         return None
-    name, (batch, length, width) = policy.label, view.hidden.shape
+    batch, length, width = view.hidden.shape
     if not isinstance(cut, TowerCut):
         raise ValueError(f"policy {name!r} must return a TowerCut or None, got {_told(cut)}")
     keep = cut.keep

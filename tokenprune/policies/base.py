@@ -154,7 +154,8 @@ def select(policy: Policy, inputs: Sequence[VisualTokens], n_keep: Sequence[int 
     ]
     asked, counts = [frames[i][j] for i, j in jobs], [shares[i][j] for i, j in jobs]
     answers = policy.select_many(asked, counts) if jobs else []  # type: ignore[arg-type]
-    chosen = dict(zip(jobs, checked_selections(policy, answers, asked, counts), strict=True))
+    expected = counts if policy.exact else [None] * len(counts)
+    chosen = dict(zip(jobs, checked_selections(policy.label, answers, asked, expected), strict=True))
     return [
         _join([(frame, k, chosen.get((i, j))) for j, (frame, k) in enumerate(zip(parts, ks, strict=True))])
         for i, (parts, ks) in enumerate(zip(frames, shares, strict=True))

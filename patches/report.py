@@ -1,0 +1,66 @@
+"""The report of a prefill: what became of each visual input."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..visual import Grid
+from .base import Kind
+
+
+class Cut(NamedTuple):
+    """What a visual input has left from a decoder layer on: the kept tokens' indices within it, ascending."""
+
+    layer: int
+    indices: list[int]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the last prefill did to one visual input.
+
+    Attributes:
+        sample: row in the batch.
+        visual: index among the row's visual inputs.
+        kind: `"image"` or `"video"`.
+        n_before: visual tokens of the input, newline tokens included; those that the attention mask hides are not
+            counted.
+        n_after: visual tokens kept.
+        indices: the kept ones, ascending, within this input.
+        grid: (T, H, W) of its raster; None if it is made of several, or unknown.
+        grids: all its rasters in order, newline tokens left out; None if unknown.
+        separators: places, within this input, of its newline tokens.
+        select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
+            milliseconds.
+        cuts: per layer of a decoder stage before which some left, what that layer and those above hold.
+    """
+
+    sample: int
+    visual: int
+    kind: Kind
+    n_before: int
+    n_after: int
+    indices: list[int]
+    grid: Grid | None
+    grids: tuple[Grid, ...] | None
+    select_ms: float
+    separators: tuple[int, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def deep_layer(self) -> int | None:
+        """The decoder layer of the last cut, if there was one."""
+        return self.cuts[-1].layer if self.cuts else None
+
+    @property
+    def deep_indices(self) -> list[int] | None:
+        """What is left from there on, ascending, within this input."""
+        return self.cuts[-1].indices if self.cuts else None
+
+    def mean_tokens(self, n_layers: int) -> float:
+        """Visual tokens that a decoder layer holds of this input, a mean over the decoder's `n_layers`."""
+        borders = [0, *(cut.layer for cut in self.cuts), n_layers]
+        held = [self.n_after, *(len(cut.indices) for cut in self.cuts)]
+        return sum(n * (b - a) for n, (a, b) in zip(held, itertools.pairwise(borders), strict=True)) / n_layers

@@ -1,0 +1,126 @@
+"""Random conversations on random settings, held against the stock model under the same calls.
+
+200 by default, always the same; `make fuzz` holds 3,000 others (TALKS and SEED choose). What once failed comes first.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+
+from tokenprune import Policy
+
+from . import conversations
+from .conversations import hold
+from .families import ENCODES_FIRST, FAMILIES, Picture
+from .hiding import Hiding
+from .talks import Setting, Turn, talks
+
+pytestmark = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers drops the pixels of a second turn")
+
+TALKS, SHARDS = int(os.environ.get("TALKS", 200)), 10
+SEED = int(os.environ.get("SEED", 0))
+A, B = Picture((24, 24)), Picture((4, 4))
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_any_conversation(shard):
+    @seed(1_000_003 * SEED + shard)
+    @settings(
+        max_examples=TALKS // SHARDS,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(talks(list(FAMILIES)[shard::SHARDS]))
+    def run(case):
+        hold(**case)
+
+    run()
+
+
+# ---------------------------------------------------------------- the oracle can fail
+
+
+class _OneTooFew(Hiding):
+    """Shows the stock model one column that some layer has lost."""
+
+    def __enter__(self):
+        places = (~self.seen.layers).nonzero()
+        if len(places):
+            layer, row, column = places[-1].tolist()
+            self.seen.layers[layer, row, column] = True
+        return super().__enter__()
+
+
+class _OneOff(Hiding):
+    """Leaves one row's positions one too high from this turn on."""
+
+    def __enter__(self):
+        self.seen.shift[0] += bool(self.lost.any())
+        return super().__enter__()
+
+
+class _OthersFeatures(Hiding):
+    """Swaps the features of two columns that stay."""
+
+    def __enter__(self):
+        if self.lost.any():
+            self.fed[0][:, [2, 3]] = self.fed[0][:, [3, 2]]
+        return super().__enter__()
+
+
+PICTURE = Turn([[3, A, 4]], setting=Setting("divprune", 0.3))
+CUT = Turn([[3, A, 4]], setting=Setting("deep fastv", 0.3))
+MERGED = Turn([[3, A, 4]], setting=Setting("visionzip", 0.3))
+NEXT, MORE = Turn([[2]], how="forward"), Turn([[A, 2]])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "turns"),
+    [
+        (_OneTooFew, [PICTURE]),
+        (_OneTooFew, [PICTURE, NEXT]),
+        (_OneTooFew, [NEXT.but(setting=PICTURE.setting), MORE]),
+        (_OneTooFew, [CUT]),
+        (_OneTooFew, [CUT.but(how="forward"), NEXT]),
+        (_OneOff, [PICTURE]),
+        (_OneOff, [PICTURE, MORE]),
+        (_OthersFeatures, [MERGED]),
+    ],
+)
+def test_the_oracle_can_fail(monkeypatch, wrong, turns):
+    assert hold("llava", turns) == []
+    monkeypatch.setattr(conversations, "Hiding", wrong)
+    with pytest.raises(AssertionError, match=r"hold\('llava', \[Turn\("):
+        hold("llava", turns)
+
+
+def test_other_errors_are_failures(monkeypatch):
+    """Only what is documented passes for a refusal, and only where it may come."""
+
+    def refuse(text):
+        def select(self, tokens, n_keep):
+            raise ValueError(text)
+
+        return select
+
+    for text in (
+        "out of the blue",
+        "pruning cannot follow ready-made attention masks; use the default (dynamic) cache",
+    ):
+        for policy in Policy.__subclasses__():
+            if policy.name == "grid":
+                monkeypatch.setattr(policy, "select", refuse(text))
+        with pytest.raises(AssertionError, match=text[:10]):
+            hold("llava", [PICTURE.but(setting=Setting("grid", 0.3))])
+
+
+def test_a_failure_prints_the_call_that_repeats_it():
+    turns = [PICTURE.but(hidden=[(0, 1, 2)], crop=3), Turn([[Picture((8, 4), 2), 1]], how="sample", fork=True)]
+    assert (
+        repr(turns[0])
+        == "Turn([[3, Picture((24, 24)), 4]], setting=Setting('divprune', 0.3), crop=3, hidden=[(0, 1, 2)])"
+    )
+    assert eval(repr(turns)) == turns

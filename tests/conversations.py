@@ -209,9 +209,10 @@ class Talk:
         since = self.past if turn.how == "forward" else 0
         inputs = dict(input_ids=self.ids[:, since:], attention_mask=full)
         inputs |= {k: v for k, v in batch.inputs.items() if k.startswith(("pixel", "image", "video"))}
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in batch.inputs and (turn.types or turn.pictures or name.startswith("mm")):
-                inputs[name] = self.types[:, since:]
+        if "token_type_ids" in batch.inputs and (turn.types or turn.pictures):
+            inputs["token_type_ids"] = self.types  # masks read them by absolute column
+        if "mm_token_type_ids" in batch.inputs:
+            inputs["mm_token_type_ids"] = self.types[:, since:]
         positions = self._positions(turn)
         if positions is not None:
             inputs["position_ids"] = positions[..., since:]

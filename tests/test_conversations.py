@@ -40,6 +40,43 @@ def test_any_conversation(shard):
     run()
 
 
+def grid(rows, keep=0.5, positions="original", **options):
+    """A turn under the plainest policy."""
+    return Turn(rows, setting=Setting("grid", keep, positions), **options)
+
+
+REMEMBERED = [
+    # positions switched between turns; crops into a later turn's text
+    ("llava", [grid([[A, 1]], positions="compact"), grid([[A, 1]])]),
+    ("qwen2_5_vl", [grid([[B, 1]], positions="compact"), grid([[B, 1]])]),
+    ("llava", [grid([[A, 1]]), Turn([[A, 1]], setting=Setting("deep fastv", 0.5)), Turn([[1]], crop=1)]),
+    # token types of a text turn, as the processor gives them
+    ("gemma3", [grid([[A, 1]]), Turn([[1]])]),
+    ("paligemma", [grid([[A, 1]]), Turn([[A, 1]], how="forward")]),
+    # what the mask hides, within pictures and at the end
+    ("llava", [grid([[3, A, 4]], hidden=[(0, 6, 5)])]),
+    ("qwen2_5_vl", [grid([[3, Picture((8, 8)), 4]], hidden=[(0, 6, 5)])]),
+    ("llava", [grid([[3, A, 4], [2]], how="forward", right=True), Turn([[3], [2]])]),
+    # keep=1.0 is the stock model
+    ("llava", [Turn([[A, 4]], setting=Setting("deep vtw", 1.0))]),
+    ("gemma3", [grid([[A, 1]], keep=1.0)], "static"),
+    ("aya_vision", [grid([[A, 1]], keep=1.0)], "static"),
+    ("qwen3_5", [grid([[B, 1]])], "static"),
+    # masks that `generate` has made: of padding that is gone, of a past that was not pruned, with new holes
+    ("llava", [grid([[A, 1]], hidden=[(0, 3, 1)])], "static"),
+    ("qwen2_5_vl", [grid([[B, B, 8, 1], [B, Picture((6, 2)), 8, 1]], steps=5)], "static"),
+    ("llava", [grid([[4], [1]]), Turn([[1], [A, 1]])], "static"),
+    ("llava", [grid([[A, 4]]), Turn([[4]], hidden=[(0, 1, 1)])], "static"),
+    ("llava", [grid([[A, 4]]), Turn([[A, 4]], hidden=[(0, 2, 3)])], "static"),
+]
+
+
+@pytest.mark.parametrize("talk", REMEMBERED, ids=[f"{i}-{talk[0]}" for i, talk in enumerate(REMEMBERED)])
+def test_what_once_failed(talk):
+    if talk[0] in FAMILIES:
+        hold(*talk)
+
+
 # ---------------------------------------------------------------- the oracle can fail
 
 

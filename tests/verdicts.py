@@ -21,8 +21,12 @@ REFUSALS = {
     "crop": (PrunedCacheError, "cannot crop a pruned cache into its pruned part"),
     "other cuts": (PrunedCacheError, "dropped tokens at decoder layer .*, and another is applied now"),
     "window": (PrunedCacheError, "a picture in a later turn is not supported on sliding-window layers"),
-    "masks": (ValueError, r"pruning cannot follow ready-made attention masks.*default \(dynamic\) cache"),
+    "masks": (
+        (ValueError, PrunedCacheError),
+        r"pruning cannot (follow ready-made attention masks|shrink the masks).*default \(dynamic\) cache",
+    ),
     "static batch": (ValueError, "a static cache cannot continue a pruned batch with more than one token"),
+    "raster": (ValueError, "strategy='row' needs the raster of the image, which is unknown for this input"),
 }
 
 
@@ -38,6 +42,7 @@ def refusal(talk: Any, turn: Turn, error: Exception) -> str | None:
         "window": sliding and blocks and talk.turn > 0 and pictures,
         "masks": static and removed and (sliding or blocks),
         "static batch": static and removed and talk.turn > 0 and len(talk.ids) > 1,
+        "raster": bool(turn.hidden) and pictures,  # a picture that is hidden in part has none
     }
     return next((name for name, can in may.items() if can and says(error, name)), None)
 

@@ -117,8 +117,8 @@ class Talk:
             self.apply(turn.setting)
         if turn.crop and self.past > 1:
             self._crop(min(turn.crop, self.past - 1))
-            if self.torn and self.family.startswith("qwen"):
-                return False  # its coordinates are those of whole pictures
+            if self.family.startswith("qwen") and (self.torn or self._ends_in_picture()):
+                return False  # its coordinates are those of whole pictures with text around them
         inputs, visuals = self._inputs(turn)
         try:
             ran, fed = self._run_pruned(turn, inputs)
@@ -174,6 +174,10 @@ class Talk:
         cut = [(row, columns[columns < length], *rest) for row, columns, *rest in self.visuals]
         self.torn |= any(0 < len(new[1]) < len(old[1]) for new, old in zip(cut, self.visuals, strict=True))
         self.visuals = [visual for visual in cut if len(visual[1])]
+
+    def _ends_in_picture(self) -> bool:
+        ends = [int(row.nonzero()[-1]) if row.any() else -1 for row in self.mask]
+        return any(ends[row] in columns.tolist() for row, columns, _, _ in self.visuals)
 
     # ------------------------------------------------------------ what the caller passes
 
@@ -252,15 +256,9 @@ class Talk:
                 "lookup": dict(prompt_lookup_num_tokens=3, eos_token_id=EOS),
             }.get(turn.how, {})
             return model.generate(
-                **call, **{"do_sample": False, **how}, max_new_tokens=self.steps(turn), suppress_tokens=[IMAGE, VIDEO],
+                **call, **{"do_sample": False, **how}, max_new_tokens=turn.steps, suppress_tokens=[IMAGE, VIDEO],
                 use_cache=self.kind != "none", return_dict_in_generate=True, output_logits=True,
             )  # fmt: skip
-
-    def steps(self, turn: Turn) -> int:
-        """Without a cache, a policy that reads the text or acts in the decoder chooses anew at each step."""
-        policies, _ = stages(self.setting.policy)
-        anew = any("text" in p.needs or "decoder" in p.stage or p.deeper() for p in policies)
-        return 1 if self.kind == "none" and anew else turn.steps
 
     def _run_pruned(self, turn: Turn, inputs: dict[str, Any]) -> tuple[Any, list[torch.Tensor]]:
         """A pruned call, and what each call of its text model was fed."""

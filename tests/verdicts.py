@@ -146,7 +146,8 @@ def _close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
 def hold_hybrid(talk: Any) -> None:
     """A single greedy turn, held against the native-short oracle."""
     (turn,), (batch,) = talk.turns, talk.batches
-    steps, fed = talk.steps(turn), []
+    steps = 1 if talk.kind == "none" else turn.steps  # it might generate a placeholder and be fed that
+    fed: list[torch.Tensor] = []
     call = dict(batch.inputs, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True)
     call |= dict(use_cache=talk.kind != "none") | ({"cache_implementation": "static"} if talk.kind == "static" else {})
     with torch.no_grad(), listening(talk.pruned, fed):

@@ -48,11 +48,10 @@ def grid(rows, keep=0.5, positions="original", **options):
 REMEMBERED = [
     # positions switched between turns; crops into a later turn's text
     ("llava", [grid([[A, 1]], positions="compact"), grid([[A, 1]])]),
-    ("qwen2_5_vl", [grid([[B, 1]], positions="compact"), grid([[B, 1]])]),
-    ("llava", [grid([[A, 1]]), Turn([[A, 1]], setting=Setting("deep fastv", 0.5)), Turn([[1]], crop=1)]),
+    ("qwen2_5_vl", [grid([[Picture((8, 8)), 1]], positions="compact"), grid([[B, 1]])]),
+    ("llava", [grid([[A, 1]]), Turn([[A, 1]], steps=1, setting=Setting("deep fastv", 0.5)), Turn([[1]], crop=1)]),
     # token types of a text turn, as the processor gives them
     ("gemma3", [grid([[A, 1]]), Turn([[1]])]),
-    ("paligemma", [grid([[A, 1]]), Turn([[A, 1]], how="forward")]),
     # what the mask hides, within pictures and at the end
     ("llava", [grid([[3, A, 4]], hidden=[(0, 6, 5)])]),
     ("qwen2_5_vl", [grid([[3, Picture((8, 8)), 4]], hidden=[(0, 6, 5)])]),

@@ -6,7 +6,7 @@
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tokenprune import Policy
 
@@ -31,7 +31,9 @@ def test_any_conversation(shard):
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
         print_blob=False,
+        report_multiple_bugs=False,
     )
     @given(talks(list(FAMILIES)[shard::SHARDS]))
     def run(case):

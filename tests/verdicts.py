@@ -42,7 +42,8 @@ def refusal(talk: Any, turn: Turn, error: Exception) -> str | None:
         "window": sliding and blocks and talk.turn > 0 and pictures,
         "masks": static and removed and (sliding or blocks),
         "static batch": static and removed and talk.turn > 0 and len(talk.ids) > 1,
-        "raster": bool(turn.hidden) and pictures,  # a picture that is hidden in part has none
+        # A picture has none that is hidden in part, or has left tokens in the vision tower.
+        "raster": pictures and (bool(turn.hidden) or any(p.stage == "encoder" for p in stages(talk.setting.policy)[0])),
     }
     return next((name for name, can in may.items() if can and says(error, name)), None)
 
@@ -158,4 +159,4 @@ def hold_hybrid(talk: Any) -> None:
     run = Run(ran.sequences[:, batch.inputs["input_ids"].shape[1] :], torch.stack(ran.logits))
     keep, changed = keep_mask(batch, pruning_report(talk.pruned)), stages(turn.setting.policy)[1]
     short = native_short(talk.stock, batch, keep, turn.setting.positions, steps, fed=fed[0], changed=changed)
-    assert_same(run, short, atol=1e-3)
+    assert_same(run, short, atol=5e-3)  # eight layers, most of which compute in float32

@@ -20,9 +20,10 @@ test: setup
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/elsewhere
 
-# Random batches against the oracles; SEED=... for other ones.
+# Random batches and conversations against the oracles; SEED=... for other ones.
 fuzz: setup
-	CASES=$${CASES:-10000} SEED=$${SEED:-1} $(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_fuzz.py
+	CASES=$${CASES:-10000} TALKS=$${TALKS:-3000} SEED=$${SEED:-1} \
+		$(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_fuzz.py tests/test_conversations.py
 
 # lmms-eval has an environment of its own: it needs torchvision, whose build here goes with a GPU build of
 # torch; tests/shim makes do beside a CPU build, and nothing but these tests should.

@@ -14,7 +14,7 @@ from torch import nn
 from ..cache import STATE_ATTRIBUTE
 from .base import Kind
 from .feature_tap import FeatureTap
-from .head import PrefillGuard
+from .head import STAND_INS
 
 if TYPE_CHECKING:
     from .hooks import Pruner
@@ -63,8 +63,9 @@ class Attachment:
                 pruner.base, kind, original, pruner.saw_features, lengths, pruner.encoder, pruner.tower
             )
             setattr(pruner.base, name, self.taps[kind])
-        if pruner.heads and PrefillGuard.fits(pruner.heads[-1]):
-            setattr(pruner.heads[-1], PrefillGuard.NAME, PrefillGuard(pruner))
+        for stand_in in STAND_INS if pruner.heads else ():
+            if stand_in.fits(pruner.heads[-1]):
+                setattr(pruner.heads[-1], stand_in.NAME, stand_in(pruner))
         compile_anew()
 
     def detach(self) -> None:
@@ -74,9 +75,9 @@ class Attachment:
             rest.callback(compile_anew)
             if getattr(pruner.base, STATE_ATTRIBUTE, None) is pruner:
                 rest.callback(delattr, pruner.base, STATE_ATTRIBUTE)
-            for head in pruner.heads:
-                if isinstance(vars(head).get(PrefillGuard.NAME), PrefillGuard):
-                    rest.callback(delattr, head, PrefillGuard.NAME)
+            for stand_in in STAND_INS if pruner.heads else ():
+                if isinstance(vars(pruner.heads[-1]).get(stand_in.NAME), stand_in):
+                    rest.callback(delattr, pruner.heads[-1], stand_in.NAME)
             for kind, tap in self.taps.items():
                 name = f"get_{kind}_features"
                 if vars(pruner.base).get(name) is not tap:

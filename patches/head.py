@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..cache import cache_among, layout_of
 from ..sequence import Packing
 from .base import UnsupportedModelError, base_of, unwrapped
 
@@ -137,28 +138,31 @@ def labels_above(base: nn.Module, frame: FrameType) -> bool:
     return False
 
 
-class PrefillGuard:
-    """Stands in for `_prefill` of one instance: refuses to feed a pruned prompt in chunks.
+class _StandIn:
+    """Stands in for a method of one head. An object, not a closure, so that a deep copy of the model calls its own."""
 
-    A chunk holds a part of a picture, whose tokens would be chosen from without the rest. An object, not a closure, so
-    that a deep copy of the model checks its own calls.
-    """
-
-    NAME = "_prefill"
+    NAME = ""
 
     def __init__(self, pruner: Pruner):
-        self.pruner = pruner
-        functools.update_wrapper(self, getattr(type(pruner.heads[-1]), self.NAME))
+        self.pruner, self.original = pruner, getattr(pruner.heads[-1], self.NAME)
+        functools.update_wrapper(self, self.original)  # generate() reads the signature
 
     @classmethod
     def fits(cls, head: nn.Module) -> bool:
         """Whether there is such a method, which nobody else has replaced."""
         return hasattr(type(head), cls.NAME) and cls.NAME not in vars(head)
 
+
+class PrefillGuard(_StandIn):
+    """Refuses to feed a pruned prompt in chunks.
+
+    A chunk holds a part of a picture, whose tokens would be chosen from without the rest.
+    """
+
+    NAME = "_prefill"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        head = self.pruner.heads[-1]
-        stock = getattr(type(head), self.NAME)
-        arguments = inspect.signature(stock).bind(head, *args, **kwargs).arguments
+        arguments = inspect.signature(self.original).bind(*args, **kwargs).arguments
         size = getattr(arguments.get("generation_config"), "prefill_chunk_size", None)
         fed = arguments.get("model_kwargs", {})
         if size is not None and feeds_pictures(fed) and not self.pruner.keeps_all:
@@ -166,4 +170,20 @@ class PrefillGuard:
                 f"prefill_chunk_size={size!r} feeds a prompt in parts, and pruning chooses among all tokens of a "
                 "picture at once; leave prefill_chunk_size out for prompts with pictures"
             )
-        return stock(head, *args, **kwargs)
+        return self.original(*args, **kwargs)
+
+
+class MaskNote(_StandIn):
+    """Notes the caller's padding mask on a pruned cache, before `generate` makes a 4-D mask of it for a static one."""
+
+    NAME = "prepare_inputs_for_generation"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = cache_among(kwargs)
+        if layout_of(cache) is not None:
+            cache.callers_mask = kwargs.get("attention_mask")
+        return self.original(*args, **kwargs)
+
+
+#: What is put on a head, by the name of the method it stands in for.
+STAND_INS: tuple[type[_StandIn], ...] = (PrefillGuard, MaskNote)

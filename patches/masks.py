@@ -35,15 +35,20 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
         raise ValueError(
             f"pruning cannot follow a custom attention mask of shape {tuple(mask.shape)}; pass a 2-D padding mask"
         )
-    if layout_of(cache) is not None:
-        if length > 1 and batch > 1:
-            raise ValueError(
-                "a static cache cannot continue a pruned batch with more than one token at a time; use the "
-                "default (dynamic) cache"
-            )
-        return None  # decoded columns have no padding, and the layout knows the prompt's
-    visible = mask[:, 0, -1, :length]
-    return visible if visible.dtype == torch.bool else visible == 0
+    past = int(cache.get_seq_length())
+    if layout_of(cache) is None:
+        visible = mask[:, 0, -1, : past + length]
+        return visible if visible.dtype == torch.bool else visible == 0
+    # Its columns are those that the cache holds, its values those of the columns that the caller counts.
+    noted = cache.callers_mask
+    if noted is None:
+        return None
+    if noted is not ... and noted.ndim == 2 and noted.shape[1] == past + length:
+        return noted.bool()
+    raise ValueError(
+        "pruning cannot follow a ready-made attention mask on a static cache that was pruned before, outside of "
+        "generate(); pass a 2-D padding mask, or use the default (dynamic) cache"
+    )
 
 
 def refuse_packed(kwargs: Mapping[str, Any], text: Any, positions: Literal["1d", "mrope"]) -> None:

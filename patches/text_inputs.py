@@ -191,9 +191,12 @@ def continue_pruned_cache(
     new["position_ids"] = positions
     mask = None
     if pruner.family.masks == "text":
-        mask = padding_mask(arguments.get("attention_mask"), cache, batch, length)
+        given = arguments.get("attention_mask")
+        mask = padding_mask(given, cache, batch, length)
         if mask is not None or layout.padded:
             new["attention_mask"] = layout.mask(mask, past.physical + length)
+        elif isinstance(given, dict) or (given is not None and given.ndim == 4):
+            new["attention_mask"] = None  # it was made for the columns that the caller counts
     if layout.upper and call.deep is None:
         upper = [past.upper(cache, layer, mask) for layer in layout.upper]
         valid = layout.mask(mask, past.physical + length)

@@ -67,9 +67,11 @@ def interrupt(model, module, end, call):
         handle.remove()
 
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize(
+    ("family", "positions", "end"),
+    [("llava", "original", end) for end in ENDS]
+    + [(f, "compact", KeyboardInterrupt) for f in ("llava", "qwen2_5_vl", "gemma3")],
+)
 def test_an_interrupted_prefill_leaves_nothing_behind(family, positions, end):
     """Text goes on as on the stock model, by `generate` and by hand, wherever the call was stopped."""
     model, batch = get_model(family), one_row(family)

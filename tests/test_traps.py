@@ -264,14 +264,23 @@ def test_static_cache(family):
         assert_same(generate(model, batch.inputs, cache_implementation="static"), expected)
 
 
-def test_static_cache_cannot_continue_a_batch_by_several_tokens():
+def test_static_cache_continues_a_batch_by_several_tokens():
+    """With padding and a hole: `generate` makes a 4-D mask by the columns that the caller counts."""
     model, batch = get_model("llava"), ragged_batch("llava")
     with pruning(model, "random", 0.3):
-        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=256)
-        out = model.generate(**batch.inputs, max_new_tokens=3, past_key_values=cache, return_dict_in_generate=True)
-        ids = torch.cat([out.sequences, torch.full((4, 3), 7)], 1)
-        with pytest.raises(ValueError, match="dynamic"):
-            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=3)
+        runs = []
+        for cache in (DynamicCache(), StaticCache(config=model.config.get_text_config(), max_cache_len=256)):
+            greedy = dict(past_key_values=cache, do_sample=False)
+            out = model.generate(**batch.inputs, max_new_tokens=3, return_dict_in_generate=True, **greedy)
+            ids = torch.cat([out.sequences, torch.full((4, 3), 7)], 1)
+            mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, 6), value=1)
+            mask[1, -3] = 0
+            runs.append(generate(model, dict(input_ids=ids, attention_mask=mask), steps=3, past_key_values=cache))
+        assert_same(*runs)
+        ready = torch.ones(4, 1, 1, 256, dtype=torch.bool)
+        cache.callers_mask = ...  # as where nobody has noted it
+        with pytest.raises(ValueError, match="2-D padding mask"), torch.no_grad():
+            model(input_ids=ids[:, -1:], attention_mask=ready, past_key_values=cache)
 
 
 def test_custom_4d_mask_is_refused():

@@ -25,7 +25,6 @@ REFUSALS = {
         (ValueError, PrunedCacheError),
         r"pruning cannot (follow ready-made attention masks|shrink the masks).*default \(dynamic\) cache",
     ),
-    "static batch": (ValueError, "a static cache cannot continue a pruned batch with more than one token"),
     "raster": (ValueError, "strategy='row' needs the raster of the image, which is unknown for this input"),
 }
 
@@ -41,7 +40,6 @@ def refusal(talk: Any, turn: Turn, error: Exception) -> str | None:
         "other cuts": before is not None and list(before.upper) != _cuts(talk),
         "window": sliding and blocks and talk.turn > 0 and pictures,
         "masks": static and removed and (sliding or blocks),
-        "static batch": static and removed and talk.turn > 0 and len(talk.ids) > 1,
         # A picture has none that is hidden in part, or has left tokens in the vision tower.
         "raster": pictures and (bool(turn.hidden) or any(p.stage == "encoder" for p in stages(talk.setting.policy)[0])),
     }

@@ -146,6 +146,8 @@ class _PrunedCache(Unpicklable):
     Attributes:
         layout: what it holds; None after `reset`.
         hooked: whether a pruned model reads it at the moment, whose hooks know the layout.
+        callers_mask: (B, L) padding mask over logical columns, or None, that `generate` was about to make a 4-D mask
+            of; `...` where it did not.
     """
 
     what = "the KV cache of a pruned model"
@@ -155,6 +157,7 @@ class _PrunedCache(Unpicklable):
     )
     layout: Layout | None
     hooked: bool = False
+    callers_mask: Any = ...
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         if self.layout is not None and not self.hooked:

@@ -57,7 +57,10 @@ class FoPru(Policy):
         if self.strategy == "rank":
             return Selection(topk_select(scores, n_keep))
         if tokens.grids is None:
-            raise ValueError("strategy='row' needs the raster of the image, which is unknown for this input")
+            raise ValueError(
+                "strategy='row' needs the raster of the image, which is unknown for this input (part of it is hidden, or "
+                "left in the vision tower); use strategy='rank'"
+            )
         sizes = [t * h * w for t, h, w in tokens.grids]
         kept, start = [], 0
         for (t, h, w), size, k in zip(tokens.grids, sizes, spread(n_keep, sizes), strict=True):

@@ -58,8 +58,8 @@ class FoPru(Policy):
             return Selection(topk_select(scores, n_keep))
         if tokens.grids is None:
             raise ValueError(
-                "strategy='row' needs the raster of the image, which is unknown for this input (part of it is hidden, or "
-                "left in the vision tower); use strategy='rank'"
+                "strategy='row' needs the raster of the image, which is unknown for this input (a part of it is hidden "
+                "or left in the vision tower); use strategy='rank'"
             )
         sizes = [t * h * w for t, h, w in tokens.grids]
         kept, start = [], 0

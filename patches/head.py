@@ -145,7 +145,7 @@ class _StandIn:
 
     def __init__(self, pruner: Pruner):
         self.pruner, self.original = pruner, getattr(pruner.heads[-1], self.NAME)
-        functools.update_wrapper(self, self.original)  # generate() reads the signature
+        functools.update_wrapper(self, self.original)  # type: ignore[arg-type]  # generate() reads the signature
 
     @classmethod
     def fits(cls, head: nn.Module) -> bool:

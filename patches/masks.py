@@ -21,12 +21,7 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
         ValueError: for masks that cannot be followed; the message names the alternative.
     """
     if isinstance(mask, dict):  # one per layer type
-        if "sliding_attention" in mask or "full_attention" not in mask:
-            raise ValueError(
-                f"pruning cannot follow ready-made attention masks of layers of type {', '.join(map(repr, mask))}; use "
-                "the default (dynamic) cache, with which the model builds its own"
-            )
-        mask = mask["full_attention"]
+        mask = mask.get("full_attention")
     if mask is None:
         return None
     if mask.ndim == 2:
@@ -49,6 +44,15 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
         "pruning cannot follow a ready-made attention mask on a static cache that was pruned before, outside of "
         "generate(); pass a 2-D padding mask, or use the default (dynamic) cache"
     )
+
+
+def refuse_windows(mask: Any) -> None:
+    """Raise `ValueError` for masks that `generate` has made of sliding windows for a static cache."""
+    if isinstance(mask, dict) and "sliding_attention" in mask:
+        raise ValueError(
+            f"pruning cannot follow ready-made attention masks of layers of type {', '.join(map(repr, mask))}; use the "
+            "default (dynamic) cache, with which the model builds its own"
+        )
 
 
 def refuse_packed(kwargs: Mapping[str, Any], text: Any, positions: Literal["1d", "mrope"]) -> None:

@@ -19,7 +19,7 @@ from ..sequence import Packing
 from ..visual import Selection, VisualTokens
 from .call import guarded
 from .deep import DeepInput
-from .masks import padding_mask, refuse_packed
+from .masks import padding_mask, refuse_packed, refuse_windows
 from .report import Record
 from .request import Request, VisualInput
 
@@ -72,10 +72,11 @@ class Plan:
     def __init__(self, pruner: Pruner, request: Request, embeds: Tensor, kwargs: Mapping[str, Any]):
         batch, length = embeds.shape[:2]
         self.pruner, self.embeds = pruner, embeds
+        given = kwargs.get("attention_mask")
         self.mask: Tensor | None = None
         refusal: ValueError | None = None
         try:
-            mask = padding_mask(kwargs.get("attention_mask"), cache_among(kwargs), batch, length)
+            mask = padding_mask(given, cache_among(kwargs), batch, length)
             self.mask = None if mask is None else mask.to(embeds.device)
         except ValueError as error:  # nobody has to read it where nothing leaves
             refusal = error
@@ -97,6 +98,7 @@ class Plan:
         if any(self._may_shrink(job) for job in jobs):
             if refusal is not None:
                 raise refusal
+            refuse_windows(given)
             refuse_packed(kwargs, pruner.text, pruner.family.positions)
         self._select(jobs)
 

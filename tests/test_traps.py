@@ -286,8 +286,13 @@ def test_static_cache_continues_a_batch_by_several_tokens():
 def test_custom_4d_mask_is_refused():
     model, batch = get_model("llava"), one_row("llava")
     n = batch.inputs["input_ids"].shape[1]
+    ready = {**batch.inputs, "attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool).tril()}
     with pruning(model, "random", 0.3), pytest.raises(ValueError, match="2-D padding mask"):
-        model(**{**batch.inputs, "attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool).tril()})
+        model(**ready)
+    with torch.no_grad(), pruning(model, "random", 1.0):  # nothing leaves, and nobody has to read it
+        logits = model(**ready).logits
+    with torch.no_grad():
+        assert torch.equal(model(**ready).logits, logits)
 
 
 def test_pruned_cache_is_refused_once_pruning_is_removed():

@@ -86,7 +86,12 @@ class ForwardCall:
     def reads(self, cache: Any) -> None:
         """A pruned cache is read in this call, under hooks that know what it holds."""
         self.cache = cache
-        cache.hooked = True
+        cache.hooked = self
+
+    def release_cache(self) -> None:
+        """Nobody reads the cache any more."""
+        if self.cache is not None:
+            self.cache.hooked = self.cache = None
 
     def outputs_follow(self, packing: Packing, length: int) -> None:
         """Shrink what the head needs with the sequence, which had `length` columns: labels, places of logits."""
@@ -98,6 +103,11 @@ class ForwardCall:
 
 
 _CALL: ContextVar[ForwardCall | None] = ContextVar("tokenprune_call", default=None)
+
+
+def innermost() -> ForwardCall | None:
+    """The call on top of this thread's stack, of whatever model."""
+    return _CALL.get()
 
 
 def current(pruner: Pruner) -> ForwardCall | None:
@@ -116,6 +126,11 @@ def enter(pruner: Pruner, depth: int, frame: FrameType) -> ForwardCall:
     if call is not None and call.depth < depth and call.here and call.running:
         call.depth = depth
         return call
+    return begin(pruner, depth, frame)
+
+
+def begin(pruner: Pruner, depth: int, frame: FrameType) -> ForwardCall:
+    """A call of its own, whatever runs around it. Raises as `enter` does."""
     call = ForwardCall(pruner, depth, depth, frame, outer=_drop_interrupted())
     pruner.in_flight[id(call)] = call
     if pruner.closed:
@@ -137,8 +152,7 @@ def leave(pruner: Pruner, depth: int) -> ForwardCall | None:
     if call is None or call.pruner is not pruner or call.depth < depth:
         return None
     call.depth = depth - 1
-    if call.cache is not None:
-        call.cache.hooked, call.cache = False, None
+    call.release_cache()
     if depth <= max(call.outermost, len(pruner.heads)):
         _end(call)
     return call
@@ -170,5 +184,6 @@ def _drop_interrupted() -> ForwardCall | None:
 
 def _end(call: ForwardCall) -> None:
     call.pruner.in_flight.pop(id(call), None)
+    call.release_cache()
     _CALL.set(call.outer)
     call.frame = call.outer = None

@@ -16,12 +16,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .base import Kind
+from .call import innermost
 from .encoder import EncoderListener, Heard
 from .tower import TowerStage
 
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
-#: The base models whose feature functions run in this thread, from the outside in.
-_TAPPED: ContextVar[tuple[Any, ...]] = ContextVar("tokenprune_tapped", default=())
+#: The base models whose feature functions run in this thread, from the outside in, each with the call it runs in.
+_TAPPED: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("tokenprune_tapped", default=())
+
+
+def encoding(base: Any) -> bool:
+    """Whether the features of this base model are being computed in this thread."""
+    return any(each is base for each, _ in _TAPPED.get())
 
 
 @dataclass(frozen=True)
@@ -32,33 +38,31 @@ class Source:
     count: int
     arguments: Mapping[str, Any]
     heard: Heard | None = None
-    last: LastPrompt = field(default_factory=lambda: LastPrompt())
+    generation: Generation = field(default_factory=lambda: Generation())
 
 
 @dataclass
-class LastPrompt:
-    """What features were last fed with, without a KV cache.
+class Generation:
+    """How long the prompt is of a `generate` without a KV cache, which feeds it again with the answer so far.
 
     Attributes:
-        ids: (B, L) of the prompt; None before the first call.
-        length: of the last call: the prompt and the answer so far.
+        prompt_length: of the prompt.
+        prepared: whether `generate` has prepared the call that comes next.
     """
 
-    ids: Tensor | None = None
-    length: int = 0
+    prompt_length: int = 0
+    prepared: bool = False
 
-    def follow(self, ids: Tensor) -> int:
-        """Length of the prompt in a call's ids: those of the last call and one token more go on with its answer."""
-        goes_on = (
-            self.ids is not None
-            and ids.shape[1] == self.length + 1
-            and len(ids) == len(self.ids)
-            and torch.equal(ids[:, : self.ids.shape[1]], self.ids)
-        )
-        if self.ids is None or not goes_on:
-            self.ids = ids
-        self.length = ids.shape[1]
-        return self.ids.shape[1]
+    def prepare(self, length: int, first: bool) -> None:
+        """A step of `length` tokens comes next."""
+        if first:
+            self.prompt_length = length
+        self.prepared = True
+
+    def take(self) -> int | None:
+        """Length of the prompt in the call that begins; None in any other call."""
+        prepared, self.prepared = self.prepared, False
+        return self.prompt_length if prepared else None
 
 
 def _copied(one: Any, other: Any) -> bool:
@@ -109,10 +113,10 @@ class FeatureTap:
         self._noted: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id, what has a note
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        running = _TAPPED.get()
-        if self.base in running:  # Qwen3-VL encodes videos through its image function: the outer call counts
+        running, here = _TAPPED.get(), (self.base, innermost())
+        if here in running:  # Qwen3-VL encodes videos through its image function: the outer call counts
             return self.original(*args, **kwargs)
-        token = _TAPPED.set((*running, self.base))
+        token = _TAPPED.set((*running, here))
         try:
             return self._listen(*args, **kwargs)
         finally:

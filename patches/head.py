@@ -44,12 +44,15 @@ def heads_of(model: nn.Module) -> list[nn.Module]:
     return [model.get_submodule(name) for name in dict.fromkeys(["", *above, path])]
 
 
-def bound(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a call by name."""
+def bound(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Arguments of a call, by name where the module names them; wrappers that take any hand them on as they are."""
     if not args:
-        return kwargs
-    arguments = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    return {**arguments, **arguments.pop("kwargs", {})}
+        return args, kwargs
+    signature = inspect.signature(module.forward)
+    if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        return args, kwargs
+    arguments = signature.bind_partial(*args, **kwargs).arguments
+    return (), {**arguments, **arguments.pop("kwargs", {})}
 
 
 def feeds_pictures(arguments: Mapping[str, Any]) -> bool:
@@ -82,13 +85,18 @@ class LogitsToKeep:
     def of(cls, arguments: dict[str, Any]) -> LogitsToKeep | None:
         """What a call asks for; None where it is no question of the sequence's length."""
         wanted = arguments.get("logits_to_keep")
-        if not isinstance(wanted, int | Tensor) or not feeds_pictures(arguments):
+        tokens = arguments.get("input_ids")
+        tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+        if wanted is None or tokens is None or not feeds_pictures(arguments):
             return None
         if isinstance(wanted, int) and wanted <= 1:  # all of them, or the last, which always stays
             return None
-        tokens = arguments.get("input_ids")
-        tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-        return None if tokens is None else cls(wanted, tokens.shape[1], tokens.device)
+        length, device = tokens.shape[1], tokens.device
+        if isinstance(wanted, slice):
+            wanted = range(length)[wanted]
+        if not isinstance(wanted, int | Tensor):
+            wanted = torch.as_tensor(list(wanted), device=device)
+        return cls(wanted, length, device)
 
     def follow(self, packing: Packing, length: int) -> None:
         """Rewrite the places, in a sequence of `length` columns that shrinks.
@@ -173,8 +181,12 @@ class PrefillGuard(_StandIn):
         return self.original(*args, **kwargs)
 
 
-class MaskNote(_StandIn):
-    """Notes the caller's padding mask on a pruned cache, before `generate` makes a 4-D mask of it for a static one."""
+class PreparationNotes(_StandIn):
+    """Notes what a call does not tell that `generate` prepares.
+
+    On a pruned cache: the caller's padding mask, before a 4-D mask is made of it for a static one. Without a cache: how
+    much of the sequence is the prompt.
+    """
 
     NAME = "prepare_inputs_for_generation"
 
@@ -182,8 +194,12 @@ class MaskNote(_StandIn):
         cache = cache_among(kwargs)
         if layout_of(cache) is not None:
             cache.callers_mask = kwargs.get("attention_mask")
+        elif kwargs.get("use_cache") is False:
+            ids: Any = args[0] if args else kwargs.get("input_ids")
+            for source in self.pruner.sources(kwargs.get("mm_encoder_outputs") or {}):
+                source.generation.prepare(ids.shape[1], bool(kwargs.get("is_first_iteration")))
         return self.original(*args, **kwargs)
 
 
 #: What is put on a head, by the name of the method it stands in for.
-STAND_INS: tuple[type[_StandIn], ...] = (PrefillGuard, MaskNote)
+STAND_INS: tuple[type[_StandIn], ...] = (PrefillGuard, PreparationNotes)

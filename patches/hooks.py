@@ -22,10 +22,11 @@ from .attachment import Attachment
 from .base import Family, Kind, UnsupportedModelError, base_of
 from .call import _CALL, ForwardCall
 from .encoder import EncoderListener
+from .feature_tap import Source, encoding
 from .head import LogitsToKeep, bound, heads_of, labels_among
 from .past import Past
 from .plan import Plan, Record
-from .request import Request, Source
+from .request import Request
 from .stages import deep_stage, tower_stage
 from .text_inputs import (
     base_inputs_on_pruned_cache,
@@ -34,6 +35,7 @@ from .text_inputs import (
     continue_pruned_cache,
     layout_after,
     prune_text_inputs,
+    refuse_checkpointing,
     tokens_among,
 )
 
@@ -152,6 +154,14 @@ class Pruner(Unpicklable):
         """Whether nothing can leave, whatever comes."""
         return all(budget.keeps_all for budget in self.budgets)
 
+    def sources(self, encoded: Mapping[Any, Any]) -> list[Source]:
+        """Where features that `generate` has computed came from, as far as that was noted."""
+        taps = self._attachment.taps
+        found = [
+            taps[kind].source_of(output) for kind, output in encoded.items() if kind in taps and output is not None
+        ]
+        return [source for source in found if source is not None]
+
     def call(self) -> ForwardCall | None:
         return calls.current(self)
 
@@ -159,12 +169,13 @@ class Pruner(Unpicklable):
 
     def enter_head(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         wanted = kwargs.get("logits_to_keep", 0)
-        if not args and kwargs.get("labels") is None and isinstance(wanted, int) and wanted <= 1:
+        plain = not args and kwargs.get("labels") is None and isinstance(wanted, int) and wanted <= 1
+        if plain and calls.current(self) is None:
             return None
         depth = self._depth(module)
-        arguments = bound(module, args, kwargs)
+        args, arguments = bound(module, args, kwargs)
         labels, kept = labels_among(arguments), LogitsToKeep.of(arguments)
-        if labels is None and kept is None:
+        if labels is None and kept is None and calls.current(self) is None:
             return None
         call = calls.enter(self, depth, sys._getframe(1))  # it ends with the base model
         changed = {}
@@ -173,7 +184,7 @@ class Pruner(Unpicklable):
             changed["labels"] = call.labels = labels.clone()
         if kept is not None:
             call.logits_to_keep, changed["logits_to_keep"] = kept, kept.places
-        return (), {**arguments, **changed}
+        return args, {**arguments, **changed}
 
     # ------------------------------------------------------------ the base model: what is visual
 
@@ -183,7 +194,7 @@ class Pruner(Unpicklable):
                 "torch.export cannot follow pruning, whose selection depends on the data; "
                 "call remove_pruning(model) first and export the stock model"
             )
-        arguments = bound(module, args, kwargs)
+        _, arguments = bound(module, args, kwargs)
         request = Request.of(self.base, self.family, arguments, self._attachment.taps)
         if request is None and self.family.masks == "text" and calls.current(self) is None:
             return None  # as at every decode step
@@ -206,21 +217,27 @@ class Pruner(Unpicklable):
     # ------------------------------------------------------------ the text model: pruning
 
     def enter_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        args, kwargs = bound(module, args, kwargs)
         cache = cache_among(kwargs)
         layout, length = layout_of(cache), tokens_among(kwargs).shape[1]
         if layout is None and calls.current(self) is None:
             self.last = length, None
-            return None  # the stock model's own call
-        call = calls.enter(self, self._depth(module), sys._getframe(1))
+            return (args, kwargs)  # the stock model's own call
+        # Inside the encoder it is not the base model that calls.
+        begin = calls.begin if encoding(self.base) else calls.enter
+        call = begin(self, self._depth(module), sys._getframe(1))
         check_decoder_layers(self, layout)
         call.length = length
         if layout is not None:
             call.reads(cache)
+        if self.text.training:
+            refuse_checkpointing(self)
         if "flash" in (self.text.config._attn_implementation or ""):
             self._attachment.hook_layers()
         embeds = kwargs.get("inputs_embeds")
         if call.request is not None and embeds is not None:
             asked = kwargs if self.family.masks == "text" else {**kwargs, "attention_mask": call.mask}
+            call.request.check(embeds)
             plan = Plan(self, call.request, embeds, asked)
             self.records = plan.records
             if plan.packing is not None:
@@ -231,15 +248,15 @@ class Pruner(Unpicklable):
         if layout is not None:
             call.shrunk = True
             return args, continue_pruned_cache(self, call, layout, kwargs)
-        return None
+        return args, kwargs
 
     def leave_text(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         call = calls.leave(self, len(self.heads) + 1)
-        if call is None:
+        if call is None or output is None:  # the call failed
             return
         self.last = call.length, call.packing
         cache = getattr(output, CACHE_NAME, None)
-        if cache is not None:  # else no cache is kept, or the call failed
+        if cache is not None:
             layout = layout_after(self, call, cache)
             if layout is not None:
                 adopt(cache, layout)

@@ -79,9 +79,12 @@ def refuse_packed(kwargs: Mapping[str, Any], text: Any, positions: Literal["1d",
     steps = ids.reshape(-1, ids.shape[-1]).diff()
     cached = kwargs.get("use_cache")
     cached = text.config.use_cache if cached is None else cached
-    # Without a cache transformers takes any gap for a border; with one it sees none.
-    border = steps <= 0 if cached or cache_among(kwargs) is not None else steps != 1
-    if bool(border.any()):
+    # Without a cache transformers takes any gap for a border; with one only FlashAttention sees one.
+    if not cached and cache_among(kwargs) is None:
+        packed = bool((steps != 1).any())
+    else:
+        packed = "flash" in (text.config._attn_implementation or "") and bool((steps <= 0).any())
+    if packed:
         raise ValueError(
             "position_ids start again or have gaps within a row: several samples packed into one row cannot be "
             f"pruned; {advice}"

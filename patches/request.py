@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import cache_among
 from .base import Family, Kind, VisualShape
 from .encoder import Heard
 from .feature_tap import FeatureTap, Source, feature_lengths
@@ -51,7 +50,7 @@ class Request:
     placeholders: dict[Kind, Tensor]  # (B, L) bool
     lengths: dict[Kind, list[int]] = field(default_factory=dict)
     sources: dict[Kind, Source] = field(default_factory=dict)
-    prompt_length: int | None = None  # of a call that goes on with an answer, without a KV cache; None: all of it
+    prompt_length: int | None = None  # where a call feeds the answer so far as well; None: all of it is prompt
 
     @classmethod
     def of(cls, base: Any, family: Family, call: Mapping[str, Any], taps: Mapping[Kind, FeatureTap]) -> Request | None:
@@ -72,11 +71,18 @@ class Request:
         for kind in fed:
             if encoded.get(kind) is not None:
                 request.saw(kind, encoded[kind], taps[kind].source_of(encoded[kind]))
-        ids = call.get("input_ids")
-        if request.sources and ids is not None and cache_among(call) is None:
-            # As `generate` does with use_cache=False: it feeds the prompt again with the answer so far.
-            request.prompt_length = next(iter(request.sources.values())).last.follow(ids)
+        for source in request.sources.values():
+            request.prompt_length = source.generation.take()
         return request
+
+    def check(self, embeds: Tensor) -> None:
+        """Raise `ValueError` unless the text model is fed the sequence whose placeholders were looked for."""
+        shape = tuple(next(iter(self.placeholders.values())).shape)
+        if tuple(embeds.shape[:2]) != shape:
+            raise ValueError(
+                f"the base model was fed a sequence of shape {shape}, and the text model {tuple(embeds.shape[:2])}: "
+                "something between them changes it (a hook, perhaps), which pruning cannot follow"
+            )
 
     def in_prompt(self, length: int) -> Tensor:
         """(length,) bool, False at the answer so far."""

@@ -7,9 +7,11 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 
 from ..cache import Layout, PrunedCacheError, cache_among, layout_of
+from ..decoder import window_at
 from ..places import to_device
 from ..sequence import Packing
 from .blocks import shortened
@@ -122,6 +124,8 @@ def prune_text_inputs(
     if pruner.reads_cache_position:
         new["cache_position"] = torch.arange(past.physical, valid.shape[1], device=valid.device)
 
+    if plan.host_packing is not None and not bool(plan.host_packing.held.all()):
+        refuse_windows_with_a_past(pruner, past, valid.shape[1])
     columns = torch.cat([past.columns, past.logical + packing.index], 1)
     call.layout = Layout(columns, valid, past.logical + length, shift, weakref.ref(pruner.base))
     call.shrunk = True
@@ -139,6 +143,7 @@ def begin_decoder_stage(pruner: Pruner, cache: Any, past: Past, plan: Plan) -> D
     if not differs and not any(visual):
         return None
     device, (batch, length) = plan.embeds.device, plan.stays.shape
+    refuse_windows_with_a_past(pruner, past, past.physical + length)
     if plan.packing is None or plan.host_packing is None:
         real, asked, valid = plan.real, plan.asked, to_device(plan.real, device)
         columns = torch.arange(length, device=device).expand(batch, -1)
@@ -159,6 +164,38 @@ def begin_decoder_stage(pruner: Pruner, cache: Any, past: Past, plan: Plan) -> D
         visual=visual,
         records=plan.records,
     )
+
+
+def refuse_checkpointing(pruner: Pruner) -> None:
+    """Raise `ValueError` where gradient checkpointing runs layers again together with their hooks.
+
+    It does so before some transformers 5.x. The second time no call is in flight, so that stages that act at layers
+    would not act.
+    """
+    tower = None if pruner.tower is None else pruner.tower.layers
+    acting = [layer for layers in ((pruner.deep and pruner.text.layers), tower) for layer in layers or ()]
+    for layer in acting:
+        if getattr(layer, "gradient_checkpointing", False) and type(layer).__call__ is not nn.Module.__call__:
+            raise ValueError(
+                f"gradient checkpointing under transformers {transformers.__version__} runs layers twice with their "
+                "hooks, which policies that act inside the decoder or the vision tower cannot follow; use a policy of "
+                "the vision stage, or model.gradient_checkpointing_disable()"
+            )
+
+
+def refuse_windows_with_a_past(pruner: Pruner, past: Past, total: int) -> None:
+    """Raise `PrunedCacheError` for a picture in a later turn where a sliding window ends inside the talk.
+
+    Windows count the columns that a cache holds, so the padding between turns of rows that lose different numbers of
+    tokens would use them up.
+    """
+    config = pruner.text.config
+    windows = [window for i in range(len(pruner.text.layers)) if (window := window_at(config, i)) is not None]
+    if past.physical and windows and min(windows) < total:
+        raise PrunedCacheError(
+            "a picture in a later turn is not supported on sliding-window layers with pruning once the talk is longer "
+            f"than the window of {min(windows)}, in a batch of rows or with a decoder-stage policy; start a fresh cache"
+        )
 
 
 def layout_after(pruner: Pruner, call: ForwardCall, cache: Any) -> Layout | None:

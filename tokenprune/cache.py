@@ -145,7 +145,7 @@ class _PrunedCache(Unpicklable):
 
     Attributes:
         layout: what it holds; None after `reset`.
-        hooked: whether a pruned model reads it at the moment, whose hooks know the layout.
+        hooked: the call of a pruned model that reads it at the moment, whose hooks know the layout; None between calls.
         callers_mask: (B, L) padding mask over logical columns, or None, that `generate` was about to make a 4-D mask
             of; `...` where it did not.
     """
@@ -156,17 +156,28 @@ class _PrunedCache(Unpicklable):
         "remove_pruning(model) before a cache is filled that has to travel"
     )
     layout: Layout | None
-    hooked: bool = False
+    hooked: Any = None
     callers_mask: Any = ...
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        if self.layout is not None and not self.hooked:
+        if self.layout is not None and not self._is_hooked():
             self._check_hooks()
             raise PrunedCacheError(
                 "this KV cache was filled by a pruned model and is read by one without pruning (a copy, perhaps); go "
                 "on with the model that filled it, or start from a fresh cache"
             )
         return super().update(*args, **kwargs)  # type: ignore[misc]
+
+    def _is_hooked(self) -> bool:
+        # A call that was interrupted has not let go of the cache. A compiler cannot look at frames.
+        return self.hooked is not None and (torch.compiler.is_compiling() or self.hooked.running)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        hooked, self.hooked = self.hooked, None  # a copy is nobody's yet
+        try:
+            return super().__deepcopy__(memo)
+        finally:
+            self.hooked = hooked
 
     def physical_length(self, layer_idx: int = 0) -> Any:
         return super().get_seq_length(layer_idx)  # type: ignore[misc]

@@ -31,6 +31,15 @@ class _LayerCache:
         return self._cache.get_mask_sizes(query, self._layer)
 
 
+def window_at(config: Any, layer: int) -> int | None:
+    """The sliding window of a decoder layer, in columns; None where it attends to all.
+
+    Configs without `layer_types` (Mistral's) that name a window mean all layers.
+    """
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    return window if kinds is None or kinds[layer] == "sliding_attention" else None
+
+
 def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: Any) -> Any:
     """The attention mask of a decoder layer, made by transformers for the columns this layer holds.
 
@@ -41,8 +50,7 @@ def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: An
         valid: (B, P + M) bool padding mask over its columns.
         cache: the KV cache, or None.
     """
-    kinds = getattr(config, "layer_types", None)
-    sliding = kinds is not None and kinds[layer] == "sliding_attention"
+    sliding = window_at(config, layer) is not None
     make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
     accepted = inspect.signature(make).parameters
     arguments: dict[str, Any] = dict(

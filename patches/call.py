@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .request import Request
 
 
-@dataclass
+@dataclass(eq=False)
 class ForwardCall:
     """State of one forward call.
 
@@ -78,6 +78,18 @@ class ForwardCall:
             frame = frame.f_back
         return frame is not None
 
+    def reaches(self, depth: int) -> bool:
+        """Whether the head itself calls the base model at `depth`, where a head began the call, and no hook on it."""
+        heads = self.pruner.heads
+        if self.outermost >= len(heads) or depth != len(heads):
+            return True
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self.frame:
+            if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is heads[-1]:
+                return True
+            frame = frame.f_back
+        return False
+
     @property
     def here(self) -> bool:
         """Whether this thread runs it."""
@@ -123,7 +135,9 @@ def enter(pruner: Pruner, depth: int, frame: FrameType) -> ForwardCall:
         RuntimeError: if the pruning was removed or replaced in this moment.
     """
     call = current(pruner)
-    if call is not None and call.depth < depth and call.here and call.running:
+    heads = len(pruner.heads)
+    follows = call is not None and (call.depth == depth - 1 if depth > heads else call.depth < depth)
+    if call is not None and follows and call.here and call.running and call.reaches(depth):
         call.depth = depth
         return call
     return begin(pruner, depth, frame)

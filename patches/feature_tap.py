@@ -26,8 +26,8 @@ _TAPPED: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar("tokenprune_tapped
 
 
 def encoding(base: Any) -> bool:
-    """Whether the features of this base model are being computed in this thread."""
-    return any(each is base for each, _ in _TAPPED.get())
+    """Whether the call on top of this thread's stack is computing the features of this base model."""
+    return (base, innermost()) in _TAPPED.get()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
         ValueError: for masks that cannot be followed; the message names the alternative.
     """
     if isinstance(mask, dict):  # one per layer type
-        mask = mask.get("full_attention")
+        mask = mask.get("full_attention", mask.get("sliding_attention"))
     if mask is None:
         return None
     if mask.ndim == 2:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from tokenprune import Policy, PrunedCacheError, Selection, apply_pruning, pruning, pruning_report, remove_pruning
 
-from .families import FAMILIES, Picture, get_model, make_batch, ragged_batch, text_of
+from .families import FAMILIES, IMAGE, Picture, get_model, make_batch, ragged_batch, text_of
 from .oracles import generate
 from .test_api import snapshot
 
@@ -163,6 +163,76 @@ def test_a_pruned_model_may_run_inside_the_encoder_of_another():
             handle.remove()
         assert torch.equal(run.logits, expected.logits)
         assert torch.equal(inside[0].logits, alone.logits)
+
+
+@pytest.mark.parametrize(
+    ("inner", "where", "prepend"),
+    [
+        (inner, where, prepend)
+        for inner in ("model", "model with labels", "base", "text model")
+        for where in ("head", "base", "tower", "text", "layer")
+        for prepend in (False, True)
+        # The very module that is called next, before pruning's own hook on it: not to be told from the call itself.
+        if (inner, where, prepend)
+        not in (("base", "base", True), ("text model", "text", True), ("text model", "base", False))
+    ],
+)
+def test_a_users_hook_may_run_the_same_model(inner, where, prepend):
+    """With other inputs, in the middle of a call with labels: neither call is taken for a part of the other."""
+    model = get_model("llava")
+    p = Picture((24, 24))
+    batch, other = make_batch("llava", [[3, p, 5], [9, p, 3]]), make_batch("llava", [[7, p, 9], [2, p, 9]], 1)
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["input_ids"] == IMAGE, -100)
+    embeds = torch.randn(2, 80, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    runs = {
+        "model": lambda: model(**other.inputs).logits,
+        "model with labels": lambda: model(**other.inputs, labels=other.inputs["input_ids"]).loss,
+        "base": lambda: model.model(**other.inputs).last_hidden_state,
+        "text model": lambda: text_of(model)(inputs_embeds=embeds).last_hidden_state,
+    }
+    module = {"head": model, "base": model.model, **places(model)}[where]
+    seen, busy = [], []
+
+    def hook(*args):
+        if not busy:
+            busy.append(True)
+            seen.append(runs[inner]())
+
+    with torch.no_grad(), pruning(model, "grid", 0.3):
+        expected, alone = model(**batch.inputs, labels=labels), runs[inner]()
+        handle = module.register_forward_pre_hook(hook, prepend=prepend)
+        out = model(**batch.inputs, labels=labels)
+        handle.remove()
+    assert torch.equal(seen[0], alone)
+    assert out.loss == expected.loss
+    assert torch.equal(out.logits, expected.logits)
+    assert _CALL.get() is None
+
+
+def test_a_hook_that_changes_the_sequence_is_told_so():
+    """Placeholders were looked for in what the base model was fed before it."""
+    model, batch = get_model("llava"), one_row()
+
+    def pad(module, args, kwargs):
+        longer = {k: torch.nn.functional.pad(kwargs[k], (3, 0)) for k in ("input_ids", "attention_mask")}
+        return args, {**kwargs, **longer}
+
+    with torch.no_grad(), pruning(model, "grid", 0.3):
+        handle = model.model.register_forward_pre_hook(pad, with_kwargs=True)
+        try:
+            with pytest.raises(ValueError, match="something between them changes it"):
+                model(**batch.inputs)
+        finally:
+            handle.remove()
+        assert model(**batch.inputs)
+
+
+def test_the_text_model_may_be_called_by_position():
+    model, ids = get_model("llava"), make_batch("llava", [[7]]).inputs["input_ids"]
+    with torch.no_grad():
+        expected = text_of(model)(ids).last_hidden_state
+        with pruning(model, "grid", 0.3):
+            assert torch.equal(text_of(model)(ids).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("policy", ["divprune", "fopru", "tome", ["divprune", "fastv"]])
@@ -313,6 +383,19 @@ def test_a_cache_is_refused_by_a_copy_that_is_not_pruned(policy):
         with pruning(stock, policy, 0.3):
             assert torch.equal(stock(**step, past_key_values=copy.deepcopy(cache)).logits, expected)
         assert torch.equal(model(**step, past_key_values=cache).logits, expected)
+
+
+def test_a_cache_is_refused_by_a_copy_after_an_interrupted_step_as_well():
+    model, batch = get_model("llava"), ragged_batch("llava")
+    stock = copy.deepcopy(model)
+    mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, 1), value=1)
+    step = dict(input_ids=torch.full((4, 1), 7), attention_mask=mask)
+    with torch.no_grad(), pruning(model, "divprune", 0.3):
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+        interrupt(model, text_of(model).layers[0], KeyboardInterrupt, lambda: model(**step, past_key_values=cache))
+        for each in (copy.deepcopy(cache), cache):
+            with pytest.raises(PrunedCacheError, match="read by one without pruning"):
+                stock(**step, past_key_values=each)
 
 
 def test_a_cache_that_nothing_was_pruned_from_may_go_anywhere():

@@ -295,8 +295,25 @@ def gradients(family):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-6)
 
 
-@cell("Training", "gradient checkpointing", "same loss and gradients as without")
+@cell(
+    "Training",
+    "gradient checkpointing",
+    "same loss and gradients as without; policies of the decoder and encoder stage are refused under transformers 5.17 "
+    "and older",
+)
 def checkpointing(family):
+    model, batch = copy.deepcopy(get_model(family)).train(), one_row(family)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for policy in ("fastv", "tome", ["divprune", "fastv"]) if family == "llava" else ("fastv",):
+        with pruning(model, policy, 0.4):
+            refused = not ENCODES_FIRST and type(text_of(model).layers[0]).__call__ is not torch.nn.Module.__call__
+            message = "gradient checkpointing under transformers"
+            with pytest.raises(ValueError, match=message) if refused else contextlib.nullcontext():
+                model(**batch.inputs, labels=batch.inputs["input_ids"], use_cache=False).loss.backward()
+    same_gradients(family)
+
+
+def same_gradients(family):
     model, batch = copy.deepcopy(get_model(family)).train(), one_row(family)
     labels = batch.inputs["input_ids"].masked_fill(batch.inputs["input_ids"] == IMAGE, -100)
     found = []

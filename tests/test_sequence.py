@@ -32,6 +32,7 @@ from .families import (
     get_model,
     make_batch,
     ragged_batch,
+    text_of,
 )
 from .oracles import assert_same, deep_masked, generate, keep_mask, masked, native_short, upper_masks
 
@@ -213,6 +214,24 @@ def test_logits_to_keep_names_places_of_the_prompt(policy):
                 torch.testing.assert_close(model(**batch.inputs, logits_to_keep=wanted).logits, chosen)
 
 
+def test_logits_to_keep_may_be_a_list_a_range_or_a_slice():
+    model, batch = get_model("llava"), make_batch("llava", [[3, picture("llava"), 6]])
+    length = batch.inputs["input_ids"].shape[1]
+    with torch.no_grad(), pruning(model, "grid", 0.25):
+        full = model(**batch.inputs).logits
+        for wanted in (
+            [length - 3, length - 1],
+            range(length - 4, length),
+            slice(-4, None),
+            slice(-5, None, 2),
+        ):
+            places = torch.tensor(list(range(length)[wanted] if isinstance(wanted, slice) else wanted))
+            out = model(**batch.inputs, logits_to_keep=wanted).logits
+            torch.testing.assert_close(out, full[:, places - length])
+        with pytest.raises(ValueError, match="logits_to_keep"):
+            model(**batch.inputs, logits_to_keep=slice(0, length))
+
+
 def test_places_that_differ_from_row_to_row_are_refused():
     model, batch = get_model("llava"), ragged_batch("llava")
     length = batch.inputs["input_ids"].shape[1]
@@ -253,11 +272,20 @@ def test_a_loss_outside_the_model_equals_the_one_inside(family, policy):
             prune_labels(model, labels[:, :3])
         with pytest.raises(ValueError, match="logits have 3 places"):
             expand_logits(model, logits[:, :3])
+        failing = text_of(model).layers[0].register_forward_pre_hook(stop)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            model(**make_batch(family, [[3, picture(family), 40]] * 4, 9).inputs)
+        failing.remove()
+        assert torch.equal(prune_labels(model, labels), short)  # a failed call is not the last
         text = make_batch(family, [[5], [5]]).inputs
         model(**text)
         assert prune_labels(model, text["input_ids"]) is text["input_ids"]
     with pytest.raises(ValueError, match="no pruning"):
         prune_labels(model, labels)
+
+
+def stop(*args):
+    raise RuntimeError("on purpose")
 
 
 def test_labels_shrink_however_they_are_given():
@@ -273,6 +301,10 @@ def test_labels_shrink_however_they_are_given():
             by_place = [batch.inputs.get(name) for name in names[: names.index("labels")]] + [labels]
             assert stock(*by_place).loss.item() == expected
         before = copy.deepcopy(stock)
+        wrapped = peft.get_peft_model(copy.deepcopy(stock), config)  # without a task type it takes anything by position
+        apply_pruning(wrapped, "divprune", 0.3)
+        assert wrapped(*by_place).loss.item() == pytest.approx(expected)
+        assert wrapped(*by_place[:-1], labels=labels).loss.item() == pytest.approx(expected)
         wrapped = peft.get_peft_model(before, config)
         apply_pruning(wrapped, "divprune", 0.3)
         assert wrapped(**batch.inputs, labels=labels).loss.item() == pytest.approx(expected)
@@ -466,6 +498,76 @@ def test_cropping_into_the_text_of_a_later_turn(policy, crop):
             torch.testing.assert_close(again, expected[:, -crop:], rtol=0, atol=1e-9)
             with pytest.raises(PrunedCacheError, match="crop"):
                 whole.crop(-crop - 30)
+
+
+def with_window(family, window):
+    """A copy whose sliding layers see so many columns; all layers, where the config does not tell them apart."""
+    model = copy.deepcopy(get_model(family))
+    text = text_of(model)
+    for config in (text.config, model.config.text_config, *(layer.self_attn.config for layer in text.layers)):
+        config.sliding_window = window
+    for layer in text.layers:
+        if getattr(layer.self_attn, "sliding_window", None) is not None:
+            layer.self_attn.sliding_window = window
+    return model
+
+
+@pytest.mark.parametrize("policy", ["fastv", "pyramiddrop", ["grid", "fastv"]])
+@pytest.mark.parametrize("family", ["mistral3", "cohere2_vision"])
+def test_layers_that_hold_less_keep_their_windows(family, policy):
+    """With a cache a layer sees its window because it holds no more, without one because of its mask."""
+    model, batch = with_window(family, 6), make_batch(family, [[3, picture(family), 8]])
+    options = dict(steps=5, suppress_tokens=[IMAGE])
+    with pruning(model, policy, 0.4):
+        cached = generate(model, batch.inputs, **options)
+        assert_same(generate(model, batch.inputs, use_cache=False, **options), cached)
+    wide = with_window(family, 4096)
+    with pruning(wide, policy, 0.4):
+        assert not torch.allclose(generate(wide, batch.inputs, **options).logits, cached.logits)
+
+
+@pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers drops the pixels of a second turn")
+@pytest.mark.parametrize("policy", ["grid", "fastv"])
+def test_windows_that_end_inside_the_talk_refuse_pictures_of_later_turns(policy):
+    """Where padding between the turns would use them up: rows that lose different numbers, or a decoder stage."""
+    p = picture("cohere2_vision")
+    for window, rows in ((20, [[3, p, 2, p, 4], [30, p, 5]]), (4096, [[3, p, 2, p, 4], [30, p, 5]])):
+        model = with_window("cohere2_vision", window)
+        first, second = make_batch("cohere2_vision", [[3, p, 4]] * 2), make_batch("cohere2_vision", rows, 2)
+        with pruning(model, policy, 0.3):
+            out = model.generate(**first.inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+            ids = torch.cat([out.sequences, second.inputs["input_ids"]], 1)
+            mask = torch.nn.functional.pad(first.inputs["attention_mask"], (0, 3), value=1)
+            mask = torch.cat([mask, second.inputs["attention_mask"]], 1)
+            turn = dict(input_ids=ids, attention_mask=mask, pixel_values=second.inputs["pixel_values"])
+            if window == 4096:
+                generate(model, turn, past_key_values=out.past_key_values)
+                continue
+            with pytest.raises(PrunedCacheError, match="window of 20"):
+                generate(model, turn, past_key_values=out.past_key_values)
+
+
+@pytest.mark.skipif(not ENCODES_FIRST, reason="needs features that are computed beforehand")
+@pytest.mark.parametrize("policy", ["cdpruner", "fastv", "sparsevlm", "auto"])
+def test_what_is_kept_does_not_hang_on_earlier_calls(policy):
+    """Features that are fed twice, with a prompt and with a longer one: only `generate` goes on with an answer."""
+    model, batch = get_model("llava"), make_batch("llava", [[3, picture("llava"), 5]])
+    ids = batch.inputs["input_ids"]
+
+    def kept(ids, features, **options):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_encoder_outputs=features, **options)
+        return [(r.indices, r.cuts) for r in pruning_report(model)]
+
+    with torch.no_grad(), pruning(model, policy, 0.3):
+        encode = lambda: {"image": model.model.get_image_features(pixel_values=batch.inputs["pixel_values"])}
+        for cached in (True, False):
+            for token in range(5, 50, 5):
+                longer = torch.cat([ids, torch.tensor([[token]])], 1)
+                alone, shared = kept(longer, encode()), encode()
+                kept(ids, shared, use_cache=cached)
+                assert kept(longer, shared, use_cache=cached) == alone
+        twice = [generate(model, batch.inputs, steps=3, use_cache=False) for _ in range(2)]
+        assert_same(*twice, atol=0)
 
 
 # ---------------------------------------------------------------- static caches, and budgets of everything

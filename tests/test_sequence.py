@@ -516,6 +516,8 @@ def with_window(family, window):
 @pytest.mark.parametrize("family", ["mistral3", "cohere2_vision"])
 def test_layers_that_hold_less_keep_their_windows(family, policy):
     """With a cache a layer sees its window because it holds no more, without one because of its mask."""
+    if policy == "pyramiddrop" and not ENCODES_FIRST:
+        pytest.skip("without a cache, this transformers has it choose by the answer so far as well")
     model, batch = with_window(family, 6), make_batch(family, [[3, picture(family), 8]])
     options = dict(steps=5, suppress_tokens=[IMAGE])
     with pruning(model, policy, 0.4):

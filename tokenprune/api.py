@@ -123,9 +123,10 @@ def _stages(
     if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
         if len(keep) != len(stages):
             raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
-        keeps = [Budget(keep[i]).keep for i in order]
+        keeps = [None if keep[i] is None else Budget(keep[i]).keep for i in order]
         for (a, one), (b, other) in itertools.pairwise(zip((stages[i].label for i in order), keeps, strict=True)):
-            if type(one) is type(other) and other > one:  # ratios and numbers of tokens cannot be compared
+            # Ratios and numbers of tokens cannot be compared.
+            if one is not None and type(one) is type(other) and other > one:
                 raise ValueError(
                     f"keep={keep!r} grows: {b!r} acts after {a!r}, which leaves {one!r} of each input, so it cannot "
                     f"leave {other!r}"

@@ -146,6 +146,18 @@ def labels_above(base: nn.Module, frame: FrameType) -> bool:
     return False
 
 
+def smoothed_above(frame: FrameType) -> bool:
+    """Whether a `Trainer` with a label smoother of its own runs the model: it keeps the labels to itself."""
+    caller: FrameType | None = frame
+    while caller is not None:
+        if caller.f_code.co_name == "compute_loss":
+            trainer = caller.f_locals.get("self")
+            smoother = getattr(trainer, "label_smoother", None)
+            return smoother is not None and getattr(trainer, "compute_loss_func", None) is None
+        caller = caller.f_back
+    return False
+
+
 class _StandIn:
     """Stands in for a method of one head. An object, not a closure, so that a deep copy of the model calls its own."""
 

@@ -17,7 +17,7 @@ from ..sequence import Packing
 from .blocks import shortened
 from .call import ForwardCall
 from .deep import Deep
-from .head import labels_above
+from .head import labels_above, smoothed_above
 from .masks import padding_mask
 from .past import Past
 from .plan import Plan
@@ -39,14 +39,22 @@ def check_loss_outside(pruner: Pruner, call: ForwardCall) -> None:
     """Say once, in training without labels, that a loss computed outside needs shorter ones.
 
     Raises:
-        ValueError: if pruning was applied to the base model alone and its head was given labels.
+        ValueError: if pruning was applied to the base model alone and its head was given labels, or if `Trainer` is
+            about to smooth labels that it has kept to itself.
     """
     if not pruner.heads and call.frame is not None and labels_above(pruner.base, call.frame):
         raise ValueError(
             "labels were given to a model of which only the base model is pruned, so that they cannot shrink with it; "
             "call apply_pruning on the whole model"
         )
-    if pruner.heads and call.labels is None and pruner.text.training and not pruner.warned:
+    if not pruner.heads or call.labels is not None or not pruner.text.training:
+        return
+    if call.frame is not None and smoothed_above(call.frame):
+        raise ValueError(
+            "Trainer's label_smoothing_factor computes the loss outside the model, with labels as long as the unpruned "
+            "sequence; give Trainer a compute_loss_func that calls tokenprune.prune_labels(model, labels)"
+        )
+    if not pruner.warned:
         pruner.warned = True
         logger.warning(
             "logits of a pruned forward are as long as the pruned sequence: for a loss that is computed outside the "

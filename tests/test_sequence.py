@@ -355,6 +355,13 @@ def test_a_trainer_whose_loss_is_its_own(caplog):
     assert len(losses) == 2
     assert all(x.isfinite() for x in losses)
     assert caplog.text.count("prune_labels") == 1  # said once
+    with tempfile.TemporaryDirectory() as folder:
+        options = transformers.TrainingArguments(
+            folder, max_steps=1, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+            per_device_train_batch_size=2, label_smoothing_factor=0.1,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="compute_loss_func that calls"):
+            transformers.Trainer(model, options, train_dataset=rows).train()
 
 
 def test_heads_that_read_one_place_of_a_row_are_refused():

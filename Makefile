@@ -61,13 +61,10 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 test-vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/shim $(VLLM)/bin/python -m pytest -q tests/engine
 
-# mypy wants the packages where their import names say they are; they are mapped there at install.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf .cache/typed && mkdir -p .cache/typed/tokenprune
-	ln -s $(CURDIR)/tokenprune/* $(CURDIR)/patches $(CURDIR)/eval .cache/typed/tokenprune/
-	MYPYPATH=.cache/typed $(BIN)/mypy -p tokenprune
+	$(BIN)/mypy -p tokenprune
 
 bench: setup
 	$(BIN)/python -m tokenprune.eval.bench_ops --docs docs/ops.md

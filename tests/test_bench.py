@@ -7,6 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
+
+from tokenprune import cli
+from tokenprune.commands.bench import _TASKS
 from tokenprune.eval import cells, minivlm
 from tokenprune.eval.asking import answer
 from tokenprune.eval.bench import report
@@ -15,9 +18,6 @@ from tokenprune.eval.bench.downsample import Downsampled, raster
 from tokenprune.eval.bench.tasks import TASKS, samples
 from tokenprune.eval.minivlm import llava, qwen
 from tokenprune.eval.minivlm.drawing import KINDS
-
-from tokenprune import cli
-from tokenprune.commands.bench import _TASKS
 
 
 @pytest.mark.parametrize("sizes", [llava.SIZES, qwen.SIZES])

@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 import torch
-from tokenprune.patches.call import _CALL
 from transformers import DynamicCache
 
 from tokenprune import Policy, PrunedCacheError, Selection, apply_pruning, pruning, pruning_report, remove_pruning
+from tokenprune.patches.call import _CALL
 
 from .families import FAMILIES, IMAGE, Picture, get_model, make_batch, ragged_batch, text_of
 from .oracles import generate

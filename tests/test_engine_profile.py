@@ -5,11 +5,11 @@ import importlib.util
 import pytest
 import transformers
 from PIL import Image
+
+from tokenprune import cli
 from tokenprune.eval.engine_profile import folder, verdict
 from tokenprune.eval.engine_report import draw, table
 from tokenprune.eval.minivlm.qwen import PictureProcessor
-
-from tokenprune import cli
 
 
 def _rows(*ratios):

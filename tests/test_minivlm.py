@@ -9,6 +9,15 @@ import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+
+from tokenprune import cli, list_policies
 from tokenprune.eval import demo
 from tokenprune.eval.asking import TYPES, Setting, answer, held_out, right
 from tokenprune.eval.bench.tasks import TASKS, samples
@@ -28,15 +37,6 @@ from tokenprune.eval.minivlm.drawing import SHAPES
 from tokenprune.eval.minivlm.losses import Grounding, Packing
 from tokenprune.eval.minivlm.questions import all_questions, ask, compare
 from tokenprune.eval.minivlm.scenes import GRID, SEEDS, cell_name, draw_scene
-from transformers import (
-    AutoModelForImageTextToText,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-)
-
-from tokenprune import cli, list_policies
 from tokenprune.policies import make_policy
 
 FAMILIES = {"llava": llava, "qwen": qwen}

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 import transformers
+
+from tokenprune import cli
+from tokenprune.commands.profile import CONFIGS
 from tokenprune.eval import shapes
 from tokenprune.eval.minivlm import load
 from tokenprune.eval.profile import Setting, count_flops, decoder_flops, profile, verdict
 from tokenprune.eval.profile_report import _processed
 from tokenprune.patches.base import base_of
-
-from tokenprune import cli
-from tokenprune.commands.profile import CONFIGS
 
 # Parameters that the published checkpoints have, in thousands of millions.
 SIZES = {

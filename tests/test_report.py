@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from tokenprune.eval import grid_report, published, show
-from tokenprune.eval.pictures import dim, fitted, kept_masks, seen
 from transformers.image_utils import load_image
 
 from tokenprune import cli, pruning, pruning_report
+from tokenprune.eval import grid_report, published, show
+from tokenprune.eval.pictures import dim, fitted, kept_masks, seen
 
 from . import families
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from tokenprune.patches import llava_next_video, pixtral, squares
-from tokenprune.patches.qwen2_vl import _window_order, regroup
 
 from tokenprune import Policy, Selection, pruning, pruning_report
 from tokenprune.ops import attention_received
+from tokenprune.patches import llava_next_video, pixtral, squares
+from tokenprune.patches.qwen2_vl import _window_order, regroup
 from tokenprune.visual import EncoderSpec
 
 from .families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, Picture, get_model, make_batch, ragged_batch

@@ -1,5 +1,6 @@
 """tokenprune: drop visual tokens from Hugging Face vision-language models, without training."""
 
+from ._version import __version__
 from .api import (
     apply_pruning,
     expand_logits,
@@ -15,8 +16,6 @@ from .patches import Record, UnsupportedModelError
 from .policies import Policy, UnknownPolicyError, register
 from .schedule import Schedule
 from .visual import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
-
-__version__ = "0.1.0"
 
 __all__ = [
     "DecoderView",

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from accelerate.hooks import attach_align_device_hook_on_blocks
-from tokenprune.patches.base import base_of, family_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from tokenprune.patches.base import base_of, family_of
 from tokenprune.places import STAGING
 
 aten = torch.ops.aten

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from tokenprune.patches.base import family_of
 
 from tokenprune import pruning, pruning_report
+from tokenprune.patches.base import family_of
 
 from ..families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from ..policies_table import DEEP, POLICIES, TOWER

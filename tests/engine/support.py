@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+
+from tokenprune import pruning
 from tokenprune.eval import minivlm
 from tokenprune.eval.asking import Sample, encode, held_out
 from tokenprune.eval.minivlm import prompt
-
-from tokenprune import pruning
 from tokenprune.serve.settings import KEEP, OPTIONS, POLICY
 
 HERE = (POLICY, KEEP, OPTIONS)

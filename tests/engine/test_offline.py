@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from tokenprune.eval.asking import held_out
 
 from tokenprune.budget import Budget
+from tokenprune.eval.asking import held_out
 
 from .support import BLOCK, HERE, answers, pairs, requests, tokens
 

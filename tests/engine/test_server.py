@@ -12,10 +12,10 @@ import time
 import httpx
 import pytest
 from PIL import Image
-from tokenprune.eval import minivlm
-from tokenprune.eval.asking import held_out
 
 from tokenprune.budget import Budget
+from tokenprune.eval import minivlm
+from tokenprune.eval.asking import held_out
 from tokenprune.serve.settings import KEEP, POLICY
 
 from .support import NEW_TOKENS, answers, loaded

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from tokenprune.eval import minivlm
 
 from tokenprune import pruning
+from tokenprune.eval import minivlm
 
 from .support import NEW_TOKENS, loaded, tokens
 

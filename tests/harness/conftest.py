@@ -20,6 +20,7 @@ def _command_line(monkeypatch):
 @pytest.fixture(scope="session")
 def manager():
     from lmms_eval.tasks import TaskManager
+
     from tokenprune.eval.lmms import tasks_path
 
     return TaskManager("WARNING", include_path=tasks_path(), model_name="tokenprune_hf")

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
+
+from tokenprune import cli
 from tokenprune.eval import grid, grid_report, published
 from tokenprune.eval.lmms import model as model_module
 from tokenprune.eval.lmms.options import PruningOptions
-
-from tokenprune import cli
 
 TASK = "tokenprune_embedded_shape"
 

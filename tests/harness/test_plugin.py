@@ -4,14 +4,14 @@ import sys
 
 import pytest
 import torch
+
+import tokenprune
 from tokenprune.eval import asking, demo
 from tokenprune.eval.lmms import builtin
 from tokenprune.eval.lmms import model as model_module
 from tokenprune.eval.lmms.manifests import BUILTINS
 from tokenprune.eval.lmms.options import PruningOptions
 from tokenprune.eval.minivlm import load
-
-import tokenprune
 from tokenprune.policies import DivPrune, make_policy
 
 from .support import answers
@@ -101,6 +101,7 @@ def test_a_failed_run_leaves_nothing_to_the_next(evaluate, monkeypatch):
 @pytest.mark.parametrize("name", ["llava_hf", "tokenprune_llava_hf"])
 def test_a_crash_inside_the_builtin_loop_is_no_empty_answer(evaluate, monkeypatch, name):
     from lmms_eval.models.simple import llava_hf
+
     from tokenprune.eval.minivlm import WEIGHTS
 
     cls = llava_hf.model_map["llava"]

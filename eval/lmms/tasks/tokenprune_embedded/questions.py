@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
+
 from tokenprune.eval.asking import held_out
 
 QUESTIONS = 600  # of all types together, as many as the demo asks

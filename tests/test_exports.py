@@ -1,0 +1,183 @@
+"""Every name that users can hold on to. A change here is a change for them: deprecate first, see CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from importlib.metadata import distribution
+
+import pytest
+
+import tokenprune
+from tokenprune import cli, ops, policies
+from tokenprune.serve import settings
+
+PUBLIC = {
+    "DecoderView",
+    "EncoderSpec",
+    "Policy",
+    "PrunedCacheError",
+    "Record",
+    "Schedule",
+    "Selection",
+    "TowerCut",
+    "TowerView",
+    "UnknownPolicyError",
+    "UnsupportedModelError",
+    "VisualTokens",
+    "__version__",
+    "apply_pruning",
+    "expand_logits",
+    "list_policies",
+    "list_supported_models",
+    "prune_labels",
+    "pruning",
+    "pruning_report",
+    "register",
+    "remove_pruning",
+}
+OPS = {
+    "attention_received",
+    "coverage_select",
+    "dpp_select",
+    "implementation",
+    "max_min_select",
+    "max_sum_select",
+    "topk_gather",
+    "topk_select",
+}
+POLICIES = {
+    "Auto",
+    "CDPruner",
+    "DART",
+    "DivPrune",
+    "Downsample",
+    "EADP",
+    "EVS",
+    "FastV",
+    "FastVID",
+    "FlowCut",
+    "FoPru",
+    "Grid",
+    "HoloV",
+    "MMTok",
+    "Policy",
+    "PruMerge",
+    "PruMergePlus",
+    "PyramidDrop",
+    "Random",
+    "Recoverable",
+    "Scope",
+    "SparseVLM",
+    "ToDRE",
+    "ToMe",
+    "TokenFlex",
+    "UnknownPolicyError",
+    "VTW",
+    "VidCom2",
+    "VisPruner",
+    "VisionZip",
+    "make_policy",
+    "register",
+    "registry",
+}
+#: What a policy declares or overrides.
+POLICY_MEMBERS = {
+    "adaptive",
+    "deep_layers",
+    "deep_select",
+    "deep_select_many",
+    "deeper",
+    "deviates",
+    "encoder",
+    "exact",
+    "keeps",
+    "label",
+    "name",
+    "needs",
+    "paper",
+    "per_frame",
+    "places",
+    "proportional",
+    "resized",
+    "select",
+    "select_many",
+    "stage",
+    "tower_select",
+    "way",
+}
+PATCHES = {"Family", "Pruner", "Record", "UnsupportedModelError", "family_of", "register_family"}
+COMMANDS = {
+    "demo": "policy keep positions samples out json",
+    "bench": "model policy keep positions tasks samples split against out json",
+    "show": "image model policy keep positions question new-tokens device out",
+    "profile": "model config layers policy keep batch image-size images frames new-tokens rounds dtype attn device "
+    "engine concurrency requests json plot",
+    "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
+    "no-full out compare",
+    "report": "eval profile no-gallery model image question policy keep positions new-tokens device title out",
+    "policies": "markdown",
+    "models": "",
+}
+VARIABLES = {"TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS", "TOKENPRUNE_PER_FRAME"}
+ENTRY_POINTS = {
+    ("console_scripts", "tokenprune", "tokenprune.cli:main"),
+    ("lmms_eval.models", "tokenprune", "tokenprune.eval.lmms.manifests:manifests"),
+    ("vllm.general_plugins", "tokenprune", "tokenprune.serve:register"),
+}
+
+
+@pytest.mark.parametrize(("module", "names"), [(tokenprune, PUBLIC), (ops, OPS), (policies, POLICIES)])
+def test_a_public_module_exports_exactly_these_names(module, names):
+    assert set(module.__all__) == names
+    assert all(hasattr(module, name) for name in names)
+
+
+def test_names_that_patches_of_others_use_are_there():
+    from tokenprune import patches
+
+    assert set(patches.__all__) >= PATCHES
+    assert all(hasattr(patches, name) for name in patches.__all__)
+
+
+def test_members_of_a_policy_are_there():
+    assert {name for name in POLICY_MEMBERS if not hasattr(tokenprune.Policy, name)} == set()
+
+
+def test_public_functions_take_these_arguments():
+    def arguments(function):
+        return list(inspect.signature(function).parameters)
+
+    assert arguments(tokenprune.apply_pruning) == ["model", "policy", "keep", "positions", "options"]
+    assert arguments(tokenprune.pruning) == ["model", "policy", "keep", "positions", "options"]
+    assert arguments(tokenprune.remove_pruning) == ["model"]
+    assert arguments(tokenprune.pruning_report) == ["model"]
+    assert arguments(tokenprune.prune_labels) == ["model", "labels"]
+    assert arguments(tokenprune.expand_logits) == ["model", "logits", "fill"]
+
+
+def test_commands_take_these_options():
+    (commands,) = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    taken = {
+        name: {option for action in command._actions for option in action.option_strings}
+        for name, command in commands.choices.items()
+    }
+    assert taken == {
+        name: {"-h", "--help"} | {f"--{option}" for option in options.split()} for name, options in COMMANDS.items()
+    }
+
+
+def test_an_engine_reads_these_variables():
+    assert {settings.POLICY, settings.KEEP, settings.OPTIONS, settings.PER_FRAME} == VARIABLES
+
+
+def test_entry_points_name_what_is_there():
+    ours = distribution("tokenprune-vlm").entry_points
+    assert {(entry.group, entry.name, entry.value) for entry in ours} == ENTRY_POINTS
+    loaded = {entry.group: entry.load() for entry in ours}
+    assert loaded["console_scripts"] is cli.main
+    assert all(callable(each) for each in loaded.values())
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert tokenprune.__version__ == distribution("tokenprune-vlm").version

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cache import CACHE_NAME
+from ..patches.cache import CACHE_NAME
 
 WARM_UP = 2  # rounds that are not counted
 

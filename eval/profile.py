@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..api import pruning, pruning_report
-from ..cache import CACHE_NAME
-from ..patches.base import base_of, family_of
+from ..patches.cache import CACHE_NAME
+from ..patches.families.base import base_of, family_of
 from .prefill import WARM_UP, cache_bytes
 
 

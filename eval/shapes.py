@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..patches.base import base_of
+from ..patches.families.base import base_of
 from ..patches.feature_tap import feature_lengths
 
 _VICUNA: dict[str, Any] = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, vocab_size=32064)

@@ -1,6 +1,6 @@
 """How pruning reaches into each model family: hooks on instances, one file of facts per family."""
 
-from . import (
+from .families import (
     aya_vision,
     deepseek_vl,
     gemma3,
@@ -19,8 +19,8 @@ from . import (
     video_llava,
     vipllava,
 )
-from .base import Family, UnsupportedModelError, family_of, register_family, supported_model_types
-from .hooks import Pruner, Record
+from .families.base import Family, UnsupportedModelError, family_of, register_family, supported_model_types
+from .pruner import Pruner, Record
 
 __all__ = [
     "Family",

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..cache import STATE_ATTRIBUTE
-from .base import Kind
+from .cache import STATE_ATTRIBUTE
+from .families.base import Kind
 from .feature_tap import FeatureTap
 from .head import STAND_INS
 
 if TYPE_CHECKING:
-    from .hooks import Pruner
+    from .pruner import Pruner
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import PrunedCacheError
-from ..sequence import Packing
+from .cache import PrunedCacheError
+from .packing import Packing
 from .past import Past
 
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..cache import Layout
-    from ..sequence import Packing
-    from .deep import Deep
+    from .cache import Layout
+    from .decoder_stage import Deep
     from .head import LogitsToKeep
-    from .hooks import Pruner
-    from .request import Request
+    from .packing import Packing
+    from .pruner import Pruner
+    from .visual_inputs import Request
 
 
 @dataclass(eq=False)

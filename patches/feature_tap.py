@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .base import Kind
 from .call import innermost
-from .encoder import EncoderListener, Heard
-from .tower import TowerStage
+from .encoder_capture import EncoderListener, Heard
+from .encoder_stage import TowerStage
+from .families.base import Kind
 
 _SOURCE = "_tokenprune_source"  # set on encoder outputs; they outlive the call that made them
 #: The base models whose feature functions run in this thread, from the outside in, each with the call it runs in.

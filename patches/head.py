@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..cache import cache_among, layout_of
-from ..sequence import Packing
-from .base import UnsupportedModelError, base_of, unwrapped
+from .cache import cache_among, layout_of
+from .families.base import UnsupportedModelError, base_of, unwrapped
+from .packing import Packing
 
 if TYPE_CHECKING:
-    from .hooks import Pruner
+    from .pruner import Pruner
 
 _PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos", "mm_encoder_outputs")
 

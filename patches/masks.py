@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..cache import cache_among, layout_of
+from .cache import cache_among, layout_of
 
 
 def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import Held, Layout, layout_of, physical_length
+from .cache import Held, Layout, layout_of, physical_length
 
 
 @dataclass(frozen=True)

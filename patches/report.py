@@ -6,8 +6,8 @@ import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..visual import Grid
-from .base import Kind
+from ..policies.types import Grid
+from .families.base import Kind
 
 
 class Cut(NamedTuple):

@@ -8,12 +8,12 @@ from torch import nn
 
 from ..budget import Budget, PartBudget
 from ..policies.base import Policy
-from .base import Family
-from .deep import DeepStage
-from .tower import TowerStage
+from .decoder_stage import DeepStage
+from .encoder_stage import TowerStage
+from .families.base import Family
 
 if TYPE_CHECKING:
-    from .hooks import Pruner
+    from .pruner import Pruner
 
 
 def tower_stage(base: nn.Module, family: Family, policy: Policy, budget: Any) -> TowerStage:

@@ -10,21 +10,21 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..cache import Layout, PrunedCacheError, cache_among, layout_of
-from ..decoder import window_at
-from ..places import to_device
-from ..sequence import Packing
+from ..device import to_device
 from .blocks import shortened
+from .cache import Layout, PrunedCacheError, cache_among, layout_of
 from .call import ForwardCall
-from .deep import Deep
+from .decoder_stage import Deep
 from .head import labels_above, smoothed_above
+from .layer_masks import window_at
 from .masks import padding_mask
+from .packing import Packing
 from .past import Past
-from .plan import Plan
 from .positions import callers_positions, renumbered
+from .vision_stage import Plan
 
 if TYPE_CHECKING:
-    from .hooks import Pruner
+    from .pruner import Pruner
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tokenprune.cache import cache_among
+from tokenprune.patches.cache import cache_among
 
 from .families import text_of
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tokenprune import pruning, pruning_report
-from tokenprune.cache import cache_among
+from tokenprune.patches.cache import cache_among
 
 from .families import FAMILIES, text_of
 

@@ -9,7 +9,7 @@ import torch
 
 from tokenprune import Policy, Selection, apply_pruning, pruning, remove_pruning
 from tokenprune.policies.base import select
-from tokenprune.visual import TowerCut, VisualTokens
+from tokenprune.policies.types import TowerCut, VisualTokens
 
 from .families import Picture, get_model, make_batch
 from .oracles import generate

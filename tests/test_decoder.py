@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.utils import is_flash_attn_2_available
 
 from tokenprune import Policy, PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
-from tokenprune.cache import layout_of
+from tokenprune.patches.cache import layout_of
 from tokenprune.policies import FastV, ToDRE
 
 from .families import FAMILIES, IMAGE, PLAIN_FAMILIES, Batch, Picture, get_model, make_batch, ragged_batch, text_of

@@ -24,7 +24,7 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 from tokenprune import apply_pruning, list_policies, pruning, pruning_report, remove_pruning
-from tokenprune.cache import cache_among
+from tokenprune.patches.cache import cache_among
 from tokenprune.policies import make_policy
 
 from . import test_calls, test_sequence, test_traps

@@ -8,9 +8,10 @@ import torch
 
 from tokenprune import Policy, Selection, pruning, pruning_report
 from tokenprune.ops import attention_received
-from tokenprune.patches import llava_next_video, pixtral, squares
-from tokenprune.patches.qwen2_vl import _window_order, regroup
-from tokenprune.visual import EncoderSpec
+from tokenprune.patches.families import llava_next_video, pixtral
+from tokenprune.patches.families import square_tiles as squares
+from tokenprune.patches.families.qwen2_vl import _window_order, regroup
+from tokenprune.policies.types import EncoderSpec
 
 from .families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, Picture, get_model, make_batch, ragged_batch
 from .oracles import generate

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tokenprune import TowerCut, TowerView, apply_pruning, pruning, remove_pruning
-from tokenprune.patches.base import family_by_type
-from tokenprune.patches.llava import unwrapped
+from tokenprune.patches.families.base import family_by_type
+from tokenprune.patches.families.llava import unwrapped
 from tokenprune.policies import FlowCut, ToMe
 
 from .families import CLIP, FAMILIES, IMAGE, LLAVA_SIDE, PATCH, TEXT, get_model, ragged_batch, spread_weights

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig
 
 from tokenprune import apply_pruning, list_policies, pruning, pruning_report, remove_pruning
+from tokenprune.patches.attention_tap import AttentionTap
 from tokenprune.policies import make_policy
-from tokenprune.saliency import AttentionTap
 
 from .families import IMAGE, PATCH, TEXT, Batch, get_model, spread_weights, text_of
 from .oracles import check_against_oracles, generate

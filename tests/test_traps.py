@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenprune import PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
-from tokenprune.cache import layout_of, physical_length
+from tokenprune.patches.cache import layout_of, physical_length
 
 from .families import (
     ENCODES_FIRST,

@@ -9,7 +9,7 @@ import torch
 
 from tokenprune import PrunedCacheError, pruning_report
 from tokenprune.budget import Budget
-from tokenprune.cache import layout_of
+from tokenprune.patches.cache import layout_of
 
 from .families import FAMILIES, text_of
 from .hiding import held, listening

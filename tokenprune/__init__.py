@@ -11,11 +11,11 @@ from .api import (
     pruning_report,
     remove_pruning,
 )
-from .cache import PrunedCacheError
 from .patches import Record, UnsupportedModelError
+from .patches.cache import PrunedCacheError
 from .policies import Policy, UnknownPolicyError, register
+from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
 from .schedule import Schedule
-from .visual import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
 
 __all__ = [
     "DecoderView",

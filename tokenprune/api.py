@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from torch import Tensor, nn
 
 from .budget import AdaptiveBudget, Budget, PartBudget
-from .cache import STATE_ATTRIBUTE
 from .patches import Pruner, Record, family_of, supported_model_types
-from .patches.base import base_of
+from .patches.cache import STATE_ATTRIBUTE
+from .patches.families.base import base_of
 from .patches.stages import allows_deep_stage
 from .policies import Policy, make_policy, registry
 from .policies.base import STAGES, check_policy

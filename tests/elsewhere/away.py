@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from tokenprune.patches.base import base_of, family_of
-from tokenprune.places import STAGING
+from tokenprune.device import ASYNC_COPY_DEVICES
+from tokenprune.patches.families.base import base_of, family_of
 
 aten = torch.ops.aten
 _setup_privateuseone_for_python_backend("away")
 DEVICE, SECOND = torch.device("away:0"), torch.device("away:1")
-STAGING.add(DEVICE.type)
+ASYNC_COPY_DEVICES.add(DEVICE.type)
 # Results whose size or value the host has to know.
 _WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal, aten.is_nonzero}
 _WAITING |= {aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount}

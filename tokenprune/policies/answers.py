@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..places import on_host
-from ..visual import DecoderView, Selection, TowerCut, TowerView, VisualTokens
+from ..device import to_host
+from .types import DecoderView, Selection, TowerCut, TowerView, VisualTokens
 
 
 def checked_selections(
@@ -37,7 +37,7 @@ def checked_selections(
         for selection, each in zip(answers, tokens, strict=True)
         if selection.features is not None
     ]
-    parts = on_host([*(selection.indices for selection in answers), *([torch.cat(finite)] if finite else [])])
+    parts = to_host([*(selection.indices for selection in answers), *([torch.cat(finite)] if finite else [])])
     if finite and not bool(parts.pop().all()):
         raise ValueError(f"policy {name!r} returned features that are not finite numbers")
     chosen = [Selection(part, answer.features) for part, answer in zip(parts, answers, strict=True)]

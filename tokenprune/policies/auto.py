@@ -13,12 +13,12 @@ from ..budget import Budget
 from ..ops import max_min_select, topk_select
 from ..schedule import Schedule
 from ..validate import real, reals, whole
-from ..visual import DecoderView, Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
 from .pyramiddrop import PyramidDrop
 from .relevance import likeness
 from .spacing import filled
+from .types import DecoderView, Selection, VisualTokens
 
 
 @register("auto")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..budget import spread
-from ..places import taken
-from ..visual import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
+from ..device import index_rows
 from .answers import checked_selections
+from .types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _join(parts: list[tuple[VisualTokens, int | None, Selection | None]]) -> Sel
             indices.append(selection.indices + start)
             if replaced:
                 own = selection.features
-                features.append(taken(frame.features, selection.indices) if own is None else own)
+                features.append(index_rows(frame.features, selection.indices) if own is None else own)
         start += len(frame)
     return Selection(torch.cat(indices), torch.cat(features) if replaced else None)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..ops import dpp_select
 from ..validate import real
-from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
 from .relevance import between_zero_and_one, likeness
+from .types import Selection, VisualTokens
 
 
 @register("cdpruner")

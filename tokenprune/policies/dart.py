@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import whole
-from ..visual import DecoderView
 from .base import Policy, register
+from .types import DecoderView
 
 
 @register("dart")

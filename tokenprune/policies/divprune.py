@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ops import max_min_select
-from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
+from .types import Selection, VisualTokens
 
 
 @register("divprune")

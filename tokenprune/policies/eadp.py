@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import to_device
 from ..ops import coverage_select
-from ..places import to_device
 from ..validate import boolean, real
-from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .relevance import between_zero_and_one, likeness
+from .types import Selection, VisualTokens
 
 
 @register("eadp")

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .grid import Grid
+from .types import Selection, VisualTokens
 
 
 @register("evs")

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import real, whole
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import summed, with_merged
 from .quota import shares
 from .spacing import others
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("fastvid")

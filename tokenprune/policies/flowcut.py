@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..ops import attention_received
 from ..validate import real, whole
-from ..visual import TowerCut, TowerView
 from .base import Policy, register
+from .types import TowerCut, TowerView
 
 
 @register("flowcut")

@@ -10,8 +10,8 @@ import torch
 from ..budget import spread
 from ..ops import topk_select
 from ..validate import boolean, choice
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("fopru")

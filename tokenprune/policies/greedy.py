@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..places import to_device
-from ..visual import Selection, VisualTokens
+from ..device import to_device
+from .types import Selection, VisualTokens
 
 
 def greedy_selections(

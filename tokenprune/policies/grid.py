@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 
 from ..budget import spread
-from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .spacing import even
+from .types import Selection, VisualTokens
 
 
 def _even_grid(k: int, height: int, width: int) -> list[int]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import real, whole
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .quota import shares
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("holov")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..visual import Selection, VisualTokens
+from .types import Selection, VisualTokens
 
 
 def mergeable(tokens: VisualTokens) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

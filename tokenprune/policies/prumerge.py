@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import whole
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, with_merged
 from .spacing import filled, others
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("prumerge")

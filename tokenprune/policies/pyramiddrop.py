@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..schedule import Schedule
 from ..validate import instance
-from ..visual import DecoderView
 from .base import Policy, register
+from .types import DecoderView
 
 
 @register("pyramiddrop")

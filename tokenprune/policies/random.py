@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from ..validate import seed
-from ..visual import Selection, VisualTokens
 from .base import Policy, register
+from .types import Selection, VisualTokens
 
 
 @register("random")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..visual import VisualTokens
+from .types import VisualTokens
 
 
 def likeness(tokens: VisualTokens) -> Tensor:

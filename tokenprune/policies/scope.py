@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from ..ops import coverage_select
 from ..validate import real
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("scope")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..schedule import Schedule
-from ..visual import DecoderView
 from .base import register
 from .pyramiddrop import PyramidDrop
+from .types import DecoderView
 
 
 @register("sparsevlm")

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..ops import max_min_select, max_sum_select
-from ..places import to_device
 from ..validate import boolean, choice, real, reals, seed
-from ..visual import DecoderView, EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .greedy import greedy_selections
+from .types import DecoderView, EncoderSpec, Selection, VisualTokens
 
 
 @register("todre")

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from ..budget import spread
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 def bins(k: int, height: int, width: int) -> tuple[int, int]:

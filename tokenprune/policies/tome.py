@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..validate import boolean
-from ..visual import TowerCut, TowerView
 from .base import Policy, register
+from .types import TowerCut, TowerView
 
 
 @register("tome")

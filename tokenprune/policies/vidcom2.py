@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import real
-from ..visual import Selection, VisualTokens
 from .base import Policy, register
 from .quota import shares
+from .types import Selection, VisualTokens
 
 _WIDTHS = tuple(2.0**i for i in range(-3, 3))  # of the Gaussians
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from ..ops import topk_select
 from ..validate import real
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable, summed, with_merged
 from .spacing import others
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("visionzip")

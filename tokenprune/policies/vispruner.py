@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import real, whole
-from ..visual import EncoderSpec, Selection, VisualTokens
 from .base import Policy, register
 from .merging import mergeable
 from .spacing import others
+from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("vispruner")

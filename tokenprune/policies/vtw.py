@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..validate import real
-from ..visual import DecoderView
 from .base import Policy, register
+from .types import DecoderView
 
 
 @register("vtw")

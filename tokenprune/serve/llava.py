@@ -17,7 +17,7 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..ops import attention_received
-from ..patches.llava import tile_grid
+from ..patches.families.llava import tile_grid
 from .processing import PruningProcessor
 from .pruned import Part, PrunedModel
 from .settings import CLIP

@@ -13,7 +13,7 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ..budget import Budget, spread
-from ..visual import EncoderSpec
+from ..policies.types import EncoderSpec
 from .settings import PER_FRAME, Settings, check_encoder
 
 #: A request's `mm_processor_kwargs` may name its budget, `{"keep": 0.1}`.

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..places import taken
+from ..device import index_rows
 from ..policies.base import select
 from ..policies.spacing import even
-from ..visual import Grid, Selection, VisualTokens
+from ..policies.types import Grid, Selection, VisualTokens
 from .positions import pack
 from .processing import BUDGET, QUESTION, TEXT, decoded
 from .settings import Settings
@@ -95,11 +95,11 @@ class PrunedModel:
         ]
         kept = []
         for each, chosen, place in zip(whole, self._chosen(tokens, counts), coordinates, strict=True):
-            rows = taken(each, chosen.indices)
+            rows = index_rows(each, chosen.indices)
             if chosen.features is not None:  # planes for deeper layers, behind the first, stay the tokens' own
                 rows = torch.cat([chosen.features.to(each.dtype), rows[:, width:]], 1)
             if place is not None:
-                place = pack(taken(place, chosen.indices).to(rows.device), rows.dtype)
+                place = pack(index_rows(place, chosen.indices).to(rows.device), rows.dtype)
                 rows = torch.cat([rows, place], 1)
             kept.append(rows)
         return kept

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..visual import Grid
+from ..policies.types import Grid
 from .positions import Offsets, number
 from .pruned import Kind, Part, PrunedModel
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..budget import Budget
-from ..patches.base import family_by_type
+from ..patches.families.base import family_by_type
 from ..policies.base import Policy, UnknownPolicyError, make_policy, registry
+from ..policies.types import EncoderSpec
 from ..validate import shortened, shown
-from ..visual import EncoderSpec
 
 POLICY, KEEP, OPTIONS = "TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS"
 PER_FRAME = "TOKENPRUNE_PER_FRAME"

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..encoder_capture import Encoder
 from .base import Family, register_family
-from .encoder import Encoder
-from .squares import regroup, square
+from .square_tiles import regroup, square
 
 
 def tiles(config: Any, returned: list[int]) -> list[int]:

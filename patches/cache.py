@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from .pickling import Unpicklable
+from ..pickling import Unpicklable
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cache import cache_among
-from ..places import taken, to_device
+from ..device import index_rows, to_device
 from ..policies.base import Policy, select
-from ..sequence import Packing
-from ..visual import Selection, VisualTokens
+from ..policies.types import Selection, VisualTokens
+from .cache import cache_among
 from .call import guarded
-from .deep import DeepInput
+from .decoder_stage import DeepInput
 from .masks import padding_mask, refuse_packed, refuse_windows
+from .packing import Packing
 from .report import Record
-from .request import Request, VisualInput
+from .visual_inputs import Request, VisualInput
 
 if TYPE_CHECKING:
-    from .hooks import Pruner
+    from .pruner import Pruner
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Plan:
         after = text & (visual.flip(1).cumsum(1).flip(1) == 0)
         after = torch.where(after.any(1, keepdim=True), after, text)
         return [
-            {"text": taken(row, all_of_it.nonzero()[:, 0]), "question": taken(row, asked.nonzero()[:, 0])}
+            {"text": index_rows(row, all_of_it.nonzero()[:, 0]), "question": index_rows(row, asked.nonzero()[:, 0])}
             for row, all_of_it, asked in zip(self.embeds, text, after, strict=True)
         ]
 
@@ -181,7 +181,7 @@ class Plan:
             return _Job(visual, i, places=places, extra=newlines[:spare], stays=True, visible=visible)
         spare = 0 if n_keep is None else max(0, n_keep - len(places))
         tokens = VisualTokens(
-            features=taken(self.embeds[visual.row], columns[places]),
+            features=index_rows(self.embeds[visual.row], columns[places]),
             grids=visual.shape.grids if offered is None else None,
             kind=visual.kind,
             index=index,
@@ -283,7 +283,7 @@ class Plan:
         for name in ("attention", "keys", "features"):
             of_inputs = getattr(heard, name)
             if of_inputs is not None:
-                value = of_inputs[place] if left is None else taken(of_inputs[place], left)
+                value = of_inputs[place] if left is None else index_rows(of_inputs[place], left)
                 values[f"encoder_{name}"] = value.to(self.embeds.device)  # the tower may have a device of its own
                 if len(value) != n:
                     raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ..sequence import Packing
-from ..visual import Grid
-from .encoder import Encoder, Kind
+from ...policies.types import Grid
+from ..encoder_capture import Encoder, Kind
+from ..packing import Packing
 
 
 class UnsupportedModelError(ValueError):

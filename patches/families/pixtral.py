@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ..visual import Grid
+from ...policies.types import Grid
+from ..encoder_capture import Encoder
 from .base import Kind, VisualShape
-from .encoder import Encoder
 
 
 def _merge(config: Any) -> int:

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..cache import Held, cache_among
-from ..decoder import layer_mask
+from ..device import to_device, to_host
 from ..ops import attention_received
-from ..places import on_host, to_device
 from ..policies.answers import checked_masks
 from ..policies.base import Policy
-from ..saliency import AttentionTap
-from ..sequence import Packing
-from ..visual import DecoderView
+from ..policies.types import DecoderView
+from .attention_tap import AttentionTap
+from .cache import Held, cache_among
 from .call import guarded
+from .layer_masks import layer_mask
+from .packing import Packing
 from .report import Cut
 
 if TYPE_CHECKING:
-    from .hooks import Pruner
+    from .pruner import Pruner
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class DeepStage:
                 masks.append(mask)
         deep.tapped = None
         stays = torch.ones_like(deep.real)
-        kept = on_host(masks)
+        kept = to_host(masks)
         for (row, visual), mask in zip(jobs, kept, strict=True):
             stays[row, visual.places] = mask
         if bool(stays.all()):

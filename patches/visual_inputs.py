@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Family, Kind, VisualShape
-from .encoder import Heard
+from .encoder_capture import Heard
+from .families.base import Family, Kind, VisualShape
 from .feature_tap import FeatureTap, Source, feature_lengths
 
 # Video-LLaVA has its own name for images, until transformers 5.24.

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..places import to_device
+from ...device import to_device
+from ..encoder_capture import Encoder
 from .base import Family, Kind, VisualShape, register_family
-from .encoder import Encoder
 
 
 def merged_shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ..visual import Grid
+from ...policies.types import Grid
+from ..encoder_capture import Encoder
 from . import pixtral
 from .base import Family, Kind, VisualShape, register_family
-from .encoder import Encoder
 
 
 def tile_grid(config: Any) -> Grid:

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..encoder_capture import Encoder
 from .base import Family, register_family
-from .encoder import Encoder
 from .llava import has_cls
-from .squares import regroup, square
+from .square_tiles import regroup, square
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:

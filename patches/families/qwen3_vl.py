@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..sequence import Packing
+from ..packing import Packing
 from . import qwen2_vl
 from .base import register_family
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .places import to_device
+from ..device import to_device
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..budget import Budget, PartBudget
-from ..places import on_host
+from ..device import to_host
 from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
-from ..saliency import AttentionTap
-from ..visual import TowerCut, TowerView
+from ..policies.types import TowerCut, TowerView
+from .attention_tap import AttentionTap
 from .call import guarded
-from .encoder import Encoder, Heard, Kind
+from .encoder_capture import Encoder, Heard, Kind
 
 
 @dataclass
@@ -113,7 +113,7 @@ class TowerStage:
             return heard
         by_input = [x[:, 0] > 0.5 for x in self.encoder.regroup(self.base, kind, left, lengths, inputs)]
         checks = [torch.stack(call.orderly)] if call.orderly else []
-        heard.left = on_host([*by_input, *(check.to(by_input[0].device) for check in checks)])
+        heard.left = to_host([*by_input, *(check.to(by_input[0].device) for check in checks)])
         if checks and not bool(heard.left.pop().all()):
             raise ValueError(
                 f"policy {self.policy.label!r} must return ascending, distinct indices for every picture, within range "

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import attention_received
-from ..saliency import AttentionTap
-from ..visual import EncoderSpec
+from ..policies.types import EncoderSpec
+from .attention_tap import AttentionTap
 
 Kind = Literal["image", "video"]
 

@@ -1,4 +1,4 @@
-"""Gemma 3: 256 tokens per image, which attend to each other both ways; sliding-window layers."""
+"""Aya Vision and Command A Vision: square tiles of a SigLIP tower, patches merged 2 x 2."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..encoder_capture import Encoder
 from .base import Family, register_family
-from .encoder import Encoder
 from .llava import vision_layers
-from .squares import regroup, square
+from .square_tiles import regroup, square
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    return vision_layers(base)[-1].self_attn
+    layers, i = vision_layers(base), getattr(base.config, "vision_feature_layer", -1)
+    i = i if isinstance(i, int) else i[-1]
+    return layers[-1 if layer == "last" else i if i < 0 else i - 1].self_attn
 
 
-_NO_STAGE = "its pictures attend to themselves both ways, which masks of single layers do not follow"
 FAMILY = register_family(
     Family(
-        model_types=("gemma3",),
-        default_keep=0.5,
-        masks="base",
-        decoder_stage=_NO_STAGE,
+        model_types=("aya_vision", "cohere2_vision"),
         shape=square,
         encoder=Encoder(vision_attention, lambda base: False, regroup),
         usual_towers=("siglip_vision_model",),

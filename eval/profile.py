@@ -21,7 +21,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from ..api import pruning, pruning_report
 from ..patches.cache import CACHE_NAME
-from ..patches.families.base import base_of, family_of
+from ..patches.families.registry import family_of
+from ..patches.modules import base_of
 from .prefill import WARM_UP, cache_bytes
 
 

@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..patches.families.base import base_of
-from ..patches.feature_tap import feature_lengths
+from ..patches.feature_source import feature_lengths
+from ..patches.modules import base_of
 
 _VICUNA: dict[str, Any] = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, vocab_size=32064)
 _QWEN2: dict[str, Any] = dict(

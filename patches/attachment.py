@@ -3,34 +3,82 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import nn
 
 from .cache import STATE_ATTRIBUTE
+from .config import PruningConfig
+from .encoder_capture import EncoderCapture
+from .encoder_stage import EncoderStage
 from .families.base import Kind
+from .feature_source import FeatureSource
 from .feature_tap import FeatureTap
-from .head import STAND_INS
-
-if TYPE_CHECKING:
-    from .pruner import Pruner
+from .generation import STAND_INS
 
 logger = logging.getLogger(__name__)
 
+Hook = Callable[..., Any]
 
-class Attachment:
-    """The hooks, taps and attributes of one pruner on its model.
+
+class Part(Protocol):
+    """What hangs hooks of its own: a stage, a capture."""
+
+    def attach(self) -> None: ...
+
+    def detach(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What is called when a module of the model is entered or left, as torch's hooks with keyword arguments.
 
     Attributes:
-        taps: what stands in for the functions that compute visual features, by kind of input.
+        enter_head: on every module above the base model.
+        enter_base, leave_base: on the base model.
+        enter_text, leave_text: on the text model.
+        enter_layer: on every decoder layer under FlashAttention.
+        record_features: when features of pictures or videos have been computed: kind, output, source.
     """
 
-    def __init__(self, pruner: Pruner):
-        self.pruner = pruner
+    enter_head: Hook
+    enter_base: Hook
+    leave_base: Hook
+    enter_text: Hook
+    leave_text: Hook
+    enter_layer: Hook
+    record_features: Callable[[Kind, Any, FeatureSource], None]
+
+
+class Attachment:
+    """The hooks, taps and attributes of one pruning on its model.
+
+    Args:
+        config: of the pruning.
+        owner: what the base model holds as its attribute `STATE_ATTRIBUTE`.
+        hooks: what the hooks call.
+        capture, encoder, decoder: parts that hang hooks of their own; None where there is none.
+
+    Attributes:
+        taps: what takes the place of the functions that compute visual features, by kind of input.
+    """
+
+    def __init__(
+        self,
+        config: PruningConfig,
+        owner: Any,
+        hooks: Hooks,
+        capture: EncoderCapture | None,
+        encoder: EncoderStage | None,
+        decoder: Part | None,
+    ):
+        self.config, self.owner, self.hooks = config, owner, hooks
+        self.capture, self.encoder = capture, encoder
+        self._parts: Sequence[Part] = [part for part in (capture, encoder, decoder) if part is not None]
         self.taps: dict[Kind, FeatureTap] = {}
         self._handles: list[Any] = []
         self._layers_hooked = False
@@ -45,48 +93,45 @@ class Attachment:
             raise
 
     def _attach(self) -> None:
-        pruner = self.pruner
-        setattr(pruner.base, STATE_ATTRIBUTE, pruner)
-        for head in pruner.heads:
-            self._handles.append(head.register_forward_pre_hook(pruner.enter_head, with_kwargs=True))
-        self._hook(pruner.base, pruner.enter_base, pruner.leave_base)
-        self._hook(pruner.text, pruner.enter_text, pruner.leave_text)
-        for part in self._parts():
+        config, hooks = self.config, self.hooks
+        setattr(config.base, STATE_ATTRIBUTE, self.owner)
+        for head in config.heads:
+            self._handles.append(head.register_forward_pre_hook(hooks.enter_head, with_kwargs=True))
+        self._hook(config.base, hooks.enter_base, hooks.leave_base)
+        self._hook(config.text, hooks.enter_text, hooks.leave_text)
+        for part in self._parts:
             part.attach()
-        for kind in pruner.family.kinds:
-            name = f"get_{kind}_features"
-            if name in vars(pruner.base):  # somebody else's wrapper: ours goes around it, and leaves it there
+        for kind in config.family.kinds:
+            name = FeatureTap.name_of(kind)
+            if name in vars(config.base):  # somebody else's wrapper: ours goes around it, and leaves it there
                 self._wrapped.add(name)
-            lengths = functools.partial(pruner.family.lengths, pruner.base.config)
-            original = getattr(pruner.base, name)
-            self.taps[kind] = FeatureTap(
-                pruner.base, kind, original, pruner.saw_features, lengths, pruner.encoder, pruner.tower
-            )
-            setattr(pruner.base, name, self.taps[kind])
-        for stand_in in STAND_INS if pruner.heads else ():
-            if stand_in.fits(pruner.heads[-1]):
-                setattr(pruner.heads[-1], stand_in.NAME, stand_in(pruner))
+            tap = FeatureTap(config.base, config.family, kind, hooks.record_features, self.capture, self.encoder)
+            self.taps[kind] = tap
+            setattr(config.base, name, tap)
+        for stand_in in STAND_INS if config.heads else ():
+            if stand_in.fits(config.heads[-1]):
+                setattr(config.heads[-1], stand_in.NAME, stand_in(config, self.sources))
         compile_anew()
 
     def detach(self) -> None:
         """Take off what hangs, all of it, even if a part of the model is broken."""
-        pruner = self.pruner
+        config = self.config
         with contextlib.ExitStack() as rest:
             rest.callback(compile_anew)
-            if getattr(pruner.base, STATE_ATTRIBUTE, None) is pruner:
-                rest.callback(delattr, pruner.base, STATE_ATTRIBUTE)
-            for stand_in in STAND_INS if pruner.heads else ():
-                if isinstance(vars(pruner.heads[-1]).get(stand_in.NAME), stand_in):
-                    rest.callback(delattr, pruner.heads[-1], stand_in.NAME)
+            if getattr(config.base, STATE_ATTRIBUTE, None) is self.owner:
+                rest.callback(delattr, config.base, STATE_ATTRIBUTE)
+            for stand_in in STAND_INS if config.heads else ():
+                if isinstance(vars(config.heads[-1]).get(stand_in.NAME), stand_in):
+                    rest.callback(delattr, config.heads[-1], stand_in.NAME)
             for kind, tap in self.taps.items():
-                name = f"get_{kind}_features"
-                if vars(pruner.base).get(name) is not tap:
+                name = FeatureTap.name_of(kind)
+                if vars(config.base).get(name) is not tap:
                     continue
                 if name in self._wrapped:
-                    rest.callback(setattr, pruner.base, name, tap.original)
+                    rest.callback(setattr, config.base, name, tap.original)
                 else:
-                    rest.callback(delattr, pruner.base, name)
-            for part in self._parts():
+                    rest.callback(delattr, config.base, name)
+            for part in self._parts:
                 rest.callback(part.detach)
             for handle in self._handles:
                 rest.callback(handle.remove)
@@ -100,14 +145,23 @@ class Attachment:
         if self._layers_hooked:
             return
         self._layers_hooked = True
-        for layer in self.pruner.text.layers:
-            self._handles.append(layer.register_forward_pre_hook(self.pruner.enter_layer, with_kwargs=True))
+        for layer in self.config.text.layers:
+            self._handles.append(layer.register_forward_pre_hook(self.hooks.enter_layer, with_kwargs=True))
 
-    def _parts(self) -> list[Any]:
-        pruner = self.pruner
-        return [part for part in (pruner.encoder, pruner.tower, pruner.deep) if part is not None]
+    def source_of(self, kind: Kind, output: Any) -> FeatureSource | None:
+        """Where features of a kind that were computed beforehand came from; None if that was not noted."""
+        return self.taps[kind].source_of(output)
 
-    def _hook(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
+    def sources(self, encoded: Mapping[Any, Any]) -> list[FeatureSource]:
+        """The same for features by kind, as `generate` hands them on."""
+        found = [
+            self.taps[kind].source_of(output)
+            for kind, output in encoded.items()
+            if kind in self.taps and output is not None
+        ]
+        return [source for source in found if source is not None]
+
+    def _hook(self, module: nn.Module, enter: Hook, leave: Hook) -> None:
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         # always_call: an exception below must leave no state behind
         self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))

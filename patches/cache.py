@@ -1,4 +1,4 @@
-"""The layout that travels with a KV cache: which columns of the prompt it really holds.
+"""The layout that travels with a KV cache: which columns of the prompt it holds.
 
 A pruned cache has two lengths. The *logical* one counts every column the caller has fed, pruned ones
 included; `generate` slices, counts and positions by it. The *physical* one is what the tensors hold;
@@ -42,30 +42,30 @@ class PrunedCacheError(RuntimeError):
 
 
 @dataclass
-class Held:
+class ColumnLayout:
     """Which of the columns fed so far some layers of a cache hold.
 
     Attributes:
         columns: (B, P) int64, the logical column of each physical one, for the columns up to the last
             pruned prefill. Columns fed after that are held one to one.
         valid: (B, P) bool, False at padding.
-        seen: logical columns that `columns` stands for.
+        logical_length: how many logical columns `columns` stands for.
     """
 
     columns: Tensor
     valid: Tensor
-    seen: int
+    logical_length: int
 
     def columns_until(self, logical: int) -> Tensor:
         """(B, P + decoded) int64: `columns`, and those fed since, up to a logical length."""
-        decoded = torch.arange(self.seen, logical, device=self.columns.device).expand(len(self.columns), -1)
+        decoded = torch.arange(self.logical_length, logical, device=self.columns.device).expand(len(self.columns), -1)
         return torch.cat([self.columns, decoded], 1)
 
     def mask(self, logical: Tensor | None, length: int) -> Tensor:
         """The padding mask over `length` physical columns, (B, length) bool.
 
         Args:
-            logical: (B, >= seen) 2-D mask over logical columns, or None if the caller has no padding.
+            logical: (B, >= logical_length) 2-D mask over logical columns, or None if the caller has no padding.
             length: physical columns wanted, those decoded since the prefill included.
         """
         prompt = self.valid
@@ -73,12 +73,12 @@ class Held:
         if logical is None:
             return torch.cat([prompt, prompt.new_ones(len(prompt), later)], 1)
         logical = logical.to(prompt.device).bool()
-        tail = logical[:, self.seen : self.seen + later]
+        tail = logical[:, self.logical_length : self.logical_length + later]
         return torch.cat([prompt & logical.gather(1, self.columns), tail], 1)
 
     def check_crop(self, dropped: int) -> None:
         """Raise unless the last `dropped` columns of the prompt are held by every row."""
-        ends = torch.arange(self.seen - dropped, self.seen, device=self.columns.device)
+        ends = torch.arange(self.logical_length - dropped, self.logical_length, device=self.columns.device)
         if dropped > self.columns.shape[1] or not bool((self.columns[:, -dropped:] == ends).all()):
             raise PrunedCacheError(
                 f"cannot crop a pruned cache into its pruned part (the last {dropped} prompt columns hold "
@@ -87,7 +87,7 @@ class Held:
 
     def crop(self, dropped: int) -> None:
         self.columns, self.valid = self.columns[:, :-dropped], self.valid[:, :-dropped]
-        self.seen -= dropped
+        self.logical_length -= dropped
 
     def select_rows(self, rows: Tensor) -> None:
         rows = rows.to(self.columns.device)
@@ -95,45 +95,44 @@ class Held:
 
 
 @dataclass
-class Layout(Held):
+class Layout(ColumnLayout):
     """What a pruned KV cache holds.
 
     Attributes:
         shift: (B,) int64, what compact positions have moved left by (0 for original positions).
         model: the base model whose hooks map masks through this layout.
-        upper: what layers hold at which decoder layers let tokens leave, by the first layer from which
-            on it is so; empty if none did.
+        by_decoder_layer: the layout at and above each decoder cut, keyed by the cut's layer; empty without cuts.
         padded: whether any column is padding.
         shifted: whether any position has moved.
     """
 
     shift: Tensor
     model: weakref.ref[nn.Module]
-    upper: dict[int, Held] = field(default_factory=dict)
+    by_decoder_layer: dict[int, ColumnLayout] = field(default_factory=dict)
     padded: bool = field(init=False)
     shifted: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Asked at every decode step: a look at the device each time would stall it.
+        # Read at every decode step: waiting for the device each time would stall it.
         self.padded, self.shifted = torch.stack([~self.valid.all(), self.shift.any()]).tolist()
 
     @property
     def removed(self) -> int:
         """Logical minus physical length; constant until the next pruned prefill."""
-        return self.seen - self.columns.shape[1]
+        return self.logical_length - self.columns.shape[1]
 
     def crop(self, dropped: int) -> None:
         """Forget the last `dropped` columns of the prompt; they must not have been pruned around."""
-        for part in (self, *self.upper.values()):
+        for part in (self, *self.by_decoder_layer.values()):
             part.check_crop(dropped)
         super().crop(dropped)
-        for part in self.upper.values():
+        for part in self.by_decoder_layer.values():
             part.crop(dropped)
 
     def select_rows(self, rows: Tensor) -> None:
         super().select_rows(rows)
         self.shift = self.shift[rows.to(self.shift.device)]
-        for part in self.upper.values():
+        for part in self.by_decoder_layer.values():
             part.select_rows(rows)
 
     def repeat_rows(self, repeats: int) -> None:
@@ -169,7 +168,7 @@ class _PrunedCache(Unpicklable):
         return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def _is_hooked(self) -> bool:
-        # A call that was interrupted has not let go of the cache. A compiler cannot look at frames.
+        # A call that was interrupted has not released the cache. A compiler cannot look at frames.
         return self.hooked is not None and (torch.compiler.is_compiling() or self.hooked.running)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -215,7 +214,7 @@ class _PrunedCache(Unpicklable):
             return super().crop(amount)  # type: ignore[misc]  # raises, naming the argument
         if remove == 0:
             return super().crop(0 if not absolute else self.physical_length())  # type: ignore[misc]
-        decoded = length - self.layout.seen
+        decoded = length - self.layout.logical_length
         if remove > decoded:
             self.layout.crop(remove - decoded)
         super().crop(-remove)  # type: ignore[misc]

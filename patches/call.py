@@ -1,32 +1,31 @@
 """One forward call in flight: its state, and the stack that holds it in this thread.
 
-A call begins at the outermost module of the pruned model that has something to say (a head that was given labels,
-else the base model, else the text model) and ends with the base model, or with a text model that is called alone.
+A call begins at the outermost module of the pruned model that has something to do (a head that was given labels, else
+the base model, else the text model) and ends with the base model, or with a text model that is called alone.
 torch runs forward hooks after an `Exception` but not after a KeyboardInterrupt or SystemExit, so a call can be left on
-the stack although it is over. Therefore every module that enters asks whether the call it finds is still running, which
-the frames of this thread tell.
+the stack although it is over. Therefore every module that enters checks whether the call it finds is still running:
+whether its frame is on the stack of this thread.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .cache import Layout
-    from .decoder_stage import Deep
-    from .head import LogitsToKeep
-    from .packing import Packing
-    from .pruner import Pruner
-    from .visual_inputs import Request
+from .cache import Layout
+from .decoder_call import DecoderCall
+from .head import LogitsToKeep
+from .packing import Packing
+from .visual_inputs import VisualInputs
 
 
 @dataclass(eq=False)
@@ -34,37 +33,37 @@ class ForwardCall:
     """State of one forward call.
 
     Attributes:
-        pruner: whose call it is.
+        calls: of the pruned model whose call it is.
         outermost: depth of the module at which the call began, counted from the outside in: wrappers and the head,
             the base model, the text model.
         depth: depth of the innermost module that has been entered.
         frame: the frame that runs the outermost module.
         thread: identifier of the thread.
         labels: a copy of the caller's labels, (B, L), which the head computes its loss with; it shrinks in place.
-        logits_to_keep: which places the head computes logits for, if it was asked for some.
-        request: what is visual in this call; None without pictures.
+        logits_to_keep: which columns the head computes logits for, if it was given some.
+        visual: what is visual in this call; None without pictures.
         layout: what the KV cache holds once the text model has run.
-        mask: the caller's, where the base model replaces it by masks of its own.
+        mask: the caller's attention mask, where the base model replaces it by masks of its own.
         shrunk: whether this call's sequence differs from what the caller passed.
-        deep: state of the decoder stage.
+        decoder: state of the decoder stage.
         length: of the sequence that the text model was to be fed.
         packing: which of the caller's columns are left, in the last layer.
         cache: a KV cache that was pruned before.
         outer: the call around this one, of another pruned model or of the same.
     """
 
-    pruner: Pruner
+    calls: Calls
     outermost: int
     depth: int
     frame: FrameType | None
     thread: int = field(default_factory=threading.get_ident)
     labels: Tensor | None = None
     logits_to_keep: LogitsToKeep | None = None
-    request: Request | None = None
+    visual: VisualInputs | None = None
     layout: Layout | None = None
     mask: Any = None
     shrunk: bool = False
-    deep: Deep | None = None
+    decoder: DecoderCall | None = None
     length: int = 0
     packing: Packing | None = None
     cache: Any = None
@@ -80,7 +79,7 @@ class ForwardCall:
 
     def reaches(self, depth: int) -> bool:
         """Whether the head itself calls the base model at `depth`, where a head began the call, and no hook on it."""
-        heads = self.pruner.heads
+        heads = self.calls.heads
         if self.outermost >= len(heads) or depth != len(heads):
             return True
         frame: FrameType | None = sys._getframe(1)
@@ -101,12 +100,12 @@ class ForwardCall:
         cache.hooked = self
 
     def release_cache(self) -> None:
-        """Nobody reads the cache any more."""
+        """The cache is not read any more."""
         if self.cache is not None:
             self.cache.hooked = self.cache = None
 
     def outputs_follow(self, packing: Packing, length: int) -> None:
-        """Shrink what the head needs with the sequence, which had `length` columns: labels, places of logits."""
+        """Shrink what the head needs with the sequence, which had `length` columns: labels, columns of logits."""
         self.packing = packing.after(self.packing)
         if self.labels is not None:
             self.labels.data = packing.labels(self.labels)
@@ -114,62 +113,104 @@ class ForwardCall:
             self.logits_to_keep.follow(packing, length)
 
 
+def calling_frame() -> FrameType:
+    """The frame from outside of this package that has called into it.
+
+    Frames in between do not last as long as the module that is called: a compiler cuts functions into several.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__package__", "") == __package__:
+        frame = frame.f_back
+    return frame
+
+
+#: The innermost call of each thread and task; the calls around it hang on it.
 _CALL: ContextVar[ForwardCall | None] = ContextVar("tokenprune_call", default=None)
 
 
 def innermost() -> ForwardCall | None:
-    """The call on top of this thread's stack, of whatever model."""
+    """The innermost call of this thread, of whatever model."""
     return _CALL.get()
 
 
-def current(pruner: Pruner) -> ForwardCall | None:
-    """The call of this pruner that runs in this thread; None between calls."""
-    call = _CALL.get()
-    return call if call is not None and call.pruner is pruner else None
+class Calls:
+    """The calls of one pruned model.
 
+    Args:
+        heads: the modules above its base model.
 
-def enter(pruner: Pruner, depth: int, frame: FrameType) -> ForwardCall:
-    """A module at `depth` is called, from `frame`: go on with the call of the module around it, or begin one.
-
-    Raises:
-        RuntimeError: if the pruning was removed or replaced in this moment.
+    Attributes:
+        in_flight: calls that have begun and not ended, in all threads, by id.
+        closed: whether the pruning has been removed, so that none may begin.
     """
-    call = current(pruner)
-    heads = len(pruner.heads)
-    follows = call is not None and (call.depth == depth - 1 if depth > heads else call.depth < depth)
-    if call is not None and follows and call.here and call.running and call.reaches(depth):
-        call.depth = depth
+
+    def __init__(self, heads: Sequence[nn.Module]):
+        self.heads = tuple(heads)
+        self.in_flight: dict[int, ForwardCall] = {}
+        self.closed = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Calls:
+        """The calls of a copied model, of which none is in flight."""
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.heads, new.in_flight, new.closed = copy.deepcopy(self.heads, memo), {}, self.closed
+        return new
+
+    @property
+    def any_running(self) -> bool:
+        """Whether a call runs, in this thread or in another."""
+        return any(call.running for call in list(self.in_flight.values()))
+
+    def current(self) -> ForwardCall | None:
+        """The call of this model that runs in this thread; None between calls."""
+        call = _CALL.get()
+        return call if call is not None and call.calls is self else None
+
+    def enter(self, depth: int, frame: FrameType) -> ForwardCall:
+        """A module at `depth` is called, from `frame`: go on with the call of the module around it, or begin one.
+
+        Raises:
+            RuntimeError: if the pruning was removed or replaced in this moment.
+        """
+        call = self.current()
+        heads = len(self.heads)
+        follows = call is not None and (call.depth == depth - 1 if depth > heads else call.depth < depth)
+        if call is not None and follows and call.here and call.running and call.reaches(depth):
+            call.depth = depth
+            return call
+        return self.begin(depth, frame)
+
+    def begin(self, depth: int, frame: FrameType) -> ForwardCall:
+        """A call of its own, whatever runs around it. Raises as `enter` does."""
+        call = ForwardCall(self, depth, depth, frame, outer=_drop_interrupted())
+        self.in_flight[id(call)] = call
+        if self.closed:
+            del self.in_flight[id(call)]
+            raise RuntimeError("the pruning of this model was changed by another thread while a call began")
+        _CALL.set(call)
         return call
-    return begin(pruner, depth, frame)
 
+    def leave(self, depth: int) -> ForwardCall | None:
+        """A module at `depth`, the base model or the text model, is done, and with the outer of them the call.
 
-def begin(pruner: Pruner, depth: int, frame: FrameType) -> ForwardCall:
-    """A call of its own, whatever runs around it. Raises as `enter` does."""
-    call = ForwardCall(pruner, depth, depth, frame, outer=_drop_interrupted())
-    pruner.in_flight[id(call)] = call
-    if pruner.closed:
-        del pruner.in_flight[id(call)]
-        raise RuntimeError("the pruning of this model was changed by another thread while a call began")
-    _CALL.set(call)
-    return call
+        Returns:
+            the call; None if none was begun.
+        """
+        call = _CALL.get()
+        if call is not None and call.calls is not self:
+            call = _drop_interrupted()
+        if call is None or call.calls is not self or call.depth < depth:
+            return None
+        call.depth = depth - 1
+        call.release_cache()
+        if depth <= max(call.outermost, len(self.heads)):
+            _end(call)
+        return call
 
-
-def leave(pruner: Pruner, depth: int) -> ForwardCall | None:
-    """A module at `depth`, the base model or the text model, is done, and with the outer of them the call.
-
-    Returns:
-        the call; None if none was begun.
-    """
-    call = _CALL.get()
-    if call is not None and call.pruner is not pruner:
-        call = _drop_interrupted()
-    if call is None or call.pruner is not pruner or call.depth < depth:
-        return None
-    call.depth = depth - 1
-    call.release_cache()
-    if depth <= max(call.outermost, len(pruner.heads)):
-        _end(call)
-    return call
+    def forget(self) -> None:
+        """Drop what interrupted calls left in this thread, and here."""
+        _drop_interrupted()
+        self.in_flight.clear()
 
 
 @contextmanager
@@ -183,10 +224,18 @@ def guarded() -> Iterator[None]:
             _end(call)
 
 
-def forget(pruner: Pruner) -> None:
-    """Drop what interrupted calls left in this thread, and in the pruner."""
-    _drop_interrupted()
-    pruner.in_flight.clear()
+@contextmanager
+def unchanged(embeds: Tensor, label: str) -> Iterator[None]:
+    """Around the choice of the policy of that label, guarded.
+
+    Raises:
+        ValueError: if it has changed the model's embeddings in place.
+    """
+    version = None if embeds.is_inference() else embeds._version
+    with guarded():
+        yield
+    if version is not None and embeds._version != version:
+        raise ValueError(f"policy {label!r} must not change tokens.features in place; return new features")
 
 
 def _drop_interrupted() -> ForwardCall | None:
@@ -197,7 +246,7 @@ def _drop_interrupted() -> ForwardCall | None:
 
 
 def _end(call: ForwardCall) -> None:
-    call.pruner.in_flight.pop(id(call), None)
+    call.calls.in_flight.pop(id(call), None)
     call.release_cache()
     _CALL.set(call.outer)
     call.frame = call.outer = None

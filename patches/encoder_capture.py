@@ -1,12 +1,13 @@
-"""What a policy may hear of the vision encoder: saliency, keys and features, token by token."""
+"""What a policy reads of the vision encoder: attention, keys and features, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,75 +15,99 @@ from torch import Tensor, nn
 from ..ops import attention_received
 from ..policies.types import EncoderSpec
 from .attention_tap import AttentionTap
+from .families.base import EncoderFacts, EncoderValues, Kind
 
-Kind = Literal["image", "video"]
-
-#: Regroups values per encoder token, (pieces, M, C) in the order the encoder has them, into one
-#: (N, C) tensor per visual input, in the order of its candidates:
-#: `regroup(base, kind, values, lengths, inputs)`.
-Regroup = Callable[[Any, Kind, Tensor, list[int], Mapping[str, Any]], list[Tensor]]
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """Facts about a family's vision encoder.
+def read_attention(
+    spec: EncoderSpec, query: Tensor, key: Tensor, has_cls: bool, scaling: float | None
+) -> dict[str, Tensor]:
+    """What a policy's `EncoderSpec` means on one attention layer.
+
+    Args:
+        spec: of the policy.
+        query, key: (B, H, M, d) of the layer.
+        has_cls: whether token 0 is CLS; it is left out of the answer.
+        scaling: of its scores; None: 1 / sqrt(d).
+
+    Returns:
+        of the N tokens that are not CLS, what is asked for: `"attention"` (B, N, 1) float32, `"keys"` (B, N, C).
+    """
+    skip, values = int(has_cls), {}
+    joined_keys = key.transpose(1, 2).flatten(2)  # (B, M, H * d)
+    if spec.keys is not None:
+        keys = joined_keys if spec.keys == "joined" else key.mean(1)
+        values["keys"] = keys[:, skip:]
+    rows = spec.rows if has_cls or spec.rows != "cls" else spec.without_cls
+    if rows is None:
+        return values
+    if spec.joined_heads:
+        query, key, scaling = query.transpose(1, 2).flatten(2)[:, None], joined_keys[:, None], None
+    start, stop = (0, 1) if rows == "cls" else (0 if spec.cls_query else skip, query.shape[2])
+    asking = torch.arange(start, stop, device=query.device)
+    values["attention"] = attention_received(query, key, rows=asking, scaling=scaling)[:, skip:, None]
+    return values
+
+
+@dataclass
+class EncoderActivations:
+    """What was captured in one call of the vision encoder, by visual input.
 
     Attributes:
-        attention: attention module of a layer, `"feature"` (the one whose output the projector reads,
-            or its last with full attention) or `"last"`, `attention(base, layer)`.
-        has_cls: whether token 0 is a CLS token, `has_cls(base)`.
-        regroup: see `Regroup`.
-        projector: attribute of the pointwise projector, where tokens before and after it are
-            one-to-one; None otherwise.
-        packed: where the encoder takes all inputs as one sequence, the length of each in it,
-            `packed(base, inputs)`; None where that is not known.
-        tower: the layers of the vision tower up to the one whose output the projector reads,
-            `tower(base)`; None where tokens cannot leave between them. Needs `projector`.
-        embeddings: the module that makes patches of pixels, `embeddings(base)`; goes with `tower`.
+        attention: (N,) each.
+        keys: (N, H * d) or (N, d) each.
+        features: (N, D_v) each.
+        kept: (N,) bool each, on the host, False at tokens that left inside the encoder; None where all are there.
     """
 
-    attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
-    has_cls: Callable[[Any], bool]
-    regroup: Regroup
-    projector: str | None = None
-    packed: Callable[[Any, Mapping[str, Any]], list[int] | None] | None = None
-    tower: Callable[[Any], Sequence[nn.Module]] | None = None
-    embeddings: Callable[[Any], nn.Module] | None = None
+    attention: list[Tensor] | None = None
+    keys: list[Tensor] | None = None
+    features: list[Tensor] | None = None
+    kept: list[Tensor] | None = None
 
 
 @dataclass
-class Heard:
-    """Per visual input of one encoder call."""
+class Recording:
+    """Values of one call of the vision encoder, (pieces, M, C) by name, as it computes them.
 
-    attention: list[Tensor] | None = None  # (N,)
-    keys: list[Tensor] | None = None  # (N, H * d) or (N, d)
-    features: list[Tensor] | None = None  # (N, D_v)
-    left: list[Tensor] | None = None  # (N,) bool on the host, of tokens that may have left inside the tower
+    Attributes:
+        packed: lengths of all inputs, where the encoder takes them as one sequence.
+        values: by name: `"attention"`, `"keys"`, `"features"`.
+    """
 
-
-@dataclass
-class _Notes:
     packed: list[int] | None = None
-    attention: list[Tensor] = field(default_factory=list)
-    keys: list[Tensor] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
+    values: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.values.setdefault(name, []).append(value)
 
 
-_NOTES: ContextVar[_Notes | None] = ContextVar("tokenprune_encoder_notes", default=None)
+_RECORDING: ContextVar[Recording | None] = ContextVar("tokenprune_encoder_recording", default=None)
 
 
-class EncoderListener:
-    """Taps what a policy's `EncoderSpec` asks for, while features of one model are computed."""
+def same(values: Tensor) -> Tensor:
+    """Where no token has left, values are there for the whole raster."""
+    return values
 
-    def __init__(self, base: nn.Module, encoder: Encoder, spec: EncoderSpec):
+
+class EncoderCapture:
+    """Taps that record what a policy's `EncoderSpec` asks for, while features of one model are computed."""
+
+    def __init__(self, base: nn.Module, encoder: EncoderFacts, spec: EncoderSpec):
         self.base, self.encoder, self.spec = base, encoder, spec
-        self.cls = encoder.has_cls(base)
-        self.rows = spec.rows if self.cls else spec.without_cls if spec.rows == "cls" else spec.rows
-        self._tap = AttentionTap(encoder.attention(base, spec.layer), self._read)
+        self.has_cls = encoder.has_cls(base)
+        self._tap = AttentionTap(encoder.attention(base, spec.layer), self._read_attention)
         self._handles: list[Any] = []
 
+    @property
+    def _reads_attention(self) -> bool:
+        spec = self.spec
+        rows = spec.rows if self.has_cls or spec.rows != "cls" else spec.without_cls
+        return rows is not None or spec.keys is not None
+
     def attach(self) -> None:
-        if self.rows is not None or self.spec.keys is not None:
+        if self._reads_attention:
             self._tap.attach()
         if self.spec.features and self.encoder.projector is not None:
             projector = self.base.get_submodule(self.encoder.projector)
@@ -95,67 +120,55 @@ class EncoderListener:
         self._handles.clear()
 
     @contextmanager
-    def listening(self, inputs: Mapping[str, Any]) -> Iterator[_Notes]:
-        """Note what passes the taps in a block that runs the feature function, in this thread alone."""
-        notes = _Notes(None if self.encoder.packed is None else self.encoder.packed(self.base, inputs))
-        token = _NOTES.set(notes)
+    def recording(self, arguments: Mapping[str, Any]) -> Iterator[Recording]:
+        """Record what passes the taps in a block that runs the feature function, in this thread alone."""
+        recording = Recording(None if self.encoder.packed is None else self.encoder.packed(self.base, arguments))
+        token = _RECORDING.set(recording)
         try:
-            yield notes
+            yield recording
         finally:
-            _NOTES.reset(token)
+            _RECORDING.reset(token)
 
-    def heard(
+    def by_input(
         self,
-        notes: _Notes,
+        recording: Recording,
         kind: Kind,
         lengths: list[int],
-        inputs: Mapping[str, Any],
-        whole: Callable[[Tensor], Tensor] = lambda values: values,
-    ) -> Heard:
-        """Notes by visual input; `whole` puts values of what is left in the tower back into the raster."""
+        arguments: Mapping[str, Any],
+        whole_raster: Callable[[Tensor], Tensor] = same,
+    ) -> EncoderActivations:
+        """What was recorded, by visual input.
 
-        def regroup(values: list[Tensor]) -> list[Tensor] | None:
-            if not values:
-                return None
-            joined = whole(torch.cat(values, 1 if values[0].shape[0] == 1 else 0))
-            return self.encoder.regroup(self.base, kind, joined, lengths, inputs)
+        Args:
+            recording: of one call of the feature function.
+            kind: of its inputs.
+            lengths: placeholders of each.
+            arguments: of the feature function.
+            whole_raster: puts values of the tokens that are left in the encoder back into the raster.
+        """
+        found = EncoderActivations()
+        for name, values in recording.values.items():
+            joined = whole_raster(torch.cat(values, 1 if values[0].shape[0] == 1 else 0))
+            by_input = self.encoder.regroup(EncoderValues(self.base, kind, joined, lengths, arguments))
+            setattr(found, name, [value[:, 0] for value in by_input] if name == "attention" else by_input)
+        logger.debug("encoder: captured %s of %d inputs", sorted(recording.values), len(lengths))
+        return found
 
-        attention = regroup(notes.attention)
-        return Heard(
-            attention=None if attention is None else [a[:, 0] for a in attention],
-            keys=regroup(notes.keys),
-            features=regroup(notes.features),
-        )
-
-    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
-        notes = _NOTES.get()
-        if notes is None:
+    def _read_attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]
+    ) -> None:
+        recording = _RECORDING.get()
+        if recording is None:
             return
         borders = kwargs.get("cu_seq_lens_q")  # FlashAttention takes all chunks of a Qwen tower at once
         lengths = [query.shape[2]] if borders is None else (borders[1:] - borders[:-1]).tolist()
-        lengths = notes.packed or lengths
+        lengths = recording.packed or lengths
         with torch.no_grad():
             for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-                self._note(notes, q, k, kwargs.get("scaling"))
+                for name, values in read_attention(self.spec, q, k, self.has_cls, kwargs.get("scaling")).items():
+                    recording.add(name, values)
 
-    def _note(self, notes: _Notes, query: Tensor, key: Tensor, scaling: float | None) -> None:
-        skip = int(self.cls)
-        joined = key.transpose(1, 2).flatten(2)  # (B, M, H * d)
-        if self.spec.keys is not None:
-            keys = joined if self.spec.keys == "joined" else key.mean(1)
-            notes.keys.append(keys[:, skip:])
-        if self.rows is None:
-            return
-        if self.spec.joined_heads:
-            query, key, scaling = query.transpose(1, 2).flatten(2)[:, None], joined[:, None], None
-        if self.rows == "cls":
-            rows = torch.zeros(1, dtype=torch.int64, device=query.device)
-        else:
-            rows = torch.arange(0 if self.spec.cls_query else skip, query.shape[2], device=query.device)
-        received = attention_received(query, key, rows=rows, scaling=scaling)
-        notes.attention.append(received[:, skip:, None])
-
-    def _read_features(self, module: nn.Module, args: tuple) -> None:
-        notes = _NOTES.get()
-        if notes is not None:
-            notes.features.append(args[0].detach())
+    def _read_features(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        recording = _RECORDING.get()
+        if recording is not None:
+            recording.add("features", args[0].detach())

@@ -1,12 +1,13 @@
-"""Encoder-stage pruning: tokens leave between the layers of the vision tower, which gets cheaper by that.
+"""Encoder-stage pruning: tokens leave between the layers of the vision encoder, which gets cheaper by that.
 
-Behind the projector the raster is whole again, with zeros where tokens have left, so that the model lays
-its features out as always; before the language model they are dropped.
+Behind the projector the raster is whole again, with zeros where tokens have left, so that the model lays its features
+out as always. Those zeros are dropped before the language model.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,21 +25,28 @@ from ..policies.base import Policy
 from ..policies.types import TowerCut, TowerView
 from .attention_tap import AttentionTap
 from .call import guarded
-from .encoder_capture import Encoder, Heard, Kind
+from .encoder_capture import EncoderActivations
+from .families.base import EncoderValues, Family, Kind
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TowerCall:
-    """One call of the vision tower, as it stands at the layer that is running.
+class EncoderCall:
+    """One call of the vision encoder, as it stands at the layer that is running.
 
     Attributes:
+        stage: whose call it is.
         n: tokens of a picture or tile, CLS not counted; 0 until the first cut.
+        n_keep: how many of them are left in the end.
         kept: (B, K) int64 ascending, which of them are left; None while all are.
         sizes: (B, M) float, patches that each token stands for, CLS included.
+        memory: the policy's own notes.
+        heads: query, key, value and scaling of the layer below.
         orderly: per cut, () bool on the device: whether the policy's indices were as they should be.
     """
 
-    stage: TowerStage
+    stage: EncoderStage
     n: int = 0
     n_keep: int = 0
     kept: Tensor | None = None
@@ -47,47 +55,82 @@ class TowerCall:
     heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
     orderly: list[Tensor] = field(default_factory=list)
 
-    def whole(self, values: Tensor) -> Tensor:
-        """(B, K, C) values of what is left as (B, N, C), zeros elsewhere."""
+    def whole_raster(self, values: Tensor) -> Tensor:
+        """(B, K, C) values of the tokens that are left as (B, N, C), zeros elsewhere."""
         if self.kept is None:
             return values
         index = self.kept.to(values.device)[..., None].expand_as(values)
         return values.new_zeros(len(values), self.n, values.shape[2]).scatter(1, index, values)
 
-    def left(self) -> Tensor | None:
-        """(B, N, 1) float, one where a token is left; None while all are."""
-        return None if self.kept is None else self.whole(torch.ones_like(self.kept, dtype=torch.float32)[..., None])
+    def kept_mask(self) -> Tensor | None:
+        """(B, N, 1) float32, one where a token is left; None while all are."""
+        if self.kept is None:
+            return None
+        return self.whole_raster(torch.ones_like(self.kept, dtype=torch.float32)[..., None])
 
 
-_CALL: ContextVar[TowerCall | None] = ContextVar("tokenprune_tower", default=None)
+_CALL: ContextVar[EncoderCall | None] = ContextVar("tokenprune_encoder_call", default=None)
 
 
-class TowerStage:
-    """Hooks on the layers of a vision tower, up to the one whose output the projector reads, or on its embeddings
-    for a policy that resizes pictures; and on the projector."""
+class EncoderStage:
+    """Hooks on the vision encoder's layers and on the projector.
 
-    def __init__(self, base: nn.Module, encoder: Encoder, policy: Policy, budget: Budget | PartBudget):
-        assert encoder.tower is not None and encoder.projector is not None
-        self.base, self.encoder, self.policy, self.budget = base, encoder, policy, budget
-        self.layers: list[Any] = list(encoder.tower(base))
-        self.cls = int(encoder.has_cls(base))
+    Layers are those up to the one whose output the projector reads. For a policy that resizes pictures, the hook is on
+    the embeddings instead.
+
+    Args:
+        base: the base model.
+        family: its facts.
+        policy: acts at the encoder stage.
+        budget: of it.
+
+    Raises:
+        ValueError: where the model's vision encoder, or its attention implementation, does not allow it.
+    """
+
+    def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: Budget | PartBudget):
+        self.base, self.policy, self.budget = base, policy, budget
+        encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
+        if encoder is None or encoder.layers is None:
+            raise ValueError(
+                f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
+                f"{family.no_encoder_stage}; use a policy that acts before the language model"
+            )
+        assert encoder.embeddings is not None and encoder.projector is not None
+        self.encoder = encoder
+        self.layers: list[Any] = list(encoder.layers(base))
+        self.embeddings: Any = encoder.embeddings(base)
+        self.projector = base.get_submodule(encoder.projector)
+        self.n_cls = int(encoder.has_cls(base))
         self.resizes = type(policy).resized is not Policy.resized
+        self._refuse_what_does_not_fit()
         self._taps = [AttentionTap(layer.self_attn, self._read) for layer in self.layers[:-1]]
         self._handles: list[Any] = []
 
+    def _refuse_what_does_not_fit(self) -> None:
+        policy = self.policy
+        if len(self.layers) < 2:
+            raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
+        if self.resizes and hasattr(self.embeddings, "class_embedding") and not self.n_cls:
+            raise ValueError(f"policy {policy!r} cannot place the CLS token that this model feeds its language model")
+        implementation = self.layers[0].self_attn.config._attn_implementation or ""
+        if policy.proportional and "flash" in implementation:
+            raise ValueError(
+                f"policy {policy!r} masks attention in the vision tower by how many patches a token stands for, "
+                f"which {implementation} does not take; use proportional_attention=False, or sdpa in the vision tower"
+            )
+
     def attach(self) -> None:
         if self.resizes:
-            assert self.encoder.embeddings is not None
-            embeddings = self.encoder.embeddings(self.base)
-            self._handles.append(embeddings.register_forward_pre_hook(self._enter_embeddings, with_kwargs=True))
+            hook = self.embeddings.register_forward_pre_hook(self._enter_embeddings, with_kwargs=True)
+            self._handles.append(hook)
         else:
             for tap in self._taps:
                 tap.attach()
             for i, layer in enumerate(self.layers[1:]):
-                enter = functools.partial(self._enter, i)
+                enter = functools.partial(self._enter_layer, i)
                 self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-        projector = self.base.get_submodule(self.encoder.projector)  # type: ignore[arg-type]
-        self._handles.append(projector.register_forward_hook(self._leave_projector))
+        self._handles.append(self.projector.register_forward_hook(self._leave_projector))
 
     def detach(self) -> None:
         for tap in self._taps:
@@ -97,32 +140,44 @@ class TowerStage:
         self._handles.clear()
 
     @contextmanager
-    def cutting(self) -> Iterator[TowerCall]:
-        """Let tokens leave in the tower's calls of a block, in this thread alone."""
-        call = TowerCall(self)
+    def cutting(self) -> Iterator[EncoderCall]:
+        """Let tokens leave in the encoder's calls of a block, in this thread alone."""
+        call = EncoderCall(self)
         token = _CALL.set(call)
         try:
             yield call
         finally:
             _CALL.reset(token)
 
-    def heard(self, call: TowerCall, heard: Heard, kind: Kind, lengths: list[int], inputs: Mapping[str, Any]) -> Heard:
-        """What was heard, and by visual input what is left."""
-        left = call.left()
-        if left is None:
-            return heard
-        by_input = [x[:, 0] > 0.5 for x in self.encoder.regroup(self.base, kind, left, lengths, inputs)]
+    def mark_kept(
+        self,
+        call: EncoderCall,
+        activations: EncoderActivations,
+        kind: Kind,
+        lengths: list[int],
+        arguments: Mapping[str, Any],
+    ) -> EncoderActivations:
+        """Note by visual input which tokens are left after a call of the feature function.
+
+        Raises:
+            ValueError: if the policy gave indices or hidden states that are not as they should be.
+        """
+        mask = call.kept_mask()
+        if mask is None:
+            return activations
+        by_input = self.encoder.regroup(EncoderValues(self.base, kind, mask, lengths, arguments))
+        kept = [value[:, 0] > 0.5 for value in by_input]
         checks = [torch.stack(call.orderly)] if call.orderly else []
-        heard.left = to_host([*by_input, *(check.to(by_input[0].device) for check in checks)])
-        if checks and not bool(heard.left.pop().all()):
+        activations.kept = to_host([*kept, *(check.to(kept[0].device) for check in checks)])
+        if checks and not bool(activations.kept.pop().all()):
             raise ValueError(
                 f"policy {self.policy.label!r} must return ascending, distinct indices for every picture, within range "
                 "and with the CLS token first where there is one, and finite hidden states"
             )
-        return heard
+        return activations
 
-    def _call(self) -> TowerCall | None:
-        """The call that runs in this thread, if it is of this tower."""
+    def _call(self) -> EncoderCall | None:
+        """The call that runs in this thread, if it is of this encoder."""
         call = _CALL.get()
         return call if call is not None and call.stage is self else None
 
@@ -131,7 +186,9 @@ class TowerStage:
         if call is not None:
             call.heads = (query, key, value, kwargs.get("scaling"))
 
-    def _enter_embeddings(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def _enter_embeddings(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Resize the pictures, if the policy wants smaller ones."""
         call = self._call()
         if call is None:
@@ -149,32 +206,34 @@ class TowerStage:
             mode="bicubic",
             antialias=True,
         ).to(pixels.dtype)
-        places = self.policy.places(height, width, rows, columns)
-        call.n, call.n_keep = height * width, len(places)
-        call.kept = torch.tensor(places, device=pixels.device).expand(len(pixels), -1)
+        sources = self.policy.places(height, width, rows, columns)
+        call.n, call.n_keep = height * width, len(sources)
+        call.kept = torch.tensor(sources, device=pixels.device).expand(len(pixels), -1)
         kwargs = {**kwargs, "interpolate_pos_encoding": True}
         return ((pixels, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": pixels})
 
-    def _enter(self, cut: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def _enter_layer(
+        self, cut: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         call = self._call()
         if call is None or call.heads is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if call.n == 0:
-            call.n = hidden.shape[1] - self.cls
+            call.n = hidden.shape[1] - self.n_cls
             call.n_keep = self.budget.count(call.n)
             call.sizes = hidden.new_ones(hidden.shape[:2], dtype=torch.promote_types(hidden.dtype, torch.float32))
         if call.n_keep >= call.n:
             return None
         hidden = self._cut(call, cut, hidden)
-        more = self._mask(call, hidden)
+        bias = self._size_bias(call, hidden)
         if args:
-            rest = args[1:] if more is None else (more, *args[2:])
-            return (hidden, *rest), kwargs if more is None or len(args) > 1 else {**kwargs, "attention_mask": more}
-        return args, {**kwargs, "hidden_states": hidden} | ({} if more is None else {"attention_mask": more})
+            rest = args[1:] if bias is None else (bias, *args[2:])
+            return (hidden, *rest), kwargs if bias is None or len(args) > 1 else {**kwargs, "attention_mask": bias}
+        return args, {**kwargs, "hidden_states": hidden} | ({} if bias is None else {"attention_mask": bias})
 
     @torch.no_grad()
-    def _choose(self, call: TowerCall, cut: int, hidden: Tensor) -> TowerCut | None:
+    def _choose(self, call: EncoderCall, cut: int, hidden: Tensor) -> TowerCut | None:
         assert call.heads is not None and call.sizes is not None
         query, key, value, scaling = call.heads
         view = TowerView(
@@ -183,7 +242,7 @@ class TowerStage:
             key=key,
             value=value,
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            cls=bool(self.cls),
+            cls=bool(self.n_cls),
             sizes=call.sizes,
             cut=cut,
             n_cuts=len(self.layers) - 1,
@@ -195,32 +254,34 @@ class TowerStage:
             answer = checked_cut(self.policy.label, view, self.policy.tower_select(view))
         if answer is not None:
             call.orderly.append(orderly(view, answer))
-            answer = replace(answer, keep=answer.keep.clamp(0, hidden.shape[1] - 1))  # until `heard` has looked
+            # Wrong indices are refused by `mark_kept`; until then they must not stop a device.
+            answer = replace(answer, keep=answer.keep.clamp(0, hidden.shape[1] - 1))
         return answer
 
-    def _cut(self, call: TowerCall, cut: int, hidden: Tensor) -> Tensor:
+    def _cut(self, call: EncoderCall, cut: int, hidden: Tensor) -> Tensor:
         chosen = self._choose(call, cut, hidden)
         call.heads = None
         if chosen is None:
             return hidden
         assert call.sizes is not None
         keep = chosen.keep
-        kept = (keep[:, self.cls :] - self.cls).clamp(min=0)
+        kept = (keep[:, self.n_cls :] - self.n_cls).clamp(min=0)
         call.kept = kept if call.kept is None else call.kept.gather(1, kept)
         call.sizes = call.sizes.gather(1, keep) if chosen.sizes is None else chosen.sizes
+        logger.debug("encoder cut %d: %d of %d tokens are left", cut, keep.shape[1], hidden.shape[1])
         if chosen.hidden is not None:
             return chosen.hidden
         return hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[2]))
 
-    def _mask(self, call: TowerCall, hidden: Tensor) -> Tensor | None:
-        """Additive (B, 1, M, M): a token that stands for several is as loud as they were."""
+    def _size_bias(self, call: EncoderCall, hidden: Tensor) -> Tensor | None:
+        """Additive mask (B, 1, M, M), log of the patches that a token stands for: it gets the attention they had."""
         if not self.policy.proportional or call.kept is None:
             return None
         assert call.sizes is not None
-        loud = call.sizes.log().to(hidden.dtype)[:, None, None]
-        return loud.expand(-1, -1, hidden.shape[1], -1)
+        log_size_bias = call.sizes.log().to(hidden.dtype)[:, None, None]
+        return log_size_bias.expand(-1, -1, hidden.shape[1], -1)
 
-    def _leave_projector(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    def _leave_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         call = self._call()
         if call is None or call.kept is None:
             return None
@@ -228,4 +289,4 @@ class TowerStage:
             raise ValueError(
                 f"policy {self.policy!r} left {call.kept.shape[1]} tokens in the vision tower, asked for {call.n_keep}"
             )
-        return call.whole(output)
+        return call.whole_raster(output)

@@ -1,14 +1,18 @@
-"""Reading the padding of a batch from whatever attention mask the text model was given."""
+"""Attention masks: read as padding, refused where they cannot be followed, cut down, and made for decoder layers."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
-from .cache import cache_among, layout_of
+from .cache import CACHE_NAME, PrunedCacheError, cache_among, layout_of
+from .packing import Packing
+from .past import Past
 
 
 def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | None:
@@ -89,3 +93,114 @@ def refuse_packed(kwargs: Mapping[str, Any], text: Any, positions: Literal["1d",
             "position_ids start again or have gaps within a row: several samples packed into one row cannot be "
             f"pruned; {advice}"
         )
+
+
+def gather_block_masks(masks: Any, packing: Packing, past: Past, valid: Tensor, window: int | None) -> Any:
+    """Attention masks of the columns that stay, for families that build masks above the text model.
+
+    They do so because pictures attend to themselves both ways.
+
+    Args:
+        masks: 4-D (B or 1, 1, L, P + L), bool or additive, or a dict of them by kind of layer; kernels
+            that take padding masks alone have 2-D ones, or none.
+        packing: which of this call's L columns stay.
+        past: the P columns that the cache held.
+        valid: (B, P + M) bool, False at padding.
+        window: of sliding-window layers, in columns that are left.
+
+    Raises:
+        PrunedCacheError: for sliding-window layers that have a past.
+    """
+    if not isinstance(masks, dict):
+        return _gather_block_mask(masks, packing, past, valid)
+    if past.physical and "sliding_attention" in masks:
+        raise PrunedCacheError(
+            "a picture in a later turn is not supported on sliding-window layers with pruning; start a fresh cache"
+        )
+    full = _gather_block_mask(masks["full_attention"], packing, past, valid)
+    short = {"full_attention": full}
+    if "sliding_attention" in masks:
+        short["sliding_attention"] = _within(full, window) if full.ndim == 4 else full
+    return short
+
+
+def _gather_block_mask(mask: Any, packing: Packing, past: Past, valid: Tensor) -> Tensor:
+    if mask is None or mask.ndim != 4:
+        return valid
+    batch, length = packing.index.shape
+    held = torch.arange(past.physical, device=valid.device).expand(batch, -1)
+    columns = torch.cat([held, past.physical + packing.index], 1)
+    mask = mask.expand(batch, *mask.shape[1:])
+    rows = mask.gather(2, packing.index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    short = rows.gather(3, columns[:, None, None].expand(-1, mask.shape[1], length, -1))
+    itself = torch.eye(length, dtype=torch.bool, device=valid.device)
+    itself = torch.nn.functional.pad(itself, (past.physical, 0))
+    # Padding sees itself alone: a row that sees nothing would be NaN.
+    seen = torch.where(packing.valid[:, None, :, None], valid[:, None, None], itself)
+    if short.dtype == torch.bool:
+        return torch.where(packing.valid[:, None, :, None], short & seen, seen)
+    lowest = torch.finfo(short.dtype).min
+    return torch.where(packing.valid[:, None, :, None], short, 0).masked_fill(~seen, lowest)
+
+
+def _within(mask: Tensor, window: int | None) -> Tensor:
+    """Columns at most `window` back, of a mask without a past."""
+    if window is None:
+        return mask
+    near = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1 - window)
+    return mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+
+
+class _LayerCache:
+    """A cache as one layer sees it: mask builders ask for the length of some layer, and get this one's."""
+
+    def __init__(self, cache: Any, layer: int):
+        self._cache, self._layer = cache, layer
+        self.is_compileable = getattr(cache, "is_compileable", False)
+
+    def get_query_offset(self, layer_idx: int | None = 0) -> Any:
+        if hasattr(self._cache, "get_query_offset"):
+            return self._cache.get_query_offset(self._layer)
+        return self._cache.get_seq_length(self._layer)  # transformers 4, and never pruned: one length only
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> Any:
+        return self.get_query_offset()
+
+    def get_mask_sizes(self, query: Any, layer_idx: int | None = 0) -> tuple[int, int]:
+        return self._cache.get_mask_sizes(query, self._layer)
+
+
+def window_at(config: Any, layer: int) -> int | None:
+    """The sliding window of a decoder layer, in columns; None where it attends to all.
+
+    Configs without `layer_types` (Mistral's) that name a window mean all layers.
+    """
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    return window if kinds is None or kinds[layer] == "sliding_attention" else None
+
+
+def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: Any) -> Any:
+    """The attention mask of a decoder layer, made by transformers for the columns this layer holds.
+
+    Args:
+        config: of the text model.
+        layer: its index.
+        hidden: (B, M, D), what the layer is fed.
+        valid: (B, P + M) bool padding mask over its columns.
+        cache: the KV cache, or None.
+    """
+    sliding = window_at(config, layer) is not None
+    make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
+    accepted = inspect.signature(make).parameters
+    arguments: dict[str, Any] = dict(
+        config=config,
+        attention_mask=valid,
+        position_ids=None,
+    )
+    arguments[CACHE_NAME] = None if cache is None else _LayerCache(cache, layer)
+    arguments["inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"] = hidden
+    if "cache_position" in accepted:
+        arguments["cache_position"] = torch.arange(
+            valid.shape[1] - hidden.shape[1], valid.shape[1], device=hidden.device
+        )
+    return make(**arguments)

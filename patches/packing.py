@@ -19,7 +19,7 @@ class Packing:
     counts from the end of the sequence still counts right. The new length is the largest number held by any row.
 
     Attributes:
-        index: (B, M) int64, the old column at each new place (anything at new padding).
+        index: (B, M) int64, the old column of each new one (any at new padding).
         valid: (B, M) bool, False at padding, old or new.
         held: (B, M) bool, False at new padding alone.
     """
@@ -29,30 +29,30 @@ class Packing:
     held: Tensor
 
     @classmethod
-    def of(cls, stays: Tensor, real: Tensor) -> Packing:
+    def of(cls, keep_mask: Tensor, not_padding: Tensor) -> Packing:
         """Packing of a batch.
 
         Args:
-            stays: (B, L) bool, False at columns that are pruned.
-            real: (B, L) bool, False at padding.
+            keep_mask: (B, L) bool, False at columns that are pruned.
+            not_padding: (B, L) bool, False at padding.
         """
-        behind = real.flip(1).cumsum(1).flip(1) == 0
-        keep = stays & (real | behind)
+        behind = not_padding.flip(1).cumsum(1).flip(1) == 0
+        keep = keep_mask & (not_padding | behind)
         counts = keep.sum(1)
         length = int(counts.max())
         rows, columns = keep.nonzero(as_tuple=True)
-        ends = counts.cumsum(0)  # among all kept ones; each row's last one comes to stand in the last place
+        ends = counts.cumsum(0)  # of each row among all kept columns; a row's last one becomes the last column
         index = torch.zeros(len(keep), length, dtype=torch.int64, device=keep.device)
         index[rows, torch.arange(len(rows), device=keep.device) + length - ends[rows]] = columns
         held = torch.arange(length, device=keep.device) >= length - counts[:, None]
-        return cls(index, held & real.gather(1, index), held)
+        return cls(index, held & not_padding.gather(1, index), held)
 
     def to(self, device: torch.device) -> Packing:
         """The same, of the host, on a device."""
         return Packing(*(to_device(part, device) for part in (self.index, self.valid, self.held)))
 
-    def places(self, length: int) -> Tensor:
-        """(B, length) int64: the new place of each old column that stays, 0 for those that go and for padding."""
+    def inverse_index(self, length: int) -> Tensor:
+        """(B, length) int64: the new column of each old one that stays, 0 for those that go and for padding."""
         new = torch.zeros(len(self.index), length, dtype=torch.int64, device=self.index.device)
         rows, slots = self.valid.nonzero(as_tuple=True)
         new[rows, self.index[rows, slots]] = slots
@@ -73,8 +73,8 @@ class Packing:
         first = self.valid & (self.valid.cumsum(1) == 1)
         return self.take(labels).masked_fill((~self.valid | first).to(labels.device), -100)
 
-    def spread(self, values: Tensor, length: int, fill: float) -> Tensor:
-        """(B, length, ...) of (B, M, ...) values: each where its column was, `fill` where none is."""
+    def scatter(self, values: Tensor, length: int, fill: float) -> Tensor:
+        """(B, length, ...) of (B, M, ...) values: each at its old column, `fill` at the others."""
         rows, slots = self.held.to(values.device).nonzero(as_tuple=True)
         out = values.new_full((len(values), length, *values.shape[2:]), fill)
         return out.index_put((rows, self.index.to(values.device)[rows, slots]), values[rows, slots])

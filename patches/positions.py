@@ -11,7 +11,7 @@ from .past import Past
 
 
 def renumbered(
-    kind: Literal["1d", "mrope"], positions: Tensor, stays: Tensor, keep: Tensor, shift: Tensor
+    kind: Literal["1d", "mrope"], positions: Tensor, keep_mask: Tensor, kept: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Position ids without the gaps that dropped columns leave, and how far each row's end has moved.
 
@@ -21,22 +21,25 @@ def renumbered(
     Args:
         kind: of the family's positions.
         positions: (..., B or 1, L), in the caller's numbering.
-        stays: (B, L) bool, False at pruned columns.
-        keep: (B, L) bool, False at pruned columns and at padding.
-        shift: (B,) how far the caller's numbering is ahead already.
+        keep_mask: (B, L) bool, False at pruned columns.
+        kept: (B, L) bool, False at pruned columns and at padding.
+        shift: (B,) int64, how far the caller's numbering is ahead already.
+
+    Returns:
+        positions (..., B, L), and the new shift (B,).
     """
     if kind == "1d":
-        closed = positions - (~stays).long().cumsum(1) - shift[:, None]
+        closed = positions - (~keep_mask).long().cumsum(1) - shift[:, None]
     else:
-        rank = keep.long().cumsum(1) - 1
-        first = keep.long().argmax(1, keepdim=True)
+        rank = kept.long().cumsum(1) - 1
+        first = kept.long().argmax(1, keepdim=True)
         along = positions[-3] if positions.ndim == 3 else positions  # the temporal axis
         start = along.expand_as(rank).gather(1, first) - shift[:, None]
         closed = (start + rank).expand(*positions.shape[:-2], *rank.shape)
         # A row that loses nothing is the stock model's, whatever its neighbours lose.
-        closed = torch.where(stays.all(1, keepdim=True), positions - shift[:, None], closed)
-    moved = (positions - closed).reshape(-1, *keep.shape)[-1]
-    last = (keep * torch.arange(keep.shape[1], device=keep.device)).amax(1, keepdim=True)  # padding may follow it
+        closed = torch.where(keep_mask.all(1, keepdim=True), positions - shift[:, None], closed)
+    moved = (positions - closed).reshape(-1, *kept.shape)[-1]
+    last = (kept * torch.arange(kept.shape[1], device=kept.device)).amax(1, keepdim=True)  # padding may follow it
     return closed.clamp(min=0), moved.gather(1, last)[:, 0]
 
 

@@ -31,7 +31,7 @@ class Record:
         indices: the kept ones, ascending, within this input.
         grid: (T, H, W) of its raster; None if it is made of several, or unknown.
         grids: all its rasters in order, newline tokens left out; None if unknown.
-        separators: places, within this input, of its newline tokens.
+        separators: indices, within this input, of its newline tokens.
         select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
             milliseconds.
         cuts: per layer of a decoder stage before which some left, what that layer and those above hold.

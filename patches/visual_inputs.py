@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .encoder_capture import Heard
-from .families.base import Family, Kind, VisualShape
-from .feature_tap import FeatureTap, Source, feature_lengths
+from .encoder_capture import EncoderActivations
+from .families.base import Family, InputFacts, Kind, VisualShape
+from .feature_source import FeatureSource, feature_lengths
 
-# Video-LLaVA has its own name for images, until transformers 5.24.
+logger = logging.getLogger(__name__)
+
+#: Arguments with pixels, by kind. Video-LLaVA has its own name for images, until transformers 5.24.
 _PIXELS: dict[Kind, tuple[str, ...]] = {
     "image": ("pixel_values", "pixel_values_images"),
     "video": ("pixel_values_videos",),
 }
+#: Argument with features that `generate` has computed beforehand, by kind.
+_ENCODED = "mm_encoder_outputs"
+
+
+def feeds_pictures(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of a head or of `generate` is given pixels, or features computed beforehand."""
+    pixels = (arguments.get(name) for names in _PIXELS.values() for name in names)
+    return any(isinstance(value, Tensor) or bool(value) for value in (*pixels, arguments.get(_ENCODED)))
 
 
 @dataclass(frozen=True)
@@ -30,50 +41,72 @@ class VisualInput:
         columns: (N,) int64, ascending, in this call's sequence; on the host.
         kind: image or video.
         shape: its layout.
-        heard: what the encoder said, and which of its inputs this is; None if nobody listened, or
-            the features were computed before pruning was applied.
+        activations: what was captured of the encoder, and which of its inputs this is; None if nothing was, or if the
+            features were computed before pruning was applied.
     """
 
     row: int
     columns: Tensor
     kind: Kind
     shape: VisualShape
-    heard: tuple[Heard, int] | None = None
+    activations: tuple[EncoderActivations, int] | None = None
 
 
 @dataclass
-class Request:
-    """The visual side of one forward call of the base model."""
+class VisualInputs:
+    """What is visual in one forward call of the base model.
+
+    Attributes:
+        base: the base model.
+        family: its facts.
+        placeholders: by kind, (B, L) bool.
+        lengths: by kind, features of each visual input, as soon as they are computed.
+        sources: by kind, where the features came from, if that was noted.
+        prompt_length: where a call feeds the answer so far as well, columns of the prompt; None: all is prompt.
+    """
 
     base: Any
     family: Family
-    placeholders: dict[Kind, Tensor]  # (B, L) bool
+    placeholders: dict[Kind, Tensor]
     lengths: dict[Kind, list[int]] = field(default_factory=dict)
-    sources: dict[Kind, Source] = field(default_factory=dict)
-    prompt_length: int | None = None  # where a call feeds the answer so far as well; None: all of it is prompt
+    sources: dict[Kind, FeatureSource] = field(default_factory=dict)
+    prompt_length: int | None = None
 
     @classmethod
-    def of(cls, base: Any, family: Family, call: Mapping[str, Any], taps: Mapping[Kind, FeatureTap]) -> Request | None:
-        """The request in a base model's arguments, or None when it feeds no visual features.
+    def of(
+        cls,
+        base: Any,
+        family: Family,
+        arguments: Mapping[str, Any],
+        source_of: Callable[[Kind, Any], FeatureSource | None],
+    ) -> VisualInputs | None:
+        """What is visual in a base model's arguments, or None when it is fed no visual features.
 
-        Judged by the visual inputs, never by the length: continuations are longer than one token
-        too, and a model may generate a placeholder id.
+        It is judged by the visual inputs, never by the length: continuations are longer than one token too, and a
+        model may generate a placeholder's id.
+
+        Args:
+            base: the base model.
+            family: its facts.
+            arguments: of the call.
+            source_of: where features of a kind that were computed beforehand came from.
         """
-        encoded = call.get("mm_encoder_outputs") or {}
+        encoded = arguments.get(_ENCODED) or {}
         fed = [
             kind
             for kind in family.kinds
-            if any(call.get(name) is not None for name in _PIXELS[kind]) or encoded.get(kind) is not None
+            if any(arguments.get(name) is not None for name in _PIXELS[kind]) or encoded.get(kind) is not None
         ]
         if not fed:
             return None
-        request = cls(base, family, {kind: _placeholders(base, kind, call) for kind in fed})
+        found = cls(base, family, {kind: _placeholders(base, kind, arguments) for kind in fed})
         for kind in fed:
             if encoded.get(kind) is not None:
-                request.saw(kind, encoded[kind], taps[kind].source_of(encoded[kind]))
-        for source in request.sources.values():
-            request.prompt_length = source.generation.take()
-        return request
+                found.record_features(kind, encoded[kind], source_of(kind, encoded[kind]))
+        for source in found.sources.values():
+            found.prompt_length = source.generation.take()
+        logger.debug("base model: %s are fed", " and ".join(f"{kind}s" for kind in fed))
+        return found
 
     def check(self, embeds: Tensor) -> None:
         """Raise `ValueError` unless the text model is fed the sequence whose placeholders were looked for."""
@@ -88,7 +121,7 @@ class Request:
         """(length,) bool, False at the answer so far."""
         return torch.arange(length) < (length if self.prompt_length is None else self.prompt_length)
 
-    def saw(self, kind: Kind, output: Any, source: Source | None) -> None:
+    def record_features(self, kind: Kind, output: Any, source: FeatureSource | None) -> None:
         """Note the encoder output that fills the placeholders of a kind, and where it came from."""
         self.lengths[kind] = self.family.lengths(self.base.config, feature_lengths(output))
         if source is not None:
@@ -103,34 +136,37 @@ class Request:
         return {kind: mask.cpu() for kind, mask in self.placeholders.items()}
 
     def inputs(self) -> list[list[VisualInput]]:
-        """The visual inputs of each row, in the order they stand in it."""
+        """The visual inputs of each row, in the order in which they stand in it."""
         batch = next(iter(self.placeholders.values())).shape[0]
         rows: list[list[VisualInput]] = [[] for _ in range(batch)]
         for kind, mask in self._on_host.items():
             found = _split(mask, self.lengths.get(kind))
-            places = _places(found, batch, self.sources.get(kind))
-            for (row, columns), place in zip(found, places, strict=True):
-                source = self.sources.get(kind) if place is not None else None
+            indices = _source_indices(found, batch, self.sources.get(kind))
+            for (row, columns), index in zip(found, indices, strict=True):
+                source = self.sources.get(kind) if index is not None else None
                 arguments = {} if source is None else source.arguments
-                shape = self.family.shape(self.base.config, kind, len(columns), arguments, place or 0)
-                heard = None if source is None or source.heard is None else (source.heard, place or 0)
-                rows[row].append(VisualInput(row, columns, kind, shape, heard))
+                facts = InputFacts(self.base.config, kind, len(columns), arguments, index or 0)
+                captured = None if source is None or source.activations is None else (source.activations, index or 0)
+                rows[row].append(VisualInput(row, columns, kind, self.family.shape(facts), captured))
         for row_inputs in rows:
             row_inputs.sort(key=lambda v: int(v.columns[0]))
         return rows
 
 
-def _placeholders(base: Any, kind: Kind, call: Mapping[str, Any]) -> Tensor:
+def _placeholders(base: Any, kind: Kind, arguments: Mapping[str, Any]) -> Tensor:
     token = getattr(base.config, f"{kind}_token_id")
-    if call.get("input_ids") is not None:
-        return call["input_ids"] == token
+    mask: Tensor
+    if arguments.get("input_ids") is not None:
+        mask = arguments["input_ids"] == token
+        return mask
     # As transformers does it: only embeddings were given, so compare with the placeholder's.
-    embeds = call["inputs_embeds"]
-    return (embeds == base.get_input_embeddings()(torch.tensor(token, device=embeds.device))).all(-1)
+    embeds = arguments["inputs_embeds"]
+    mask = (embeds == base.get_input_embeddings()(torch.tensor(token, device=embeds.device))).all(-1)
+    return mask
 
 
 def _split(mask: Tensor, lengths: list[int] | None) -> list[tuple[int, Tensor]]:
-    """Cut placeholders, on the host, into visual inputs, (row, columns) each, in the order features fill them.
+    """Cut placeholders, on the host, into visual inputs, (row, columns) each, in the order in which features fill them.
 
     By the features' lengths where they fit; else by unbroken runs within a row.
     """
@@ -149,8 +185,8 @@ def _split(mask: Tensor, lengths: list[int] | None) -> list[tuple[int, Tensor]]:
     return [(int(rows[s]), run) for s, run in zip([0, *starts], runs, strict=True)]
 
 
-def _places(found: list[tuple[int, Tensor]], batch: int, source: Source | None) -> list[int | None]:
-    """Place of each visual input among those its features were computed from.
+def _source_indices(found: list[tuple[int, Tensor]], batch: int, source: FeatureSource | None) -> list[int | None]:
+    """Index of each visual input among those its features were computed from; None where not known.
 
     Beams and `num_return_sequences` repeat each sample's inputs for its copies, which are neighbours.
     """
@@ -163,8 +199,10 @@ def _places(found: list[tuple[int, Tensor]], batch: int, source: Source | None) 
     for row, _ in found:
         per_row[row] += 1
     firsts = [sum(per_row[: sample * copies : copies]) for sample in range(batch // copies)]
-    seen, places = [0] * batch, []
+    done = [0] * batch
+    indices: list[int | None] = []
     for row, _ in found:
-        places.append(firsts[row // copies] + seen[row])
-        seen[row] += 1
-    return [p if p < source.count else None for p in places]
+        index = firsts[row // copies] + done[row]
+        done[row] += 1
+        indices.append(index if index < source.count else None)
+    return indices

@@ -280,9 +280,9 @@ def test_beams_reorder_both_layouts():
     with torch.no_grad(), pruning(model, "fastv", 0.3):
         model.generate(**batch.inputs, max_new_tokens=4, num_beams=3, do_sample=False)
         cache = model(**batch.inputs, use_cache=True).past_key_values
-        columns = layout_of(cache).upper[2].columns.clone()
+        columns = layout_of(cache).by_decoder_layer[2].columns.clone()
         cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
-        assert torch.equal(layout_of(cache).upper[2].columns, columns.flip(0))
+        assert torch.equal(layout_of(cache).by_decoder_layer[2].columns, columns.flip(0))
 
 
 @pytest.mark.parametrize("other", ["divprune", FastV(layer=1)])

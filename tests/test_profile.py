@@ -12,7 +12,7 @@ from tokenprune.eval import shapes
 from tokenprune.eval.minivlm import load
 from tokenprune.eval.profile import Setting, count_flops, decoder_flops, profile, verdict
 from tokenprune.eval.profile_report import _processed
-from tokenprune.patches.families.base import base_of
+from tokenprune.patches.modules import base_of
 
 # Parameters that the published checkpoints have, in thousands of millions.
 SIZES = {

@@ -9,15 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tokenprune import TowerCut, TowerView, apply_pruning, pruning, remove_pruning
-from tokenprune.patches.families.base import family_by_type
-from tokenprune.patches.families.llava import unwrapped
+from tokenprune.patches.families.llava import inner_tower
+from tokenprune.patches.families.registry import family_by_type
 from tokenprune.policies import FlowCut, ToMe
 
 from .families import CLIP, FAMILIES, IMAGE, LLAVA_SIDE, PATCH, TEXT, get_model, ragged_batch, spread_weights
 from .oracles import assert_same, check_against_oracles, deep_masked, generate, keep_mask, prune, upper_masks
 from .policies_table import TOWER
 
-TOWER_FAMILIES = [f for f in FAMILIES if (e := family_by_type(f).encoder) is not None and e.tower is not None]
+TOWER_FAMILIES = [f for f in FAMILIES if (e := family_by_type(f).encoder) is not None and e.layers is not None]
 
 
 def test_families_with_a_stage_in_the_tower():
@@ -85,7 +85,7 @@ def deep():
 
 
 def tower_of(model):
-    return unwrapped(model.model.vision_tower)
+    return inner_tower(model.model.vision_tower)
 
 
 def pixels(n: int = 3) -> torch.Tensor:
@@ -101,7 +101,7 @@ def features(model, images) -> torch.Tensor:
 def record_cuts(model, images, policy, keep):
     """Features of a pruned tower, and what was left before each of its layers, CLS first."""
     layers, left = tower_of(model).encoder.layers, []
-    stage = apply_pruning(model, policy, keep).model._tokenprune.tower
+    stage = apply_pruning(model, policy, keep).model._tokenprune.encoder
     choose = stage._choose
 
     def watch(call, cut, hidden):

@@ -319,7 +319,7 @@ def test_cropping_a_cache():
         assert torch.equal(model(input_ids=tokens, past_key_values=cache, **step).logits, expected)
         cache.crop(-3)  # and two text columns of the prompt with it
         assert cache.get_seq_length() == length - 2
-        assert layout_of(cache).seen == length - 2
+        assert layout_of(cache).logical_length == length - 2
         with pytest.raises(PrunedCacheError, match="crop"):
             cache.crop(-60)
 

@@ -7,22 +7,21 @@ import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from torch import Tensor, nn
 
 from .budget import AdaptiveBudget, Budget, PartBudget
-from .patches import Pruner, Record, family_of, supported_model_types
+from .patches import Positions, Pruner, Record, family_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
-from .patches.families.base import base_of
-from .patches.stages import allows_deep_stage
+from .patches.config import allows_decoder_stage
+from .patches.modules import base_of
 from .policies import Policy, make_policy, registry
 from .policies.base import STAGES, check_policy
 
 M = TypeVar("M", bound=nn.Module)
 PolicyLike = str | Policy | Sequence[str | Policy]
 
-Positions = Literal["original", "compact"]
 Keep = float | int | Sequence[float | int] | None
 
 
@@ -64,7 +63,7 @@ def apply_pruning(
     """
     family = family_of(model)
     model_type = cast(Any, model).config.model_type
-    stages, keeps = _stages(policy, options, keep, allows_deep_stage(base_of(model), family))
+    stages, keeps = _stages(policy, options, keep, allows_decoder_stage(base_of(model), family))
     budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
     if positions not in get_args(Positions):
         raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}")
@@ -74,7 +73,7 @@ def apply_pruning(
         if family.encoder is None and stage.encoder() is not None:
             missing.add("the vision encoder")
         if missing:
-            reason = f" ({family.tower_stage})" if family.encoder is None else ""
+            reason = f" ({family.no_encoder_stage})" if family.encoder is None else ""
             raise ValueError(
                 f"policy {stage!r} needs {', '.join(sorted(missing))}, which is not available on model type "
                 f"{model_type!r}{reason}"
@@ -248,7 +247,7 @@ def expand_logits(model: nn.Module, logits: Tensor, fill: float = 0.0) -> Tensor
     short = length if packing is None else packing.index.shape[1]
     if logits.shape[1] != short:
         raise ValueError(f"logits have {logits.shape[1]} places; those of the last forward have {short}")
-    return logits if packing is None else packing.spread(logits, length, fill)
+    return logits if packing is None else packing.scatter(logits, length, fill)
 
 
 def _applied(model: nn.Module) -> Pruner:

@@ -6,23 +6,24 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..encoder_capture import Encoder
-from .base import Family, register_family
+from .base import EncoderFacts, Family, feature_layer
 from .llava import vision_layers
+from .registry import register_family
 from .square_tiles import regroup, square
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    layers, i = vision_layers(base), getattr(base.config, "vision_feature_layer", -1)
-    i = i if isinstance(i, int) else i[-1]
-    return layers[-1 if layer == "last" else i if i < 0 else i - 1].self_attn
+    """Attention of the layer that `vision_feature_layer` names, or of the last."""
+    layers, index = vision_layers(base), getattr(base.config, "vision_feature_layer", -1)
+    attention: nn.Module = (layers[-1] if layer == "last" else feature_layer(layers, index)).self_attn
+    return attention
 
 
 FAMILY = register_family(
     Family(
         model_types=("aya_vision", "cohere2_vision"),
         shape=square,
-        encoder=Encoder(vision_attention, lambda base: False, regroup),
+        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
         usual_towers=("siglip_vision_model",),
     )
 )

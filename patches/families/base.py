@@ -1,20 +1,17 @@
-"""What a model family declares, and the registry of families by `config.model_type`."""
+"""What a model family declares. The mechanism is shared by all families; a family states facts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ...policies.types import Grid
-from ..encoder_capture import Encoder, Kind
 from ..packing import Packing
 
-
-class UnsupportedModelError(ValueError):
-    """The model's type has no family registered."""
+Kind = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -22,53 +19,138 @@ class VisualShape:
     """How the placeholders of one visual input are laid out.
 
     Attributes:
-        grids: the rasters that make it up, in order, separators left out; None if unknown.
-        separators: places, within the input, of newline tokens: they carry no picture content and
-            are no candidates of any policy.
+        grids: (T, H, W) of the rasters that make it up, in order, separators left out; None if unknown.
+        separators: indices, within the input, of newline tokens. They carry no picture content, and no policy may
+            choose them.
     """
 
     grids: tuple[Grid, ...] | None = None
     separators: tuple[int, ...] = ()
 
 
-def unknown_shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
+@dataclass(frozen=True)
+class InputFacts:
+    """What is known of one visual input, for `Family.shape`.
+
+    Attributes:
+        config: of the model.
+        kind: `"image"` or `"video"`.
+        length: how many placeholders it has.
+        arguments: of the feature function that computed its features, without pixels; empty if not known.
+        index: which of the inputs of that call it is.
+    """
+
+    config: Any
+    kind: Kind
+    length: int
+    arguments: Mapping[str, Any]
+    index: int
+
+
+@dataclass(frozen=True)
+class EncoderValues:
+    """Values by token of the vision encoder, for `EncoderFacts.regroup`.
+
+    Attributes:
+        base: the base model.
+        kind: `"image"` or `"video"`.
+        values: (pieces, M, C), in the order in which the encoder has its tokens.
+        lengths: placeholders of each visual input.
+        arguments: of the feature function, without pixels.
+    """
+
+    base: Any
+    kind: Kind
+    values: Tensor
+    lengths: list[int]
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PrunedSequence:
+    """A sequence that loses columns, for `Family.extras`.
+
+    Attributes:
+        arguments: of the text model, for the whole sequence.
+        keep: (B, L) bool, False at pruned columns and at padding.
+        packing: which columns stay, and where.
+    """
+
+    arguments: Mapping[str, Any]
+    keep: Tensor
+    packing: Packing
+
+
+def no_cls(base: Any) -> bool:
+    """The default of `EncoderFacts.has_cls`."""
+    return False
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """Facts about a family's vision encoder.
+
+    Attributes:
+        attention: `attention(base, layer)`, the attention module of a layer: `"feature"`, the one whose output the
+            projector reads (or its last with full attention), or `"last"`.
+        regroup: values by encoder token as one (N, C) tensor per visual input, in the order of its candidates.
+        has_cls: whether token 0 is a CLS token, `has_cls(base)`.
+        projector: attribute path of the pointwise projector, where tokens before and after it are one-to-one; None
+            otherwise.
+        packed: where the encoder takes all inputs as one sequence, the length of each in it,
+            `packed(base, arguments)`; None where that is not known.
+        layers: the layers of the vision encoder up to the one whose output the projector reads, `layers(base)`; None
+            where tokens cannot leave between them. Needs `projector` and `embeddings`.
+        embeddings: the module that makes tokens of pixels, `embeddings(base)`.
+    """
+
+    attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
+    regroup: Callable[[EncoderValues], list[Tensor]]
+    has_cls: Callable[[Any], bool] = no_cls
+    projector: str | None = None
+    packed: Callable[[Any, Mapping[str, Any]], list[int] | None] | None = None
+    layers: Callable[[Any], Sequence[nn.Module]] | None = None
+    embeddings: Callable[[Any], nn.Module] | None = None
+
+
+def unknown_shape(facts: InputFacts) -> VisualShape:
+    """The default of `Family.shape`."""
     return VisualShape()
 
 
 def as_returned(config: Any, lengths: list[int]) -> list[int]:
+    """The default of `Family.lengths`."""
     return lengths
 
 
-def no_extras(kwargs: dict[str, Any], keep: Tensor, packing: Packing) -> dict[str, Any]:
+def no_extras(pruned: PrunedSequence) -> dict[str, Any]:
+    """The default of `Family.extras`."""
     return {}
 
 
 @dataclass(frozen=True)
 class Family:
-    """Facts about how a model type moves its visual tokens; the mechanism is shared (`hooks.py`).
+    """Facts about how a model type moves its visual tokens.
 
     Attributes:
         model_types: values of `config.model_type`.
         positions: `"1d"` RoPE or `"mrope"`, multi-axis RoPE whose positions have rows (t, h, w).
         default_keep: keep ratio where the caller gives none; conservative.
         text_model: attribute path of the text model inside the base model.
-        kinds: visual inputs the family takes.
-        shape: layout of one visual input, `shape(config, kind, length, inputs, i)`: `length` is
-            its number of placeholders, `inputs` the arguments its features were computed from, `i` its
-            place among them.
-        lengths: placeholders of each visual input, of the lengths of what the feature function returns,
+        kinds: visual inputs that the family takes.
+        shape: layout of one visual input.
+        lengths: placeholders of each visual input, given the lengths of what the feature function returns,
             `lengths(config, returned)`: some return several inputs as one.
-        extras: new values of further arguments of the text model that are aligned with the sequence,
-            `extras(kwargs, keep, packing)`.
-        encoder: facts about the vision encoder, for policies that listen to it.
+        extras: new values of further arguments of the text model that are aligned with the sequence.
+        encoder: facts about the vision encoder, for policies that read it.
         masks: who builds 4-D attention masks: the `"text"` model, or the `"base"` model above it.
         first_position: position id of a sequence's first token.
-        tower_stage: why tokens cannot leave inside the vision tower, where its encoder gives no layers.
-        decoder_stage: why tokens cannot leave between decoder layers; None where they can.
-        first_deep_layer: lowest decoder layer before which tokens can leave, of the base's config.
-        usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about; empty
-            where a family has a tower of its own.
-        other_towers: the facts with other towers, by that value.
+        no_encoder_stage: why tokens cannot leave inside the vision encoder, where `encoder` names no layers.
+        no_decoder_stage: why tokens cannot leave between decoder layers; None where they can.
+        first_decoder_cut: lowest decoder layer before which tokens can leave, of the base's config.
+        usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about;
+            empty where a family has a vision tower of its own.
+        other_towers: the facts with other vision towers, by that value.
     """
 
     model_types: tuple[str, ...]
@@ -76,20 +158,23 @@ class Family:
     default_keep: float = 0.25
     text_model: str = "language_model"
     kinds: tuple[Kind, ...] = ("image",)
-    shape: Callable[[Any, Kind, int, Mapping[str, Any], int], VisualShape] = unknown_shape
+    shape: Callable[[InputFacts], VisualShape] = unknown_shape
     lengths: Callable[[Any, list[int]], list[int]] = as_returned
-    extras: Callable[[dict[str, Any], Tensor, Packing], dict[str, Any]] = no_extras
-    encoder: Encoder | None = None
+    extras: Callable[[PrunedSequence], dict[str, Any]] = no_extras
+    encoder: EncoderFacts | None = None
     masks: Literal["text", "base"] = "text"
     first_position: int = 0
-    tower_stage: str = "what it makes of a picture after its tower needs the whole raster"
-    decoder_stage: str | None = None
-    first_deep_layer: Callable[[Any], int] = lambda config: 1
+    no_encoder_stage: str = "what it makes of a picture after its tower needs the whole raster"
+    no_decoder_stage: str | None = None
+    first_decoder_cut: Callable[[Any], int] = lambda config: 1
     usual_towers: tuple[str, ...] = ()
     other_towers: Mapping[str, Family] = field(default_factory=dict)
 
     def with_tower(self, config: Any) -> Family:
-        """The facts for the vision tower that a model has: its own facts, or none about what goes on inside it."""
+        """The facts for the vision tower that a model has.
+
+        Those of the family, those of `other_towers`, or, for an unknown tower, the family's without its encoder.
+        """
         tower = getattr(getattr(config, "vision_config", None), "model_type", None)
         if not self.usual_towers or tower in self.usual_towers:
             return self
@@ -97,58 +182,21 @@ class Family:
             if tower == other:
                 return family
         nothing = f"nothing is known about its vision tower of type {tower!r}"
-        return replace(self, encoder=None, tower_stage=nothing)
+        return replace(self, encoder=None, no_encoder_stage=nothing)
 
 
-_FAMILIES: dict[str, Family] = {}
+def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
+    """The layer whose output is hidden state `index` of a vision encoder, as `vision_feature_layer` counts them.
 
-
-def register_family(family: Family) -> Family:
-    for model_type in family.model_types:
-        _FAMILIES[model_type] = family
-    return family
-
-
-def supported_model_types() -> list[str]:
-    return sorted(_FAMILIES)
-
-
-def family_by_type(model_type: str) -> Family:
-    """The family of a supported model type."""
-    return _FAMILIES[model_type]
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside wrappers (PEFT's, torch.compile's)."""
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
-            return model
-
-
-def base_of(model: Any) -> Any:
-    """The model that merges visual features and calls the text model; wrappers are looked through."""
-    model = unwrapped(model)
-    # transformers 4 names no base model for LLaVA, so ask for the child that holds the text model
-    for candidate in (model, getattr(model, "base_model", None), getattr(model, "model", None)):
-        if isinstance(candidate, nn.Module) and not {"language_model", "text_model"}.isdisjoint(candidate._modules):
-            return candidate
-    return model
-
-
-def family_of(model: Any) -> Family:
-    """The family of a model.
-
-    Raises:
-        UnsupportedModelError: naming the model's type and the supported ones.
+    Hidden state 0 is the output of the embeddings, so that 1 is that of the first layer; -1 is that of the last. Of
+    several, the one that is named last.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model, nn.Module) or model_type not in _FAMILIES:
-        what = f"model type {model_type!r}" if model_type else f"{type(model).__name__} object"
-        raise UnsupportedModelError(
-            f"{what} is not supported; supported model types: {', '.join(supported_model_types())}"
-        )
-    return _FAMILIES[model_type].with_tower(model.config)
+    i = index if isinstance(index, int) else index[-1]
+    return layers[i if i < 0 else i - 1]
+
+
+def layers_below_feature(layers: Any, index: int | Sequence[int]) -> Any:
+    """The layers up to the one of `feature_layer`; none where several outputs are read."""
+    if not isinstance(index, int):
+        return layers[:0]
+    return layers[: index + 1 or None] if index < 0 else layers[:index]

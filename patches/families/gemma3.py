@@ -6,25 +6,26 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..encoder_capture import Encoder
-from .base import Family, register_family
+from .base import EncoderFacts, Family
 from .llava import vision_layers
+from .registry import register_family
 from .square_tiles import regroup, square
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    return vision_layers(base)[-1].self_attn
+    """The projector reads the last layer."""
+    attention: nn.Module = vision_layers(base)[-1].self_attn
+    return attention
 
 
-_NO_STAGE = "its pictures attend to themselves both ways, which masks of single layers do not follow"
 FAMILY = register_family(
     Family(
         model_types=("gemma3",),
         default_keep=0.5,
         masks="base",
-        decoder_stage=_NO_STAGE,
+        no_decoder_stage="its pictures attend to themselves both ways, which masks of single layers do not follow",
         shape=square,
-        encoder=Encoder(vision_attention, lambda base: False, regroup),
+        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
         usual_towers=("siglip_vision_model",),
     )
 )

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..encoder_capture import Encoder
-from .base import Family, register_family
+from .base import EncoderFacts, Family
+from .registry import register_family
 from .square_tiles import regroup, square
 
 
@@ -18,7 +18,9 @@ def tiles(config: Any, returned: list[int]) -> list[int]:
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    return base.vision_model.encoder.layers[-1].self_attn
+    """The connector reads the last layer."""
+    attention: nn.Module = base.vision_model.encoder.layers[-1].self_attn
+    return attention
 
 
 FAMILY = register_family(
@@ -28,6 +30,6 @@ FAMILY = register_family(
         text_model="text_model",
         shape=square,
         lengths=tiles,
-        encoder=Encoder(vision_attention, lambda base: False, regroup),
+        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
     )
 )

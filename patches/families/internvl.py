@@ -6,15 +6,18 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..encoder_capture import Encoder
-from .base import Family, register_family
+from .base import EncoderFacts, Family, feature_layer
 from .llava import has_cls
+from .registry import register_family
 from .square_tiles import regroup, square
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    layers, i = base.vision_tower.encoder.layer, base.config.vision_feature_layer
-    return layers[-1 if layer == "last" else i if i < 0 else i - 1].attention
+    """Attention of the layer that `vision_feature_layer` names, or of the last."""
+    layers = base.vision_tower.encoder.layer
+    chosen = layers[-1] if layer == "last" else feature_layer(layers, base.config.vision_feature_layer)
+    attention: nn.Module = chosen.attention
+    return attention
 
 
 FAMILY = register_family(
@@ -22,6 +25,6 @@ FAMILY = register_family(
         model_types=("internvl",),
         default_keep=0.5,
         shape=square,
-        encoder=Encoder(vision_attention, has_cls, regroup),
+        encoder=EncoderFacts(attention=vision_attention, regroup=regroup, has_cls=has_cls),
     )
 )

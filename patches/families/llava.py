@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ...policies.types import Grid
-from ..encoder_capture import Encoder
 from . import pixtral
-from .base import Family, Kind, VisualShape, register_family
+from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape, feature_layer, layers_below_feature
+from .registry import register_family
 
 
 def tile_grid(config: Any) -> Grid:
@@ -21,62 +20,67 @@ def tile_grid(config: Any) -> Grid:
     return (1, side, side)
 
 
-def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
-    grid = tile_grid(config)
-    return VisualShape((grid,) if grid[1] * grid[2] == length else None)
+def shape(facts: InputFacts) -> VisualShape:
+    """One raster."""
+    grid = tile_grid(facts.config)
+    return VisualShape((grid,) if grid[1] * grid[2] == facts.length else None)
 
 
-def unwrapped(tower: Any) -> Any:
+def inner_tower(tower: Any) -> Any:
     """A CLIP or SigLIP tower, which transformers 4 wraps once more."""
     return getattr(tower, "vision_model", tower)
 
 
 def vision_layers(base: Any) -> Any:
-    return unwrapped(base.vision_tower).encoder.layers
+    """All layers of the tower."""
+    return inner_tower(base.vision_tower).encoder.layers
 
 
 def embeddings(base: Any) -> nn.Module:
-    return unwrapped(base.vision_tower).embeddings
+    """What makes tokens of pixels."""
+    module: nn.Module = inner_tower(base.vision_tower).embeddings
+    return module
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    layers, i = vision_layers(base), base.config.vision_feature_layer
-    if layer == "last":
-        return layers[-1].self_attn
-    i = i if isinstance(i, int) else i[-1]
-    return layers[i if i < 0 else i - 1].self_attn  # hidden states count the embeddings as 0
+    """Attention of the layer that `vision_feature_layer` names, or of the last."""
+    layers = vision_layers(base)
+    chosen = layers[-1] if layer == "last" else feature_layer(layers, base.config.vision_feature_layer)
+    attention: nn.Module = chosen.self_attn
+    return attention
 
 
 def has_cls(base: Any) -> bool:
-    return base.config.vision_feature_select_strategy == "default"  # whose one effect is to drop it
+    """Whether token 0 is CLS: the strategy "default" does nothing but drop it."""
+    return bool(base.config.vision_feature_select_strategy == "default")
 
 
-def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
-    return list(values)
+def regroup(output: EncoderValues) -> list[Tensor]:
+    """One picture is one piece."""
+    return list(output.values)
 
 
-def below_features(layers: Any, i: int | list[int]) -> Any:
-    """The layers below the output that the projector reads, `vision_feature_layer`; none where it reads several."""
-    if not isinstance(i, int):
-        return layers[:0]
-    return layers[: i + 1 or None] if i < 0 else layers[:i]
+def layers_to_feature(base: Any) -> Any:
+    """The layers whose output the projector reads, and those below it."""
+    return layers_below_feature(vision_layers(base), base.config.vision_feature_layer)
 
 
-def tower(base: Any) -> Any:
-    return below_features(vision_layers(base), base.config.vision_feature_layer)
-
-
-ENCODER = Encoder(
-    vision_attention, has_cls, regroup, projector="multi_modal_projector", tower=tower, embeddings=embeddings
+ENCODER = EncoderFacts(
+    attention=vision_attention,
+    regroup=regroup,
+    has_cls=has_cls,
+    projector="multi_modal_projector",
+    layers=layers_to_feature,
+    embeddings=embeddings,
 )
-#: Towers that `ENCODER` is about.
+#: Vision towers that `ENCODER` is about.
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 #: Pixtral 12B and the like.
 WITH_PIXTRAL = Family(
     model_types=("llava",),
     shape=pixtral.shape,
     encoder=replace(pixtral.ENCODER, projector="multi_modal_projector"),
-    tower_stage="its Pixtral tower takes all pictures as one sequence",
+    no_encoder_stage="its Pixtral tower takes all pictures as one sequence",
 )
 FAMILY = register_family(
     Family(

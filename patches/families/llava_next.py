@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,12 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from . import llava
-from .base import Family, Kind, VisualShape, register_family
+from .base import EncoderValues, Family, InputFacts, VisualShape
 from .llava import tile_grid
+from .registry import register_family
+
+#: Of an image's size in pixels: (H, W) of its mosaic.
+MosaicSize = Callable[[Any], tuple[int, int]]
 
 
 def mosaic_shape(config: Any, image_size: Any) -> tuple[int, int]:
@@ -27,8 +31,7 @@ def mosaic_shape(config: Any, image_size: Any) -> tuple[int, int]:
 
 
 def anyres_shape(config: Any, length: int, mosaic: tuple[int, int] | None) -> VisualShape:
-    """Layout of a thumbnail, an optional mosaic with a newline after each row, or the plain thumbnail
-    with one newline."""
+    """Layout of a thumbnail, and of a mosaic with a newline after each row; or of a thumbnail with one newline."""
     thumbnail = tile_grid(config)
     tile = thumbnail[1] * thumbnail[2]
     if length == tile + 1:
@@ -41,53 +44,52 @@ def anyres_shape(config: Any, length: int, mosaic: tuple[int, int] | None) -> Vi
     return VisualShape((thumbnail, (1, height, width)) if height * width else (thumbnail,), newlines)
 
 
-def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
-    sizes = inputs.get("image_sizes")
-    return anyres_shape(config, length, None if sizes is None else mosaic_shape(config, sizes[i]))
+def shape(facts: InputFacts) -> VisualShape:
+    """A thumbnail, and a mosaic where the size of the image is known."""
+    sizes = facts.arguments.get("image_sizes")
+    mosaic = None if sizes is None else mosaic_shape(facts.config, sizes[facts.index])
+    return anyres_shape(facts.config, facts.length, mosaic)
 
 
-def regroup_tiles(
-    base: Any, tiles: Tensor, length: int, image_size: Any, scaled: tuple[int, int] | None = None
-) -> tuple[Tensor, int]:
-    """Values of one image in the order of its candidates, (N, C), and how many tiles they took.
+def regroup_images(output: EncoderValues, scaled: MosaicSize | None = None) -> list[Tensor]:
+    """Values of images, tile by tile in the encoder, each as (N, C) in the order of its candidates.
 
     Args:
-        tiles: (tiles left, tile tokens, C), this image's first.
-        length: placeholders of the image.
-        image_size: (height, width) in pixels.
-        scaled: (H, W) the model scales the mosaic to, if it does.
+        output: of the encoder.
+        scaled: size that the model scales a mosaic to, if it does.
     """
-    _, h, w = tile_grid(base.config)
-    if length == h * w + 1:
-        return tiles[0], 1
-    rows, columns = get_anyres_image_grid_shape(
-        image_size, base.config.image_grid_pinpoints, base.config.vision_config.image_size
-    )
-    mosaic = tiles[1 : 1 + rows * columns].view(rows, columns, h, w, -1).permute(4, 0, 2, 1, 3)
-    mosaic = unpad_image(mosaic.flatten(1, 2).flatten(2, 3), image_size)
-    if scaled is not None and mosaic.shape[1:] != scaled:
-        mosaic = F.interpolate(mosaic[None], scaled, mode="bilinear")[0]
-    return torch.cat([tiles[0], mosaic.flatten(1).T]), 1 + rows * columns
-
-
-def regroup_images(
-    base: Any,
-    values: Tensor,
-    lengths: list[int],
-    image_sizes: Any,
-    scaled: Callable[[Any], tuple[int, int]] | None = None,
-) -> list[Tensor]:
-    """Values of all images, tile by tile, by image; `scaled` gives what a mosaic is scaled to."""
-    out = []
-    for length, size in zip(lengths, image_sizes, strict=True):
-        value, used = regroup_tiles(base, values, length, size, None if scaled is None else scaled(size))
-        out.append(value)
-        values = values[used:]
+    out, tiles = [], output.values
+    for length, size in zip(output.lengths, output.arguments["image_sizes"], strict=True):
+        value, used = _regroup_tiles(output.base.config, tiles, length, size)
+        if scaled is not None and len(value) > 1 and value[1].shape[1:] != scaled(size):
+            value[1] = F.interpolate(value[1][None], scaled(size), mode="bilinear")[0]
+        out.append(torch.cat([value[0], *(mosaic.flatten(1).T for mosaic in value[1:])]))
+        tiles = tiles[used:]
     return out
 
 
-def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
-    return regroup_images(base, values, lengths, inputs["image_sizes"])
+def _regroup_tiles(config: Any, tiles: Tensor, length: int, image_size: Any) -> tuple[list[Tensor], int]:
+    """Values of one image: (n, C) of its thumbnail and, if it has one, (C, H, W) of its mosaic; tiles they took.
+
+    Args:
+        config: of the model.
+        tiles: (tiles left, tile tokens, C), this image's first.
+        length: placeholders of the image.
+        image_size: (height, width) in pixels.
+    """
+    _, h, w = tile_grid(config)
+    if length == h * w + 1:
+        return [tiles[0]], 1
+    rows, columns = get_anyres_image_grid_shape(
+        image_size, config.image_grid_pinpoints, config.vision_config.image_size
+    )
+    mosaic = tiles[1 : 1 + rows * columns].view(rows, columns, h, w, -1).permute(4, 0, 2, 1, 3)
+    return [tiles[0], unpad_image(mosaic.flatten(1, 2).flatten(2, 3), image_size)], 1 + rows * columns
+
+
+def regroup(output: EncoderValues) -> list[Tensor]:
+    """Thumbnail and mosaic of each image."""
+    return regroup_images(output)
 
 
 ENCODER = replace(llava.ENCODER, regroup=regroup)

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import llava, llava_next
-from .base import Family, Kind, VisualShape, register_family
+from . import llava_next
+from .base import EncoderValues, InputFacts, VisualShape
 from .llava import tile_grid
+from .registry import register_family
 
 
-def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
-    if kind == "image":
-        return llava_next.shape(config, kind, length, inputs, i)
-    h, w = (side // config.spatial_pool_stride for side in tile_grid(config)[1:])
-    frames, rest = divmod(length, h * w)
+def shape(facts: InputFacts) -> VisualShape:
+    """As LLaVA-NeXT's, or the pooled frames of a video."""
+    if facts.kind == "image":
+        return llava_next.shape(facts)
+    h, w = (side // facts.config.spatial_pool_stride for side in tile_grid(facts.config)[1:])
+    frames, rest = divmod(facts.length, h * w)
     return VisualShape(None if rest else ((frames, h, w),))
 
 
-def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
-    if kind == "image":
-        return llava_next.regroup(base, kind, values, lengths, inputs)
-    frames = values.mT.unflatten(-1, tile_grid(base.config)[1:])
-    pooled = F.avg_pool2d(frames, base.config.spatial_pool_stride).flatten(2).mT
-    return list(pooled.unflatten(0, (len(lengths), -1)).flatten(1, 2))
+def regroup(output: EncoderValues) -> list[Tensor]:
+    """As LLaVA-NeXT's, or frames pooled as the model pools them."""
+    if output.kind == "image":
+        return llava_next.regroup(output)
+    config = output.base.config
+    frames = output.values.mT.unflatten(-1, tile_grid(config)[1:])
+    pooled = F.avg_pool2d(frames, config.spatial_pool_stride).flatten(2).mT
+    return list(pooled.unflatten(0, (len(output.lengths), -1)).flatten(1, 2))
 
 
 # No projector: pooled frames have no token before it one-to-one.
-ENCODER = replace(llava_next.ENCODER, regroup=regroup, projector=None, tower=None)
+ENCODER = replace(llava_next.ENCODER, regroup=regroup, projector=None, layers=None)
 FAMILY = register_family(
-    Family(
+    replace(
+        llava_next.FAMILY,
         model_types=("llava_next_video",),
         kinds=("image", "video"),
         shape=shape,
         encoder=ENCODER,
-        usual_towers=llava.TOWERS,
     )
 )

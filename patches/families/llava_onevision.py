@@ -10,16 +10,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import llava
-from .base import Family, Kind, VisualShape, register_family
+from .base import EncoderValues, InputFacts, VisualShape
 from .llava import tile_grid
 from .llava_next import anyres_shape, mosaic_shape, regroup_images
+from .llava_next_video import FAMILY as LLAVA_NEXT_VIDEO
+from .registry import register_family
 
 
-def _mosaic(config: Any, image_size: Any, inputs: Mapping[str, Any]) -> tuple[int, int]:
+def _mosaic(config: Any, image_size: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
     """(H, W) of the crops; the model scales a mosaic beyond the patch limit down to it."""
     height, width = mosaic_shape(config, image_size)
-    limit = inputs.get("vision_aspect_ratio") or config.vision_aspect_ratio
+    limit = arguments.get("vision_aspect_ratio") or config.vision_aspect_ratio
     ratio = math.sqrt(height * width / (int(limit.rpartition("_")[2]) * tile_grid(config)[1] ** 2))
     return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
 
@@ -30,33 +31,28 @@ def _pooled(config: Any) -> tuple[int, int]:
     return math.ceil(h / 2), math.ceil(w / 2)
 
 
-def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
-    if kind == "video":  # one newline closes the video
+def shape(facts: InputFacts) -> VisualShape:
+    """As LLaVA-NeXT's, or the pooled frames of a video and one newline, which closes it."""
+    config, length = facts.config, facts.length
+    if facts.kind == "video":
         h, w = _pooled(config)
         grid = ((length - 1) // (h * w), h, w)
         return VisualShape((grid,), (length - 1,)) if math.prod(grid) == length - 1 else VisualShape()
-    sizes = inputs.get("image_sizes")
-    return anyres_shape(config, length, None if sizes is None else _mosaic(config, sizes[i], inputs))
+    sizes = facts.arguments.get("image_sizes")
+    return anyres_shape(config, length, None if sizes is None else _mosaic(config, sizes[facts.index], facts.arguments))
 
 
-def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
-    if kind == "video":
-        _, h, w = tile_grid(base.config)
-        frames = values.mT.unflatten(-1, (h, w))
-        frames = F.interpolate(frames, _pooled(base.config), mode="bilinear").flatten(2).mT
-        return list(frames.unflatten(0, (len(lengths), -1)).flatten(1, 2))
-    scaled = lambda size: _mosaic(base.config, size, inputs)
-    return regroup_images(base, values, lengths, inputs["image_sizes"], scaled)
+def regroup(output: EncoderValues) -> list[Tensor]:
+    """Thumbnail and scaled mosaic of each image, or frames pooled as the model pools them."""
+    config = output.base.config
+    if output.kind == "video":
+        frames = output.values.mT.unflatten(-1, tile_grid(config)[1:])
+        frames = F.interpolate(frames, _pooled(config), mode="bilinear").flatten(2).mT
+        return list(frames.unflatten(0, (len(output.lengths), -1)).flatten(1, 2))
+    return regroup_images(output, lambda size: _mosaic(config, size, output.arguments))
 
 
-# No projector: scaled mosaics and pooled frames have no token before it one-to-one.
-ENCODER = replace(llava.ENCODER, regroup=regroup, projector=None, tower=None)
-FAMILY = register_family(
-    Family(
-        model_types=("llava_onevision",),
-        kinds=("image", "video"),
-        shape=shape,
-        encoder=ENCODER,
-        usual_towers=llava.TOWERS,
-    )
-)
+# No projector, as in LLaVA-NeXT-Video: scaled mosaics and pooled frames have no token before it one-to-one.
+assert LLAVA_NEXT_VIDEO.encoder is not None
+ENCODER = replace(LLAVA_NEXT_VIDEO.encoder, regroup=regroup)
+FAMILY = register_family(replace(LLAVA_NEXT_VIDEO, model_types=("llava_onevision",), shape=shape, encoder=ENCODER))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from . import pixtral
-from .base import Family, register_family
+from .base import Family
+from .registry import register_family
 
 FAMILY = register_family(
     Family(

@@ -10,11 +10,11 @@ from dataclasses import replace
 import transformers
 
 from . import gemma3
-from .base import register_family
 from .llava import embeddings, vision_layers
+from .registry import register_family
 
 assert gemma3.FAMILY.encoder is not None
-ENCODER = replace(gemma3.FAMILY.encoder, projector="multi_modal_projector", tower=vision_layers, embeddings=embeddings)
+ENCODER = replace(gemma3.FAMILY.encoder, projector="multi_modal_projector", layers=vision_layers, embeddings=embeddings)
 FAMILY = replace(gemma3.FAMILY, model_types=("paligemma",), default_keep=0.25, first_position=1, encoder=ENCODER)
 if not transformers.__version__.startswith("4."):
     register_family(FAMILY)

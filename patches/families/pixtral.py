@@ -12,11 +12,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ...policies.types import Grid
-from ..encoder_capture import Encoder
-from .base import Kind, VisualShape
+from .base import EncoderFacts, EncoderValues, InputFacts, VisualShape, feature_layer
 
 
-def _merge(config: Any) -> int:
+def _merge_size(config: Any) -> int:
     return getattr(config, "spatial_merge_size", 1)
 
 
@@ -25,40 +24,43 @@ def _patches(config: Any, image_size: Any) -> tuple[int, int]:
     return height, width
 
 
-def shape(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
+def shape(facts: InputFacts) -> VisualShape:
     """One raster per picture, after the merger."""
-    sizes = inputs.get("image_sizes")
+    sizes = facts.arguments.get("image_sizes")
     if sizes is None:
         return VisualShape()
-    height, width = (side // _merge(config) for side in _patches(config, sizes[i]))
+    merge = _merge_size(facts.config)
+    height, width = (side // merge for side in _patches(facts.config, sizes[facts.index]))
     grid: Grid = (1, height, width)
-    return VisualShape((grid,) if height * width == length else None)
+    return VisualShape((grid,) if height * width == facts.length else None)
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """The layer whose output the projector reads, `vision_feature_layer`, or the last."""
-    layers, i = base.vision_tower.transformer.layers, base.config.vision_feature_layer
-    i = i if isinstance(i, int) else i[-1]
-    return layers[-1 if layer == "last" else i if i < 0 else i - 1].attention
+    """Attention of the layer that `vision_feature_layer` names, or of the last."""
+    layers = base.vision_tower.transformer.layers
+    chosen = layers[-1] if layer == "last" else feature_layer(layers, base.config.vision_feature_layer)
+    attention: nn.Module = chosen.attention
+    return attention
 
 
-def packed(base: Any, inputs: Mapping[str, Any]) -> list[int] | None:
+def packed(base: Any, arguments: Mapping[str, Any]) -> list[int] | None:
     """Patches of each picture in the tower's one sequence; None where sizes are not given."""
-    sizes = inputs.get("image_sizes")
+    sizes = arguments.get("image_sizes")
     return None if sizes is None else [math.prod(_patches(base.config, size)) for size in sizes]
 
 
-def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
+def regroup(output: EncoderValues) -> list[Tensor]:
     """Patches stand row by row in each picture; the merger makes one token of s x s: their mean."""
-    merge, out, patches = _merge(base.config), [], packed(base, inputs)
-    if patches is None or merge == 1:
-        return list(values[0].split(lengths))
-    pictures = values[0].split(patches)
-    for picture, size in zip(pictures, inputs["image_sizes"], strict=True):
-        height, width = _patches(base.config, size)
+    config, sizes = output.base.config, output.arguments.get("image_sizes")
+    merge, patches = _merge_size(config), packed(output.base, output.arguments)
+    if patches is None or sizes is None or merge == 1:
+        return list(output.values[0].split(output.lengths))
+    out = []
+    for picture, size in zip(output.values[0].split(patches), sizes, strict=True):
+        height, width = _patches(config, size)
         raster = picture.unflatten(0, (height, width))[: height // merge * merge, : width // merge * merge]
         out.append(raster.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).mean((1, 3)).flatten(0, 1))
     return out
 
 
-ENCODER = Encoder(vision_attention, lambda base: False, regroup, packed=packed)
+ENCODER = EncoderFacts(attention=vision_attention, regroup=regroup, packed=packed)

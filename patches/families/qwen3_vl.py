@@ -8,22 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from ..packing import Packing
 from . import qwen2_vl
-from .base import register_family
+from .base import PrunedSequence
+from .registry import register_family
 
 
-def deepstack(kwargs: dict[str, Any], keep: Tensor, packing: Packing) -> dict[str, Any]:
+def deepstack(pruned: PrunedSequence) -> dict[str, Any]:
     """The planes hold one row per visual column of the batch, row-major: keep those that stay."""
-    visual = kwargs.get("visual_pos_masks")
+    visual = pruned.arguments.get("visual_pos_masks")
     if visual is None:
         return {}
-    planes = kwargs["deepstack_visual_embeds"]
-    kept = keep[visual].nonzero()[:, 0]
+    planes = pruned.arguments["deepstack_visual_embeds"]
+    kept = pruned.keep[visual].nonzero()[:, 0]
     return {
-        "visual_pos_masks": packing.take(visual) & packing.valid,
+        "visual_pos_masks": pruned.packing.take(visual) & pruned.packing.valid,
         "deepstack_visual_embeds": [plane[kept.to(plane.device)] for plane in planes],
     }
 
@@ -34,6 +32,6 @@ FAMILY = register_family(
         model_types=("qwen3_vl", "qwen3_vl_moe"),
         extras=deepstack,
         # the first layers add a plane to every visual column
-        first_deep_layer=lambda config: max(1, len(config.vision_config.deepstack_visual_indexes)),
+        first_decoder_cut=lambda config: max(1, len(config.vision_config.deepstack_visual_indexes)),
     )
 )

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from .base import Kind, VisualShape
+from .base import EncoderValues, InputFacts, VisualShape
 
 
-def square(config: Any, kind: Kind, length: int, inputs: Mapping[str, Any], i: int) -> VisualShape:
+def square(facts: InputFacts) -> VisualShape:
     """One square raster; every tile of a cut picture is a visual input of its own."""
-    side = math.isqrt(length)
-    return VisualShape(((1, side, side),) if side * side == length else None)
+    side = math.isqrt(facts.length)
+    return VisualShape(((1, side, side),) if side * side == facts.length else None)
 
 
-def regroup(base: Any, kind: Kind, values: Tensor, lengths: list[int], inputs: Mapping[str, Any]) -> list[Tensor]:
+def regroup(output: EncoderValues) -> list[Tensor]:
     """The mean over the patches that become one token."""
-    side = math.isqrt(values.shape[1])
-    merge = side // math.isqrt(lengths[0])
-    blocks = values.unflatten(1, (side // merge, merge, side // merge, merge))
+    side = math.isqrt(output.values.shape[1])
+    merge = side // math.isqrt(output.lengths[0])
+    blocks = output.values.unflatten(1, (side // merge, merge, side // merge, merge))
     return list(blocks.mean((2, 4)).flatten(1, 2))

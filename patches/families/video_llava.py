@@ -8,25 +8,31 @@ from typing import Any, Literal
 from torch import nn
 
 from . import llava
-from .base import register_family
+from .base import layers_below_feature
+from .registry import register_family
 
 
 def vision_layers(base: Any) -> Any:
-    return llava.unwrapped(base.image_tower).encoder.layers
+    """All layers of the image tower."""
+    return llava.inner_tower(base.image_tower).encoder.layers
 
 
-def tower(base: Any) -> Any:
-    return llava.below_features(vision_layers(base), base.config.vision_feature_layer)
+def layers_to_feature(base: Any) -> Any:
+    """The layers whose output the projector reads, and those below it."""
+    return layers_below_feature(vision_layers(base), base.config.vision_feature_layer)
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    return (vision_layers(base) if layer == "last" else tower(base))[-1].self_attn
+    """Attention of the layer that `vision_feature_layer` names, or of the last."""
+    attention: nn.Module = (vision_layers(base) if layer == "last" else layers_to_feature(base))[-1].self_attn
+    return attention
 
 
-ENCODER = replace(
-    llava.ENCODER,
-    attention=vision_attention,
-    tower=tower,
-    embeddings=lambda base: llava.unwrapped(base.image_tower).embeddings,
-)
+def embeddings(base: Any) -> nn.Module:
+    """What makes tokens of pixels."""
+    module: nn.Module = llava.inner_tower(base.image_tower).embeddings
+    return module
+
+
+ENCODER = replace(llava.ENCODER, attention=vision_attention, layers=layers_to_feature, embeddings=embeddings)
 FAMILY = register_family(replace(llava.FAMILY, model_types=("video_llava",), encoder=ENCODER, other_towers={}))

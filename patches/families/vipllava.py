@@ -8,26 +8,35 @@ from typing import Any, Literal
 from torch import nn
 
 from . import llava
-from .base import register_family
+from .base import feature_layer
+from .registry import register_family
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
+    """Attention of the deepest of the layers that are read, or of the last."""
     layers, config = llava.vision_layers(base), base.config
     if layer == "last":
-        return layers[-1].self_attn
+        attention: nn.Module = layers[-1].self_attn
+        return attention
     chosen = getattr(config, "vision_feature_layers", None)  # renamed in transformers 5
     chosen = config.vision_feature_layer if chosen is None else chosen
-    i = chosen if isinstance(chosen, int) else chosen[0]  # the deepest: -2, -5, -8, -11, 6
-    return layers[i if i < 0 else i - 1].self_attn
+    # The deepest comes first: -2, -5, -8, -11, 6.
+    attention = feature_layer(layers, chosen if isinstance(chosen, int) else chosen[0]).self_attn
+    return attention
 
 
-ENCODER = replace(llava.ENCODER, attention=vision_attention, has_cls=lambda base: True, tower=None)
+def has_cls(base: Any) -> bool:
+    """Its CLIP tower has one."""
+    return True
+
+
+ENCODER = replace(llava.ENCODER, attention=vision_attention, has_cls=has_cls, layers=None)
 FAMILY = register_family(
     replace(
         llava.FAMILY,
         model_types=("vipllava",),
         encoder=ENCODER,
         other_towers={},
-        tower_stage="its projector reads several layers of the tower side by side",
+        no_encoder_stage="its projector reads several layers of the tower side by side",
     )
 )

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from tokenprune.device import ASYNC_COPY_DEVICES
-from tokenprune.patches.families.base import base_of, family_of
+from tokenprune.patches.families.registry import family_of
+from tokenprune.patches.modules import base_of
 
 aten = torch.ops.aten
 _setup_privateuseone_for_python_backend("away")

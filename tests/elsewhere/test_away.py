@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenprune import pruning, pruning_report
-from tokenprune.patches.families.base import family_of
+from tokenprune.patches.families.registry import family_of
 
 from ..families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from ..policies_table import DEEP, POLICIES, TOWER

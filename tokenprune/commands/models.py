@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..patches import supported_model_types
-from ..patches.families.base import family_by_type
+from ..patches.families.registry import family_by_type
 
 
 def add(commands: argparse._SubParsersAction) -> None:

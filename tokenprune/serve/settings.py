@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..budget import Budget
-from ..patches.families.base import family_by_type
+from ..patches.families.registry import family_by_type
 from ..policies.base import Policy, UnknownPolicyError, make_policy, registry
 from ..policies.types import EncoderSpec
 from ..validate import shortened, shown

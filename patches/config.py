@@ -1,0 +1,162 @@
+"""What is applied to one model, as the phases of a call read it; checked when pruning is applied."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import transformers
+from torch import nn
+
+from ..budget import AdaptiveBudget, Budget, PartBudget
+from ..policies.base import Policy
+from .cache import CACHE_NAME
+from .families.base import Family
+from .families.registry import UnsupportedModelError
+from .modules import base_of, heads_of
+
+Positions = Literal["original", "compact"]
+
+
+class Acting(NamedTuple):
+    """Who chooses tokens at a stage, and its budget."""
+
+    policy: Policy
+    budget: Any  # Budget, PartBudget or AdaptiveBudget
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What is applied to one model.
+
+    Attributes:
+        base: the model that merges visual features into the sequence and calls the text model.
+        text: the text model.
+        heads: the modules from the one that the user holds down to the language-model head; none if the base model is
+            pruned alone.
+        family: the facts about the model's type.
+        positions: whether surviving tokens keep their position ids or are renumbered.
+        encoder, vision, decoder: what acts at that stage; None: nothing.
+        decoder_cuts: decoder layers before which tokens may leave, ascending; empty without a decoder stage.
+        text_arguments, base_arguments: names that the text model's and the base model's forward take.
+    """
+
+    base: Any
+    text: Any
+    heads: tuple[nn.Module, ...]
+    family: Family
+    positions: Positions
+    encoder: Acting | None
+    vision: Acting | None
+    decoder: Acting | None
+    decoder_cuts: tuple[int, ...]
+    text_arguments: frozenset[str]
+    base_arguments: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        family: Family,
+        acting: Mapping[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]],
+        positions: Positions,
+    ) -> PruningConfig:
+        """What `apply_pruning` was asked for.
+
+        Args:
+            model: as the user holds it.
+            family: its facts.
+            acting: by stage (`"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its budget.
+            positions: of surviving tokens.
+
+        Raises:
+            ValueError: if the decoder stage does not fit the model.
+            UnsupportedModelError: if the model's head or text model cannot follow.
+        """
+        base = base_of(model)
+        heads = heads_of(model)
+        text: Any = base.get_submodule(family.text_model)
+        accepted = frozenset(inspect.signature(text.forward).parameters)
+        if CACHE_NAME not in accepted:  # rather than overlook a cache under yet another name
+            raise UnsupportedModelError(
+                f"{type(text).__name__} takes no argument {CACHE_NAME!r}, through which transformers "
+                f"{transformers.__version__} hands on the KV cache; install a version that tokenprune was tested with"
+            )
+        encoder, vision, decoder = (
+            Acting(*acting[stage]) if stage in acting else None for stage in ("encoder", "vision", "decoder")
+        )
+        return cls(
+            base=base,
+            text=text,
+            heads=tuple(heads),
+            family=family,
+            positions=positions,
+            encoder=encoder,
+            vision=vision,
+            decoder=decoder,
+            decoder_cuts=() if decoder is None else _decoder_cuts(decoder.policy, base, family),
+            text_arguments=accepted,
+            base_arguments=frozenset(inspect.signature(base.forward).parameters),
+        )
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing can leave, whatever comes."""
+        acting = (self.encoder, self.vision, self.decoder)
+        return all(each.budget.keeps_all for each in acting if each is not None)
+
+    @property
+    def reads_cache_position(self) -> bool:
+        """Whether the text model builds masks from this index of physical columns.
+
+        It would otherwise derive it from the logical length. So it is until some transformers 5.x.
+        """
+        return "cache_position" in self.text_arguments
+
+    @property
+    def first_decoder_cut(self) -> int:
+        """Lowest decoder layer before which tokens can leave."""
+        return self.family.first_decoder_cut(self.base.config)
+
+    @property
+    def uses_flash_attention(self) -> bool:
+        """Whether the text model's attention is FlashAttention; it may be changed at any time."""
+        return "flash" in (self.text.config._attn_implementation or "")
+
+
+def allows_decoder_stage(base: nn.Module, family: Family) -> bool:
+    """Whether tokens can leave between decoder layers of a model."""
+    layers: Any = base.get_submodule(family.text_model).layers
+    return family.no_decoder_stage is None and family.first_decoder_cut(base.config) < len(layers)
+
+
+def _decoder_cuts(policy: Policy, base: Any, family: Family) -> tuple[int, ...]:
+    """The layers before which a policy wants to drop tokens.
+
+    Raises:
+        ValueError: where the model does not allow it, or not at these layers.
+    """
+    if family.no_decoder_stage is not None:
+        raise ValueError(
+            f"policy {policy!r} drops tokens between decoder layers, which model type {base.config.model_type!r} does "
+            f"not allow: {family.no_decoder_stage}; use a policy that acts before the language model "
+            "(todre: removal=False)"
+        )
+    n, lowest = len(base.get_submodule(family.text_model).layers), family.first_decoder_cut(base.config)
+    answer = policy.deep_layers(n, lowest)
+    if not isinstance(answer, list | tuple) or not all(isinstance(i, int) and not isinstance(i, bool) for i in answer):
+        raise ValueError(f"policy {policy.label!r} must name its decoder layers as a list of int, got {answer!r}")
+    cuts = list(answer)
+    if not cuts or cuts != sorted(set(cuts)):
+        raise ValueError(
+            f"policy {policy.label!r} must name one decoder layer or more, ascending (deep_layers), got {cuts}"
+        )
+    for layer in cuts:
+        if not lowest <= layer < n:
+            raise ValueError(
+                f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
+                f"{lowest} to {n - 1}"
+            )
+    return tuple(cuts)

@@ -1,0 +1,69 @@
+"""What the vision encoder gives a policy for one visual input: captured values, and which tokens it left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..device import index_rows
+from .config import PruningConfig
+from .visual_inputs import VisualInput
+
+
+def kept_in_encoder(config: PruningConfig, visual: VisualInput) -> Tensor | None:
+    """(K,) indices on the host, among the candidates, of those that the encoder stage left; None: all.
+
+    Raises:
+        ValueError: if the features were computed without the stage.
+    """
+    stage, n = config.encoder, len(visual.columns)
+    if stage is None or stage.budget.count(n) >= n:
+        return None
+    if visual.activations is None:
+        raise ValueError(
+            f"policy {stage.policy!r} acts inside the vision tower, but these features were computed "
+            "without it; pass pixel values, or compute the features with pruning applied"
+        )
+    activations, index = visual.activations
+    return None if activations.kept is None else activations.kept[index].nonzero()[:, 0]
+
+
+def encoder_values(
+    config: PruningConfig, visual: VisualInput, n: int, offered: Tensor | None, device: torch.device
+) -> dict[str, Any]:
+    """Fields of `VisualTokens` that come from the vision encoder.
+
+    Args:
+        config: of the pruning; something acts at the vision stage.
+        visual: the input.
+        n: how many tokens the policy sees.
+        offered: which of the candidates they are; None: all.
+        device: of the embeddings; the vision encoder may have another.
+
+    Raises:
+        ValueError: if the features were computed without capturing, or the numbers of tokens differ.
+    """
+    assert config.vision is not None
+    policy = config.vision.policy
+    if policy.encoder() is None:
+        return {}
+    if visual.activations is None:
+        raise ValueError(
+            f"policy {policy.name!r} reads the vision encoder, but these features were computed "
+            "without it listening; pass pixel values, or compute the features with pruning applied"
+        )
+    activations, index = visual.activations
+    values: dict[str, Any] = {}
+    for name in ("attention", "keys", "features"):
+        by_input = getattr(activations, name)
+        if by_input is not None:
+            value = by_input[index] if offered is None else index_rows(by_input[index], offered)
+            values[f"encoder_{name}"] = value.to(device)
+            if len(value) != n:
+                raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")
+    if "encoder_features" in values:
+        projector = config.base.get_submodule(config.family.encoder.projector)  # type: ignore[union-attr, arg-type]
+        values["project"] = lambda merged: projector(merged).to(merged.device)
+    return values

@@ -1,0 +1,91 @@
+"""Families by `config.model_type`: ours, and those of installed packages."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from .base import Family
+
+logger = logging.getLogger(__name__)
+
+#: Entry points of other packages: a name, and `module:FAMILY`, where `FAMILY` is a `Family`.
+ENTRY_POINT_GROUP = "tokenprune.families"
+
+
+class UnsupportedModelError(ValueError):
+    """The model's type has no family registered, or the model cannot be pruned at all."""
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family, replace: bool = False) -> Family:
+    """Make `apply_pruning` accept the model types of a family.
+
+    Args:
+        family: its facts.
+        replace: whether it takes the place of a family that has one of its model types.
+
+    Returns:
+        The same family.
+
+    Raises:
+        TypeError: if it is no `Family`.
+        ValueError: if another family has one of its model types, and `replace` is False.
+    """
+    if not isinstance(family, Family):
+        raise TypeError(f"register_family takes a Family, got {family!r}")
+    for model_type in family.model_types:
+        if not replace and _FAMILIES.get(model_type, family) != family:
+            raise ValueError(f"model type {model_type!r} has a family already; replace=True puts this one in its place")
+    for model_type in family.model_types:
+        _FAMILIES[model_type] = family
+    return family
+
+
+@functools.cache
+def _load_entry_points() -> None:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            register_family(entry.load())
+        except Exception as error:  # somebody else's package must not take our families down
+            logger.warning("family %r of %s could not be loaded: %s", entry.name, entry.value, error)
+
+
+def families() -> dict[str, Family]:
+    """All families by model type, those of installed packages included."""
+    _load_entry_points()
+    return dict(sorted(_FAMILIES.items()))
+
+
+def supported_model_types() -> list[str]:
+    """Model types that have a family."""
+    return list(families())
+
+
+def family_by_type(model_type: str) -> Family:
+    """The family of a supported model type.
+
+    Raises:
+        KeyError: if it has none.
+    """
+    return families()[model_type]
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model.
+
+    Raises:
+        UnsupportedModelError: naming the model's type and the supported ones.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    known = families()
+    if not isinstance(model, nn.Module) or model_type not in known:
+        what = f"model type {model_type!r}" if model_type else f"{type(model).__name__} object"
+        raise UnsupportedModelError(f"{what} is not supported; supported model types: {', '.join(known)}")
+    return known[model_type].with_tower(model.config)

@@ -1,0 +1,85 @@
+"""What `generate` knows and does not tell the model: how it feeds a prompt, and the mask it prepares from."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .cache import cache_among, layout_of
+from .config import PruningConfig
+from .feature_source import FeatureSource
+from .visual_inputs import feeds_pictures
+
+#: Where features that `generate` has computed came from, as far as that was noted.
+Sources = Callable[[Mapping[Any, Any]], list[FeatureSource]]
+
+
+class StandIn:
+    """Takes the place of a method of one head, and calls it.
+
+    It is an object instead of a closure, so that a deep copy of the model calls its own method.
+
+    Args:
+        config: of the pruning; it has a head.
+        sources: see `Sources`.
+    """
+
+    NAME = ""
+
+    def __init__(self, config: PruningConfig, sources: Sources):
+        self.config, self.sources = config, sources
+        self.original: Callable[..., Any] = getattr(config.heads[-1], self.NAME)
+        functools.update_wrapper(self, self.original)  # type: ignore[arg-type]  # generate() reads the signature
+
+    @classmethod
+    def fits(cls, head: nn.Module) -> bool:
+        """Whether there is such a method, which nobody else has replaced."""
+        return hasattr(type(head), cls.NAME) and cls.NAME not in vars(head)
+
+
+class PrefillGuard(StandIn):
+    """Refuses to feed a pruned prompt in chunks.
+
+    A chunk holds a part of a picture, whose tokens would be chosen from without the rest.
+    """
+
+    NAME = "_prefill"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = inspect.signature(self.original).bind(*args, **kwargs).arguments
+        size = getattr(arguments.get("generation_config"), "prefill_chunk_size", None)
+        fed = arguments.get("model_kwargs", {})
+        if size is not None and feeds_pictures(fed) and not self.config.keeps_all:
+            raise ValueError(
+                f"prefill_chunk_size={size!r} feeds a prompt in parts, and pruning chooses among all tokens of a "
+                "picture at once; leave prefill_chunk_size out for prompts with pictures"
+            )
+        return self.original(*args, **kwargs)
+
+
+class PreparationNotes(StandIn):
+    """Notes what `generate` prepares a call from.
+
+    On a pruned cache: the caller's padding mask, before a 4-D mask is made of it for a static cache. Without a cache:
+    how much of the sequence is the prompt.
+    """
+
+    NAME = "prepare_inputs_for_generation"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = cache_among(kwargs)
+        if layout_of(cache) is not None:
+            cache.callers_mask = kwargs.get("attention_mask")
+        elif kwargs.get("use_cache") is False:
+            ids: Any = args[0] if args else kwargs.get("input_ids")
+            for source in self.sources(kwargs.get("mm_encoder_outputs") or {}):
+                source.generation.prepare(ids.shape[1], bool(kwargs.get("is_first_iteration")))
+        return self.original(*args, **kwargs)
+
+
+#: What is put on a head, by the name of the method it takes the place of.
+STAND_INS: tuple[type[StandIn], ...] = (PrefillGuard, PreparationNotes)

@@ -45,7 +45,7 @@ class AttentionTap:
         tapped = copy.copy(config)
         tapped._attn_implementation_internal = name  # the public setter would reach sub-configs
         tapped.__dict__["_tokenprune_tap"] = self
-        self.module.config = tapped  # type: ignore[assignment]
+        self.module.config = tapped
 
     def detach(self) -> None:
         # Somebody may have put another config there since, or taken the tap off already.
@@ -58,7 +58,7 @@ def _proxy(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, *
     name = tap._config._attn_implementation or "eager"
     tap.reader(module, query, key, value, kwargs)
     if name == "eager":  # not in the table: each modelling file has its own
-        kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+        kernel = sys.modules[type(module).__module__].eager_attention_forward
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[name]
     return kernel(_Untapped(module, tap._config), query, key, value, *args, **kwargs)

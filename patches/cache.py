@@ -24,6 +24,10 @@ from ..pickling import Unpicklable
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
+    _Cache = Cache
+else:  # a mixin: the class of the cache at hand comes after it
+    _Cache = object
+
 #: What models call the KV cache, in their arguments and in their outputs: renamed in transformers 5.24.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
@@ -139,7 +143,7 @@ class Layout(ColumnLayout):
         self.select_rows(torch.arange(len(self.columns)).repeat_interleave(repeats))
 
 
-class _PrunedCache(Unpicklable):
+class _PrunedCache(Unpicklable, _Cache):
     """Mixin over a cache class: logical length outside, physical length inside, layout kept in step.
 
     Attributes:
@@ -165,7 +169,7 @@ class _PrunedCache(Unpicklable):
                 "this KV cache was filled by a pruned model and is read by one without pruning (a copy, perhaps); go "
                 "on with the model that filled it, or start from a fresh cache"
             )
-        return super().update(*args, **kwargs)  # type: ignore[misc]
+        return super().update(*args, **kwargs)
 
     def _is_hooked(self) -> bool:
         # A call that was interrupted has not released the cache. A compiler cannot look at frames.
@@ -179,7 +183,7 @@ class _PrunedCache(Unpicklable):
             self.hooked = hooked
 
     def physical_length(self, layer_idx: int = 0) -> Any:
-        return super().get_seq_length(layer_idx)  # type: ignore[misc]
+        return super().get_seq_length(layer_idx)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         if self.layout is None:
@@ -192,7 +196,7 @@ class _PrunedCache(Unpicklable):
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> Any:
         self._check_hooks()
-        return super().get_mask_sizes(*args, **kwargs)  # type: ignore[misc]
+        return super().get_mask_sizes(*args, **kwargs)
 
     def _check_hooks(self) -> None:
         """Without the hooks, a stock model would read the logical mask against physical columns."""
@@ -204,37 +208,37 @@ class _PrunedCache(Unpicklable):
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         if self.layout is None:
-            return super().crop(*args, **kwargs)  # type: ignore[misc]
+            return super().crop(*args, **kwargs)
         (amount,) = args or kwargs.values()
         length = self.get_seq_length()
         # transformers < 5.2x names an absolute length, newer ones a negative number of tokens to remove
-        absolute = "max_length" in inspect.signature(super().crop).parameters  # type: ignore[misc]
+        absolute = "max_length" in inspect.signature(super().crop).parameters
         remove = -amount if amount < 0 else max(0, length - amount) if absolute else 0
         if amount > 0 and not absolute:
-            return super().crop(amount)  # type: ignore[misc]  # raises, naming the argument
+            return super().crop(amount)  # raises, naming the argument
         if remove == 0:
-            return super().crop(0 if not absolute else self.physical_length())  # type: ignore[misc]
+            return super().crop(0 if not absolute else self.physical_length())
         decoded = length - self.layout.logical_length
         if remove > decoded:
             self.layout.crop(remove - decoded)
-        super().crop(-remove)  # type: ignore[misc]
+        super().crop(-remove)
 
     def reset(self) -> None:
         self.layout = None
-        super().reset()  # type: ignore[misc]
+        super().reset()  # type: ignore[no-untyped-call]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # any integers will do
         if self.layout is not None:
             self.layout.select_rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)  # type: ignore[misc]
+        super().batch_select_indices(indices)
         if self.layout is not None:
             self.layout.select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        super().batch_repeat_interleave(repeats)
         if self.layout is not None:
             self.layout.repeat_rows(repeats)
 

@@ -35,19 +35,23 @@ def read_attention(
         of the N tokens that are not CLS, what is asked for: `"attention"` (B, N, 1) float32, `"keys"` (B, N, C).
     """
     skip, values = int(has_cls), {}
-    joined_keys = key.transpose(1, 2).flatten(2)  # (B, M, H * d)
     if spec.keys is not None:
-        keys = joined_keys if spec.keys == "joined" else key.mean(1)
+        keys = _joined(key) if spec.keys == "joined" else key.mean(1)
         values["keys"] = keys[:, skip:]
     rows = spec.rows if has_cls or spec.rows != "cls" else spec.without_cls
     if rows is None:
         return values
     if spec.joined_heads:
-        query, key, scaling = query.transpose(1, 2).flatten(2)[:, None], joined_keys[:, None], None
+        query, key, scaling = _joined(query)[:, None], _joined(key)[:, None], None
     start, stop = (0, 1) if rows == "cls" else (0 if spec.cls_query else skip, query.shape[2])
     asking = torch.arange(start, stop, device=query.device)
     values["attention"] = attention_received(query, key, rows=asking, scaling=scaling)[:, skip:, None]
     return values
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """(B, M, H * d) of (B, H, M, d)."""
+    return heads.transpose(1, 2).flatten(2)
 
 
 @dataclass

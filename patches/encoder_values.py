@@ -64,6 +64,6 @@ def encoder_values(
             if len(value) != n:
                 raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")
     if "encoder_features" in values:
-        projector = config.base.get_submodule(config.family.encoder.projector)  # type: ignore[union-attr, arg-type]
+        projector = config.base.get_submodule(config.family.encoder.projector)  # type: ignore[union-attr]
         values["project"] = lambda merged: projector(merged).to(merged.device)
     return values

@@ -15,7 +15,7 @@ from .packing import Packing
 from .past import Past
 
 
-def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | None:
+def padding_mask(given: Any, cache: Any, batch: int, length: int) -> Tensor | None:
     """The 2-D padding mask over logical columns, (B, past + length) bool, or None for no padding.
 
     A static cache comes with a 4-D mask that `generate` has built; its padding is read back from the
@@ -24,10 +24,11 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
     Raises:
         ValueError: for masks that cannot be followed; the message names the alternative.
     """
-    if isinstance(mask, dict):  # one per layer type
-        mask = mask.get("full_attention", mask.get("sliding_attention"))
-    if mask is None:
+    if isinstance(given, dict):  # one per layer type
+        given = given.get("full_attention", given.get("sliding_attention"))
+    if given is None:
         return None
+    mask: Tensor = given
     if mask.ndim == 2:
         return mask.bool()
     if mask.ndim != 4 or not getattr(cache, "is_compileable", False):
@@ -39,11 +40,12 @@ def padding_mask(mask: Any, cache: Any, batch: int, length: int) -> Tensor | Non
         visible = mask[:, 0, -1, : past + length]
         return visible if visible.dtype == torch.bool else visible == 0
     # Its columns are those that the cache holds, its values those of the columns that the caller counts.
-    noted = cache.callers_mask
-    if noted is None:
+    if cache.callers_mask is None:
         return None
-    if noted is not ... and noted.ndim == 2 and noted.shape[1] == past + length:
-        return noted.bool()
+    if cache.callers_mask is not ...:
+        noted: Tensor = cache.callers_mask
+        if noted.ndim == 2 and noted.shape[1] == past + length:
+            return noted.bool()
     raise ValueError(
         "pruning cannot follow a ready-made attention mask on a static cache that was pruned before, outside of "
         "generate(); pass a 2-D padding mask, or use the default (dynamic) cache"
@@ -167,7 +169,8 @@ class _LayerCache:
         return self.get_query_offset()
 
     def get_mask_sizes(self, query: Any, layer_idx: int | None = 0) -> tuple[int, int]:
-        return self._cache.get_mask_sizes(query, self._layer)
+        sizes: tuple[int, int] = self._cache.get_mask_sizes(query, self._layer)
+        return sizes
 
 
 def window_at(config: Any, layer: int) -> int | None:

@@ -45,7 +45,7 @@ def renumbered(
 
 def callers_positions(kwargs: dict[str, Any], past: Past, length: int) -> Tensor:
     """Position ids in the caller's numbering, (..., B or 1, L)."""
-    positions = kwargs.get("position_ids")
+    positions: Tensor | None = kwargs.get("position_ids")
     if positions is not None:
         return positions[None] if positions.ndim == 1 else positions
     return past.logical + torch.arange(length, device=past.columns.device)[None]

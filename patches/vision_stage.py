@@ -133,8 +133,6 @@ class _Work:
         self.keep_mask = torch.ones_like(not_padding)
         self._replaced = False
 
-    # ------------------------------------------------------------ before the policy is called
-
     def plan(self, visual: VisualInputs) -> list[_Input]:
         """What is to be done with each visual input; those that a mask hides are left out."""
         words, found = self._words(visual), []
@@ -208,8 +206,6 @@ class _Work:
         )
         n_keep = None if n_keep is None else n_keep - spare
         return _Input(visual, i, tokens, n_keep, candidates, newlines[:spare], visible=visible)
-
-    # ------------------------------------------------------------ the policy's choice
 
     def select(self, inputs: list[_Input], mask: Tensor | None) -> VisionSelection:
         """Ask the policy about all inputs at once, and put together what stays."""

@@ -14,9 +14,16 @@ from tokenprune.serve import settings
 
 PUBLIC = {
     "DecoderView",
+    "EncoderFacts",
     "EncoderSpec",
+    "EncoderValues",
+    "Family",
+    "InputFacts",
+    "Keep",
     "Policy",
+    "Positions",
     "PrunedCacheError",
+    "PrunedSequence",
     "Record",
     "Schedule",
     "Selection",
@@ -24,6 +31,7 @@ PUBLIC = {
     "TowerView",
     "UnknownPolicyError",
     "UnsupportedModelError",
+    "VisualShape",
     "VisualTokens",
     "__version__",
     "apply_pruning",
@@ -34,6 +42,7 @@ PUBLIC = {
     "pruning",
     "pruning_report",
     "register",
+    "register_family",
     "remove_pruning",
 }
 OPS = {

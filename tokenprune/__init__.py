@@ -2,6 +2,8 @@
 
 from ._version import __version__
 from .api import (
+    Keep,
+    Positions,
     apply_pruning,
     expand_logits,
     list_policies,
@@ -11,7 +13,17 @@ from .api import (
     pruning_report,
     remove_pruning,
 )
-from .patches import Record, UnsupportedModelError
+from .patches import (
+    EncoderFacts,
+    EncoderValues,
+    Family,
+    InputFacts,
+    PrunedSequence,
+    Record,
+    UnsupportedModelError,
+    VisualShape,
+    register_family,
+)
 from .patches.cache import PrunedCacheError
 from .policies import Policy, UnknownPolicyError, register
 from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
@@ -19,9 +31,16 @@ from .schedule import Schedule
 
 __all__ = [
     "DecoderView",
+    "EncoderFacts",
     "EncoderSpec",
+    "EncoderValues",
+    "Family",
+    "InputFacts",
+    "Keep",
     "Policy",
+    "Positions",
     "PrunedCacheError",
+    "PrunedSequence",
     "Record",
     "Schedule",
     "Selection",
@@ -29,6 +48,7 @@ __all__ = [
     "TowerView",
     "UnknownPolicyError",
     "UnsupportedModelError",
+    "VisualShape",
     "VisualTokens",
     "__version__",
     "apply_pruning",
@@ -39,5 +59,6 @@ __all__ = [
     "pruning",
     "pruning_report",
     "register",
+    "register_family",
     "remove_pruning",
 ]

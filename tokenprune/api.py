@@ -106,7 +106,7 @@ def _stages(
     given = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
     if len(given) > 1 and options:
         raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
-    stages = [make_policy(p, **options) for p in given]  # type: ignore[arg-type]
+    stages = [make_policy(p, **options) for p in given]
     if not stages:
         raise ValueError("expected a policy, got an empty list")
     if deep and not isinstance(keep, list | tuple) and not any("decoder" in s.stage for s in stages):

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 in vLLM: a CLIP or SigLIP tower whose attention can be heard, one raster per picture."""
+"""LLaVA-1.5 in vLLM: a CLIP or SigLIP tower whose attention can be read, one raster per picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..ops import attention_received
+from ..patches.encoder_capture import read_attention
 from ..patches.families.llava import tile_grid
 from .processing import PruningProcessor
 from .pruned import Part, PrunedModel
@@ -24,7 +24,9 @@ from .settings import CLIP
 
 
 class Processor(PruningProcessor, LlavaMultiModalProcessor):
-    heard = CLIP
+    """Prompts with as many placeholders as are kept."""
+
+    readable = CLIP
 
 
 def _info(ctx: Any) -> LlavaProcessingInfo:
@@ -44,16 +46,16 @@ class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self._spec = self.settings.policy.encoder()
-        self._noted: dict[str, list[Tensor]] = {}
+        self._captured: dict[str, list[Tensor]] = {}
         if self._spec is None:
             return
         if self._spec.rows is not None or self._spec.keys is not None:
             # The engine builds the tower up to the layer that the projector reads.
             attention = self.vision_tower.vision_model.encoder.layers[-1].self_attn
-            attention.qkv_proj.register_forward_hook(self._note_attention)
+            attention.qkv_proj.register_forward_hook(self._capture_attention)
             self._attention = [attention]  # a list: it is no submodule of ours
         if self._spec.features:
-            self.multi_modal_projector.register_forward_pre_hook(self._note_features)
+            self.multi_modal_projector.register_forward_pre_hook(self._capture_features)
 
     def parts(self, kwargs: Mapping[str, Any]) -> Iterator[Part]:
         name = "pixel_values" if kwargs.get("pixel_values") is not None else "image_embeds"
@@ -61,52 +63,46 @@ class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
         step = max(1, self.most_at_once // (grid[1] * grid[2]))
         for i in range(0, len(inputs), step):
             part = inputs[i : i + step]
-            self._noted = {}
-            yield "image", {name: part}, [grid] * len(part), [None] * len(part)
+            self._captured = {}
+            yield Part("image", {name: part}, [grid] * len(part), [None] * len(part))
 
-    def heard_of(self, n: int) -> list[dict[str, Any]]:
+    def encoder_values(self, n: int) -> list[dict[str, Any]]:
         fields: list[dict[str, Any]] = [{} for _ in range(n)]
-        for name, values in self._noted.items():
+        for name, values in self._captured.items():
             for each, value in zip(fields, torch.cat(values), strict=True):
                 each[name] = value
                 if name == "encoder_features":
-                    each["project"] = self.multi_modal_projector_of
-        self._noted = {}
+                    each["project"] = self._project
+        self._captured = {}
         return fields
 
-    def multi_modal_projector_of(self, features: Tensor) -> Tensor:
-        """The projector, which notes nothing this time."""
-        noted = self._noted
-        projected = self.multi_modal_projector(features)
-        self._noted = noted
+    def _project(self, features: Tensor) -> Tensor:
+        """The projector, without capturing what it is given."""
+        captured = self._captured
+        projected: Tensor = self.multi_modal_projector(features)
+        self._captured = captured
         return projected
 
-    def _note(self, name: str, values: Tensor) -> None:
-        self._noted.setdefault(name, []).append(values)
+    def _capture(self, name: str, values: Tensor) -> None:
+        self._captured.setdefault(f"encoder_{name}", []).append(values)
 
-    def _note_features(self, module: Any, args: tuple[Tensor, ...]) -> None:
+    def _capture_features(self, module: Any, args: tuple[Tensor, ...]) -> None:
         if args[0].dim() == 3:
-            self._note("encoder_features", args[0])
+            self._capture("features", args[0])
 
-    def _note_attention(self, module: Any, args: Any, output: tuple[Tensor, Any]) -> None:
-        spec, attention = self._spec, self._attention[0]
-        assert spec is not None
-        cls = int(self.config.vision_feature_select_strategy == "default")
+    def _capture_attention(self, module: Any, args: Any, output: tuple[Tensor, Any]) -> None:
+        attention = self._attention[0]
+        assert self._spec is not None
+        has_cls = self.config.vision_feature_select_strategy == "default"
         heads = attention.num_heads_per_partition
         query, key, _ = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in output[0].chunk(3, -1))
-        if spec.keys is not None:
-            self._note("encoder_keys", self._over_ranks(key.mean(1))[:, cls:])
-        rows = spec.rows if cls or spec.rows != "cls" else spec.without_cls
-        if rows is None:
-            return
-        start, stop = (0, 1) if rows == "cls" else (0 if spec.cls_query else cls, query.shape[2])
-        received = attention_received(
-            query, key, rows=torch.arange(start, stop, device=query.device), scaling=attention.scale
-        )
-        self._note("encoder_attention", self._over_ranks(received)[:, cls:])
+        for name, values in read_attention(self._spec, query, key, has_cls, attention.scale).items():
+            values = self._over_ranks(values)
+            self._capture(name, values[..., 0] if name == "attention" else values)
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         """The mean over all heads of what is the mean over this rank's."""
         if self._attention[0].num_heads_per_partition == self._attention[0].num_heads:
             return values
-        return tensor_model_parallel_all_reduce(values) / get_tensor_model_parallel_world_size()
+        mean: Tensor = tensor_model_parallel_all_reduce(values) / get_tensor_model_parallel_world_size()
+        return mean

@@ -37,14 +37,14 @@ class Context(InputProcessingContext):
 class PruningProcessor(BaseMultiModalProcessor):
     """Mixed in before a stock processor: cuts the placeholders it makes down to the budget."""
 
-    #: What the model's vision tower lets be heard; None: nothing.
-    heard: ClassVar[EncoderSpec | None] = None
+    #: What can be read of the model's vision tower; None: nothing.
+    readable: ClassVar[EncoderSpec | None] = None
 
     def __init__(self, info: Any, *args: Any, **kwargs: Any):
         info.ctx = Context(info.ctx.model_config, info.ctx.tokenizer)
         super().__init__(info, *args, **kwargs)
         self.settings = Settings.of(info.ctx.model_config.hf_config)
-        check_encoder(self.settings.policy, self.heard)
+        check_encoder(self.settings.policy, self.readable)
         self._keep(None)  # of the engine's own arguments: a bad one stops it here
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:

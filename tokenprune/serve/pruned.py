@@ -1,10 +1,10 @@
-"""What the pruned models have in common: selection behind the vision tower."""
+"""What the pruned models have in common: selection behind the vision encoder."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,22 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 Kind = Literal["image", "video"]
-#: Its kind, the arguments for the stock model, and of each input its raster and mRoPE coordinates, (N, 3) int64.
-Part = tuple[Kind, dict[str, Any], list[Grid], list[Tensor | None]]
+
+
+class Part(NamedTuple):
+    """Visual inputs of one kind that go through the vision encoder together.
+
+    Attributes:
+        kind: image or video.
+        arguments: for the stock model.
+        grids: of each input, its raster.
+        coordinates: of each input, (N, 3) int64 mRoPE coordinates of its tokens; None: it has none.
+    """
+
+    kind: Kind
+    arguments: dict[str, Any]
+    grids: list[Grid]
+    coordinates: list[Tensor | None]
 
 
 class PrunedModel:
@@ -50,8 +64,8 @@ class PrunedModel:
         """One call's arguments in parts of one kind, each of one input or of at most `most_at_once` tokens."""
         raise NotImplementedError
 
-    def heard_of(self, n: int) -> list[dict[str, Any]]:
-        """Fields of `VisualTokens` of the `n` inputs that went through the tower last."""
+    def encoder_values(self, n: int) -> list[dict[str, Any]]:
+        """Fields of `VisualTokens` that come from the encoder, of the `n` inputs that went through it last."""
         return [{} for _ in range(n)]
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
@@ -60,12 +74,12 @@ class PrunedModel:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         embeddings: list[Tensor] = []
         done = {"image": 0, "video": 0}
-        for kind, part, grids, coordinates in self.parts(kwargs):
-            whole = list(super().embed_multimodal(**part))  # type: ignore[misc]
+        for part in self.parts(kwargs):
+            kind, whole = part.kind, list(super().embed_multimodal(**part.arguments))  # type: ignore[misc]
             words = [self._words(ours, kind, done[kind] + i) for i in range(len(whole))]
             budgets = ours[BUDGET.format(kind)][done[kind] : done[kind] + len(whole)]
             counts = [decoded(budget).count(len(each)) for budget, each in zip(budgets, whole, strict=True)]
-            embeddings += self._kept(kind, whole, grids, coordinates, words, counts)
+            embeddings += self._keep(part, whole, words, counts)
             done[kind] += len(whole)
         return tuple(embeddings)
 
@@ -79,38 +93,40 @@ class PrunedModel:
                 found[field] = table.embed_input_ids(ids[i].to(next(table.parameters()).device))
         return found
 
-    def _kept(
-        self,
-        kind: Kind,
-        whole: Sequence[Tensor],
-        grids: Sequence[Grid],
-        coordinates: Sequence[Tensor | None],
-        words: Sequence[Mapping[str, Any]],
-        counts: Sequence[int],
+    def _keep(
+        self, part: Part, whole: Sequence[Tensor], words: Sequence[Mapping[str, Any]], counts: Sequence[int]
     ) -> list[Tensor]:
+        """The embeddings that the policy keeps of each input, coordinates beside them.
+
+        Args:
+            part: the inputs.
+            whole: (N, D) embeddings of each.
+            words: of each, the embedded text.
+            counts: of each, how many are kept.
+        """
         width = self.visual_width(whole[0])
         tokens = [
-            VisualTokens(features=each[:, :width], grids=(grid,), kind=kind, **text, **encoder)
-            for each, grid, text, encoder in zip(whole, grids, words, self.heard_of(len(whole)), strict=True)
+            VisualTokens(features=each[:, :width], grids=(grid,), kind=part.kind, **text, **encoder)
+            for each, grid, text, encoder in zip(whole, part.grids, words, self.encoder_values(len(whole)), strict=True)
         ]
         kept = []
-        for each, chosen, place in zip(whole, self._chosen(tokens, counts), coordinates, strict=True):
+        for each, chosen, coordinates in zip(whole, self._choose(tokens, counts), part.coordinates, strict=True):
             rows = index_rows(each, chosen.indices)
             if chosen.features is not None:  # planes for deeper layers, behind the first, stay the tokens' own
                 rows = torch.cat([chosen.features.to(each.dtype), rows[:, width:]], 1)
-            if place is not None:
-                place = pack(index_rows(place, chosen.indices).to(rows.device), rows.dtype)
-                rows = torch.cat([rows, place], 1)
+            if coordinates is not None:
+                packed = pack(index_rows(coordinates, chosen.indices).to(rows.device), rows.dtype)
+                rows = torch.cat([rows, packed], 1)
             kept.append(rows)
         return kept
 
-    def _chosen(self, tokens: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
-        """What the policy says; one input that it fails on must not take the engine down."""
+    def _choose(self, tokens: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
+        """The policy's choice. An input that it fails on keeps evenly spaced tokens, so that the engine goes on."""
         try:
             return select(self.settings.policy, tokens, counts)
         except Exception as error:
             if len(tokens) > 1:
-                return [self._chosen([each], [k])[0] for each, k in zip(tokens, counts, strict=True)]
+                return [self._choose([each], [k])[0] for each, k in zip(tokens, counts, strict=True)]
             n, k = len(tokens[0]), counts[0]
             logger.error("policy %r failed, so %d of %d tokens are kept evenly: %s", self.settings.name, k, n, error)
             return [Selection(even(k, n))]

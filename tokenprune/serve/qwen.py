@@ -37,7 +37,7 @@ class PrunedQwen(PrunedModel):
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
     ) -> Tensor:
         embeddings = self.offsets.split(list(multimodal_embeddings or ()), is_multimodal)
-        return super().embed_input_ids(input_ids, embeddings or None, is_multimodal=is_multimodal)  # type: ignore[misc]
+        return super().embed_input_ids(input_ids, embeddings or None, is_multimodal=is_multimodal)  # type: ignore[misc, no-any-return]
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         if positions.dim() == 2:
@@ -65,7 +65,8 @@ class PrunedQwen(PrunedModel):
                         part[name] = value[start:stop] if _per_input(value, len(sizes)) else value
                 rasters = [self.raster(grid) for grid in grids[start:stop].tolist()]
                 steps = self.seconds(kind, part, stop - start)
-                yield kind, part, rasters, [self.coordinates(r, s) for r, s in zip(rasters, steps, strict=True)]
+                coordinates = [self.coordinates(r, s) for r, s in zip(rasters, steps, strict=True)]
+                yield Part(kind, part, rasters, [*coordinates])
 
     def raster(self, grid: Sequence[int]) -> Grid:
         """(T, H, W) visual tokens of (T, H, W) patches."""

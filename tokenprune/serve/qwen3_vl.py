@@ -27,7 +27,8 @@ class PrunedQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
     """`Qwen3VLForConditionalGeneration` that keeps what a policy chooses of each picture or video."""
 
     def visual_width(self, embedding: Tensor) -> int:
-        return self.visual_dim
+        width: int = self.visual_dim
+        return width
 
     def media(self, input_tokens: list[int], mm_features: Any) -> Iterator[tuple[int, int, int]]:
         config = self.config

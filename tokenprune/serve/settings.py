@@ -21,7 +21,7 @@ PER_FRAME = "TOKENPRUNE_PER_FRAME"
 ATTRIBUTE = "tokenprune"
 
 
-#: What a CLIP or SigLIP tower inside the engine lets be heard; a Qwen tower nothing.
+#: What can be read of a CLIP or SigLIP tower inside the engine; of a Qwen tower nothing.
 CLIP = EncoderSpec(layer="feature", keys="mean", features=True)
 
 
@@ -195,12 +195,12 @@ def _refuse(policy: Policy) -> None:
         )
 
 
-def check_encoder(policy: Policy, heard: EncoderSpec | None) -> None:
-    """Raise unless what a policy wants of the vision encoder is among what a model's tower lets be heard.
+def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
+    """Raise unless what a policy reads of the vision encoder can be read of a model's tower.
 
     Args:
         policy: already accepted by `Settings.of`.
-        heard: of the tower; None: nothing.
+        readable: what can be read of the tower; None: nothing.
 
     Raises:
         UnservablePolicyError: naming what is missing.
@@ -208,20 +208,20 @@ def check_encoder(policy: Policy, heard: EncoderSpec | None) -> None:
     spec, name = policy.encoder(), policy.name
     if spec is None or (spec.rows is None and spec.keys is None):
         return
-    if heard is None:
+    if readable is None:
         if spec.keys is None and spec.rows == "cls" and spec.without_cls is None:
             return  # it does without
         raise UnservablePolicyError(
             name, "tower's attention", "reads attention of the vision tower, which is not heard on this model here"
         )
-    if spec.layer != heard.layer:
+    if spec.layer != readable.layer:
         raise UnservablePolicyError(
             name,
             "tower's last layer",
             "reads the vision tower's last layer, which the engine does not build: its tower ends with the layer "
             "that the projector reads",
         )
-    if spec.joined_heads or spec.keys not in (None, heard.keys):
+    if spec.joined_heads or spec.keys not in (None, readable.keys):
         raise UnservablePolicyError(name, "joined heads", "reads all heads joined, which are spread over ranks here")
 
 
@@ -229,16 +229,16 @@ def table() -> str:
     """Markdown: which policies are served on which models, and why others are not."""
     lines = ["| policy | LLaVA-1.5 | Qwen2.5-VL, Qwen3-VL |", "|---|---|---|"]
     for name in registry():
-        cells = [_cell(name, heard) for heard in (CLIP, None)]
+        cells = [_cell(name, readable) for readable in (CLIP, None)]
         lines.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
 
 
-def _cell(name: str, heard: EncoderSpec | None) -> str:
+def _cell(name: str, readable: EncoderSpec | None) -> str:
     policy = make_policy(name)
     try:
         _refuse(policy)
-        check_encoder(policy, heard)
+        check_encoder(policy, readable)
     except UnservablePolicyError as error:
         return error.short
     return "served, by prompt" if "text" in policy.needs else "served"

@@ -1,0 +1,141 @@
+"""Families of one's own: registered in a process, or by an installed package."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+import tokenprune
+from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, register_family, remove_pruning
+from tokenprune.patches.families import registry
+from tokenprune.patches.families.base import feature_layer, layers_below_feature
+
+from .families import FAMILIES, get_model, ragged_batch
+from .oracles import check_against_oracles
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_family"
+
+
+class HouseLlavaConfig(LlavaConfig):
+    model_type = "house_llava"
+
+
+class HouseLlava(LlavaForConditionalGeneration):
+    config_class = HouseLlavaConfig
+
+
+@pytest.fixture
+def example():
+    """The example's module; what is registered meanwhile is gone afterwards."""
+    registry.families()
+    before = dict(registry._FAMILIES)
+    spec = importlib.util.spec_from_file_location("house_llava", EXAMPLE / "house_llava.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    registry._FAMILIES.clear()
+    registry._FAMILIES.update(before)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "house_llava", FAMILIES["llava"])  # what the oracles ask of a family
+    stock = get_model("llava")
+    config = HouseLlavaConfig(**{k: v for k, v in stock.config.to_dict().items() if k != "model_type"})
+    made = HouseLlava(config).to(torch.float64).eval()
+    made.load_state_dict(stock.state_dict())
+    made.generation_config = stock.generation_config
+    return made
+
+
+@pytest.mark.parametrize("policy", ["divprune", "fopru", "visionzip", "fastv"])
+def test_the_example_is_held_to_the_oracles(example, model, policy):
+    with pytest.raises(UnsupportedModelError, match="house_llava"):
+        apply_pruning(model, policy)
+    assert register_family(example.FAMILY) is example.FAMILY
+    assert "house_llava" in tokenprune.list_supported_models()
+    check_against_oracles(model, ragged_batch("llava"), policy, 0.3, "original")
+
+
+def test_it_chooses_what_the_stock_family_chooses(example, model):
+    register_family(example.FAMILY)
+    batch = ragged_batch("llava")
+    kept = []
+    for each in (model, get_model("llava")):
+        with pruning(each, "visionzip", 0.3), torch.no_grad():
+            each(**batch.inputs)
+            kept.append([record.indices for record in tokenprune.pruning_report(each)])
+    assert kept[0] == kept[1]
+
+
+def test_its_reason_is_given_where_a_stage_is_not_possible(example, model):
+    register_family(example.FAMILY)
+    with pytest.raises(ValueError, match="nobody has tried it"):
+        apply_pruning(model, "tome")
+    remove_pruning(model)
+
+
+def test_a_taken_model_type_is_refused_unless_it_is_to_be_replaced(example):
+    theirs = Family(model_types=("house_llava", "llava"))
+    with pytest.raises(ValueError, match="'llava' has a family already"):
+        register_family(theirs)
+    assert "house_llava" not in tokenprune.list_supported_models()  # all of it or nothing
+    assert register_family(theirs, replace=True) is theirs
+    assert registry.family_by_type("llava") is theirs
+    with pytest.raises(TypeError, match="takes a Family"):
+        register_family(example)
+
+
+def test_registering_again_is_no_error(example):
+    assert register_family(example.FAMILY) == register_family(replace(example.FAMILY))
+
+
+SCRIPT = """
+import tokenprune
+assert "house_llava" in tokenprune.list_supported_models()
+from tokenprune import cli
+cli.main(["models"])
+"""
+
+
+def test_it_is_found_once_it_is_installed(tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(EXAMPLE)]
+    subprocess.run(pip, check=True)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "house_llava" in run.stdout
+
+
+def test_a_broken_package_does_not_take_the_others_down(monkeypatch, caplog):
+    class Broken:
+        name, value = "broken", "nowhere:FAMILY"
+
+        def load(self):
+            raise ImportError("no such module")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Broken()])
+    registry._load_entry_points.cache_clear()
+    try:
+        assert "llava" in tokenprune.list_supported_models()
+    finally:
+        registry._load_entry_points.cache_clear()
+    assert "family 'broken' of nowhere:FAMILY could not be loaded: no such module" in caplog.text
+
+
+@pytest.mark.parametrize(("index", "layer"), [(-1, 4), (-2, 3), (1, 0), (5, 4), ([1, -2], 3), ((3,), 2)])
+def test_the_feature_layer_is_the_one_whose_output_is_that_hidden_state(index, layer):
+    assert feature_layer(range(5), index) == layer
+
+
+@pytest.mark.parametrize(("index", "count"), [(-1, 5), (-2, 4), (1, 1), (5, 5), ([1, -2], 0)])
+def test_layers_below_a_feature_end_with_its_layer(index, count):
+    assert list(layers_below_feature(range(5), index)) == list(range(count))

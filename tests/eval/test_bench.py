@@ -92,11 +92,14 @@ def test_precision_and_recall_are_those_of_sklearn():
     assert report.yes_no(["no"], ["yes"])["f1"] == 0
 
 
+SAMPLES = 2  # of each task
+
+
 @pytest.fixture(scope="module", params=minivlm.NAMES)
 def finished(request, tmp_path_factory):
     """A small benchmark: its arguments, and what it wrote."""
     out = tmp_path_factory.mktemp(request.param)
-    arguments = ["bench", "--model", request.param, "--policy", "divprune", "--keep", "1.0,0.1", "--samples", "4"]
+    arguments = ["bench", "--model", request.param, "--policy", "divprune", "--keep", "1.0,0.1", "--samples", str(SAMPLES)]
     arguments += ["--positions", "original,compact", "--out", str(out), "--json", str(out / "rows.json")]
     cli.main(arguments)
     return arguments, out
@@ -107,7 +110,7 @@ def test_rows(finished):
     model = arguments[2]
     written = json.loads((out / "rows.json").read_text())
     assert written == json.loads((out / "results.json").read_text())
-    assert written["identity"]["samples"] == 4
+    assert written["identity"]["samples"] == SAMPLES
     assert {"device", "threads"} <= set(written["machine"])
     rows = written["rows"]
     settings = {(r["policy"], r["keep"], r["positions"]) for r in rows}
@@ -118,7 +121,7 @@ def test_rows(finished):
     assert len(rows) == len(settings) * (len(TASKS) + 1)
     for row in rows:
         assert row["model"] == model
-        assert row["n"] == (4 * len(TASKS) if row["task"] == "all" else 4)
+        assert row["n"] == (SAMPLES * len(TASKS) if row["task"] == "all" else SAMPLES)
         assert 0 <= row["low"] <= row["exact_match"] <= row["high"] <= 1
         assert ("f1" in row) == (row["task"] == "existence")
     by = {(r["policy"], r["keep"], r["positions"], r["task"]): r for r in rows}

@@ -99,8 +99,9 @@ SAMPLES = 2  # of each task
 def finished(request, tmp_path_factory):
     """A small benchmark: its arguments, and what it wrote."""
     out = tmp_path_factory.mktemp(request.param)
-    arguments = ["bench", "--model", request.param, "--policy", "divprune", "--keep", "1.0,0.1", "--samples", str(SAMPLES)]
-    arguments += ["--positions", "original,compact", "--out", str(out), "--json", str(out / "rows.json")]
+    arguments = ["bench", "--model", request.param, "--policy", "divprune", "--keep", "1.0,0.1"]
+    arguments += ["--samples", str(SAMPLES), "--positions", "original,compact"]
+    arguments += ["--out", str(out), "--json", str(out / "rows.json")]
     cli.main(arguments)
     return arguments, out
 

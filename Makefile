@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-eval test-vllm test-matrix fuzz lint bench bench-gpu format clean
+.PHONY: setup demo test test-eval test-vllm test-matrix fuzz docs lint bench bench-gpu format clean
 
 setup: $(STAMP)
 
@@ -18,12 +18,18 @@ demo: setup
 # An emulated device is tested in processes of its own: torch would take it for the machine's.
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
-	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/elsewhere
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/emulated_device
 
-# Random batches and conversations against the oracles; SEED=... for other ones.
+# Random batches and conversations against the oracles (SEED=... for other ones), every policy on every family, and
+# kernels in Triton's interpreter on all random cases of the ops.
 fuzz: setup
-	CASES=$${CASES:-10000} TALKS=$${TALKS:-3000} SEED=$${SEED:-1} \
-		$(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_fuzz.py tests/test_conversations.py
+	CASES=$${CASES:-10000} TALKS=$${TALKS:-3000} SEED=$${SEED:-1} FULL=1 \
+		$(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_fuzz.py tests/test_conversations.py \
+		tests/test_oracle.py tests/patches/test_decoder_stage.py tests/ops
+
+# The tables of README.md and docs/ that are made of code, tests and committed results.
+docs: setup
+	$(BIN)/python -m tools.docs_tables
 
 # lmms-eval has an environment of its own: it needs torchvision, whose build here goes with a GPU build of
 # torch; tests/shim makes do beside a CPU build, and nothing but these tests should.
@@ -36,7 +42,7 @@ $(EVAL)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-eval: $(EVAL)/.installed
-	PYTHONPATH=tests/shim $(EVAL)/bin/python -m pytest -q -n auto --dist worksteal tests/harness
+	PYTHONPATH=tests/shim $(EVAL)/bin/python -m pytest -q -n auto --dist worksteal tests/lmms_eval
 
 # Supported versions of transformers besides the newest, each in an environment of its own.
 test-matrix: test-transformers-4.57.6 test-transformers-5.0.0 test-transformers-5.17.0
@@ -45,7 +51,7 @@ test-transformers-%:
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt 'transformers==$*' -e '.[dev]'
 	.venv-$*/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider
-	.venv-$*/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/elsewhere
+	.venv-$*/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/emulated_device
 
 # vLLM pins other versions than ours. Its CPU build from the package index brings GPU builds of three packages
 # of torch's family: two that nothing here needs, and torchvision, which the shim makes do.
@@ -59,7 +65,7 @@ $(VLLM)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-vllm: $(VLLM)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/shim $(VLLM)/bin/python -m pytest -q tests/engine
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/shim $(VLLM)/bin/python -m pytest -q tests/vllm
 
 lint: setup
 	$(BIN)/ruff check .

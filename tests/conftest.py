@@ -1,10 +1,13 @@
-"""Small models: one thread each is faster than two, and leaves room for others."""
+"""Threads, the order of files, shared fixtures, and a summary of what was skipped because something is missing."""
 
 import os
+import re
+from collections import defaultdict
 
-for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # small models: one thread each is faster than two
     os.environ.setdefault(threads, "1")
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -12,7 +15,35 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
 
 
+#: Reasons that name what is missing on this machine, unlike those of older versions of transformers.
+MISSING = re.compile(r"needs |could not import ")
+#: Slow tests go first, so that no process is left alone with one of them at the end.
+SLOW = ("/tests/ops/", "/tests/eval/")
+
+
 def pytest_collection_modifyitems(items):
-    """The slowest files first, so that no process is left alone with them at the end."""
-    slow = ("test_ops.py", "test_kernels.py", "test_minivlm.py")
-    items.sort(key=lambda item: not item.path.name.endswith(slow))
+    items.sort(key=lambda item: not any(folder in item.path.as_posix() for folder in SLOW))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name every test that was skipped for want of a browser, a compiler, a GPU, a package, ..."""
+    skipped = defaultdict(list)
+    for report in terminalreporter.getreports("skipped"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple | list) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if MISSING.match(reason):
+            skipped[reason].append(report.nodeid)
+    if skipped:
+        terminalreporter.section("not tested here, because something is missing", yellow=True)
+    for reason, tests in sorted(skipped.items()):
+        terminalreporter.write_line(reason, yellow=True)
+        for test in sorted(tests):
+            terminalreporter.write_line(f"    {test}")
+
+
+@pytest.fixture(scope="session")
+def deep():
+    """A LLaVA with a deeper vision tower."""
+    from .support.towers import deep_llava
+
+    return deep_llava()

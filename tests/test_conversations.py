@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tokenprune import Policy
 
-from . import conversations
-from .conversations import hold
-from .families import ENCODES_FIRST, FAMILIES, Picture
-from .hiding import Hiding
-from .talks import Setting, Turn, talks
+from .support import conversations
+from .support.conversations import hold
+from .support.families import ENCODES_FIRST, FAMILIES, Picture
+from .support.hiding import Hiding
+from .support.talks import Setting, Turn, talks
 
 pytestmark = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers drops the pixels of a second turn")
 

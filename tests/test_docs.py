@@ -1,44 +1,43 @@
-"""Tables in the documentation are those of registry and results. `python -m tests.test_docs` writes them."""
-
-from pathlib import Path
+"""The committed pages have the tables that `make docs` writes."""
 
 import pytest
 
-from tokenprune.commands.policies import markdown, summary
 from tokenprune.policies import registry
-from tokenprune.serve.settings import table as served
+from tools import docs_tables
+from tools.marked_tables import marked
 
-from . import bench_tables
-from .markers import put
-
-ROOT = Path(__file__).parents[1]
-TABLES = {
-    "README.md": {"policies": summary},
-    "docs/policies.md": {"policies: tokenprune policies --markdown": markdown},
-    "docs/serving.md": {"served": served},
-    "docs/bench.md": bench_tables.TABLES,
-}
+from .compatibility.cells import CELLS
 
 
-def filled(name: str) -> str:
-    text = (ROOT / name).read_text()
-    for marker, table in TABLES[name].items():
-        text = put(text, marker, table())
-    return text
+def committed(name: str) -> str:
+    return (docs_tables.ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_tables_are_those_of_registry_and_results(name):
-    text = (ROOT / name).read_text()
-    assert text == filled(name), "run python -m tests.test_docs"
+@pytest.mark.parametrize("name", [*docs_tables.TABLES, *docs_tables.PAGES])
+def test_pages_are_as_they_would_be_written(name):
+    assert committed(name) == docs_tables.written(name), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/policies.md", "docs/serving.md", "docs/bench.md"])
+def test_every_policy_is_in_the_tables(name):
+    text = committed(name)
     assert all(f"| `{policy}` |" in text for policy in registry())
 
 
-def test_every_policy_of_ours_says_what_it_keeps_and_where_it_comes_from():
-    for name, cls in registry().items():
-        assert cls.keeps and cls.paper, name
+def test_every_cell_is_in_the_readme():
+    docs_tables.written("README.md")  # imports all cells
+    table = marked("matrix").search(committed("README.md"))[0]
+    assert all(cell.feature in table for cell in CELLS)
 
 
-if __name__ == "__main__":
-    for file in TABLES:
-        (ROOT / file).write_text(filled(file))
+def test_the_command_checks(capsys):
+    docs_tables.main(["--check"])
+    assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("nowhere.md", 2)])
+def test_the_command_names_its_pages(argument, code, capsys):
+    with pytest.raises(SystemExit) as stop:
+        docs_tables.main([argument])
+    assert stop.value.code == code
+    assert "docs/compatibility.md" in "".join(capsys.readouterr())

@@ -16,8 +16,8 @@ from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, re
 from tokenprune.patches.families import registry
 from tokenprune.patches.families.base import feature_layer, layers_below_feature
 
-from .families import FAMILIES, get_model, ragged_batch
-from .oracles import check_against_oracles
+from .support.families import FAMILIES, get_model, ragged_batch
+from .support.oracles import check_against_oracles
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_family"
 
@@ -54,13 +54,13 @@ def model(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("policy", ["divprune", "fopru", "visionzip", "fastv"])
-def test_the_example_is_held_to_the_oracles(example, model, policy):
+@pytest.mark.parametrize(("policy", "merges"), [("divprune", False), ("fopru", False), ("visionzip", True)])
+def test_the_example_is_held_to_the_oracles(example, model, policy, merges):
     with pytest.raises(UnsupportedModelError, match="house_llava"):
         apply_pruning(model, policy)
     assert register_family(example.FAMILY) is example.FAMILY
     assert "house_llava" in tokenprune.list_supported_models()
-    check_against_oracles(model, ragged_batch("llava"), policy, 0.3, "original")
+    check_against_oracles(model, ragged_batch("llava"), policy, 0.3, "original", merges)
 
 
 def test_it_chooses_what_the_stock_family_chooses(example, model):

@@ -9,11 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from .families import ANYRES, FAMILIES, PLAIN_FAMILIES, Picture, get_model, make_batch
-from .oracles import check_against_oracles
-from .policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
-from .test_decoder import check as check_deep
-from .test_tower import TOWER_FAMILIES
+from .support.families import ANYRES, FAMILIES, PLAIN_FAMILIES, TOWER_FAMILIES, Picture, get_model, make_batch
+from .support.oracles import check_against_oracles, check_decoder_stage
+from .support.policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
 
 DEEP_LABELS = [f"deep {label}" for label in DEEP]
 TOWER_LABELS = [f"tower {label}" for label in TOWER if "fastv" not in label]
@@ -70,7 +68,7 @@ def hold(family, rows, policy, keep, positions):
     batch = make_batch(family, rows)
     if policy.startswith("deep "):
         policies, options = DEEP[policy.removeprefix("deep ")]
-        check_deep(family, policies, keep, positions=positions, batch=batch, **options)
+        check_decoder_stage(get_model(family), batch, policies, keep, positions, **options)
     elif policy.startswith("tower "):
         policies, options = TOWER[policy.removeprefix("tower ")]
         check_against_oracles(get_model(family), batch, policies, keep, positions, True, **options)

@@ -1,6 +1,4 @@
-"""Removing visual tokens equals masking them: every family, every policy, ragged batches, generate."""
-
-import itertools
+"""Removing visual tokens equals masking them: families, policies (see `products`), ragged batches, generate."""
 
 import pytest
 import torch
@@ -8,15 +6,14 @@ import torch
 from tokenprune import pruning, pruning_report
 from tokenprune.policies import make_policy
 
-from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
-from .oracles import assert_same, check_against_oracles, generate, keep_mask, masked
-from .policies_table import CHANGES_FEATURES, POLICIES
+from .support.families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from .support.oracles import assert_same, check_against_oracles, generate, keep_mask, masked
+from .support.policies_table import CHANGES_FEATURES, POLICIES
+from .support.products import product
 
-MODES = list(itertools.product(FAMILIES, ("original", "compact")))
 
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("family", "positions"), MODES)
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize(("family", "policy"), product(FAMILIES, POLICIES))
 def test_images(family, positions, policy):
     batch = ragged_batch(family)
     name, options = POLICIES[policy]
@@ -28,8 +25,8 @@ def test_images(family, positions, policy):
     assert all(r.grids is not None for r in records)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("family", "positions"), [m for m in MODES if m[0] in VIDEO_FAMILIES])
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize(("family", "policy"), product(VIDEO_FAMILIES, POLICIES, ("llava_onevision", "qwen2_5_vl")))
 def test_videos(family, positions, policy):
     batch = ragged_batch(family, video=True)
     name, options = POLICIES[policy]

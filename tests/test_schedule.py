@@ -1,5 +1,8 @@
 """When tokens leave inside a decoder."""
 
+import math
+
+import numpy as np
 import pytest
 
 from tokenprune import Schedule
@@ -40,3 +43,21 @@ def test_the_last_cut_meets_the_budget_whatever_came_before():
 def test_bad_schedules(depths, counts, named):
     with pytest.raises(ValueError, match=f"{named}="):
         Schedule(depths, counts)
+
+
+@pytest.mark.parametrize("counts", [3, "3", (3, math.nan), (3, True), (3, None), (3, 0), (1, 3), (3,), {3: 1}, (3, -1)])
+def test_counts_of_a_schedule(counts):
+    with pytest.raises(ValueError, match=r"^counts="):
+        Schedule((0.2, 0.5), counts)
+
+
+@pytest.mark.parametrize(
+    "depths", [0.5, "0.5", None, (None,), (math.nan,), (True,), ("0.5",), {0.5: 1}, (0.2, math.nan)]
+)
+def test_depths_of_a_schedule(depths):
+    with pytest.raises(ValueError, match=r"^depths=.*shares of the layers, in \(0, 1\), ascending"):
+        Schedule(depths)
+
+
+def test_a_schedule_from_lists():
+    assert Schedule([0.2, np.float64(0.5)], [3, 3]) == Schedule((0.2, 0.5), (3, 3))

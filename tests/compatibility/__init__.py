@@ -1,0 +1,1 @@
+"""What works with pruning, cell by cell: `tools/docs_tables.py` makes docs/compatibility.md of these tests."""

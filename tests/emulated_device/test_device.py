@@ -1,0 +1,87 @@
+"""On a device that is not the host: the same tokens, and waits for it that do not grow with the batch."""
+
+import re
+
+import pytest
+import torch
+
+from tokenprune import pruning, pruning_report
+from tokenprune.patches.families.registry import family_of
+
+from ..support.families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from ..support.policies_table import DEEP, POLICIES, TOWER
+from .device import DEVICE, SECOND, blocks, device_mode, moved
+
+TABLE = {**POLICIES, **TOWER, **DEEP}
+# Between them: text, what the encoder says, features that change, and the decoder.
+FEW = ["auto", "visionzip"]
+# Waits that a method itself cannot do without, for each picture, or for each row in the decoder.
+PER_PICTURE = {"random": 1, "holov": 1, "vidcom2": 1, "fastvid": 1}
+PER_ROW = {"todre": 1, "sparsevlm": 1}
+
+
+def check(family, video, name, options, second=()):
+    model, batch = get_model(family), ragged_batch(family, video)
+    settings = dict(max_new_tokens=3, do_sample=False)
+    with pruning(model, name, keep=0.3, **options):
+        expected = model.generate(**batch.inputs, **settings)
+        records = pruning_report(model)
+    with device_mode():
+        twin = moved(model, second)
+        with pruning(twin, name, keep=0.3, **options):
+            tokens = twin.generate(**{k: v.to(DEVICE) for k, v in batch.inputs.items()}, **settings)
+            same = pruning_report(twin)
+        assert tokens.device == DEVICE
+        assert {p.device for p in twin.parameters()} == ({DEVICE, SECOND} if second else {DEVICE})
+        assert tokens.tolist() == expected.tolist()
+    assert [(r.indices, r.cuts) for r in same] == [(r.indices, r.cuts) for r in records]
+    assert any(r.n_after < r.n_before or r.cuts for r in records)
+
+
+@pytest.mark.parametrize("policy", FEW)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family, policy):
+    for video in [False, True][: 1 + (family in VIDEO_FAMILIES)]:
+        check(family, video, *TABLE[policy])
+
+
+@pytest.mark.parametrize("policy", TABLE)
+def test_every_policy(policy):
+    check("llava", False, *TABLE[policy])
+
+
+@pytest.mark.parametrize("policy", [name for name in TABLE if name not in TOWER])
+def test_every_policy_on_videos(policy):
+    check("qwen2_5_vl", True, *TABLE[policy])
+
+
+@pytest.mark.parametrize(("half", "policy"), [("tower", "visionzip"), ("upper layers", "auto")])
+@pytest.mark.parametrize("family", [name for name, case in FAMILIES.items() if not case.hybrid])
+def test_over_two_devices(family, half, policy):
+    """What `device_map="auto"` does with several GPUs; on hybrids not even the stock model runs here so."""
+    names = blocks(get_model(family))
+    above = re.compile(r"layers\.[1-9]\d*$|norm$|^lm_head$")
+    upper = [name for name in names if above.search(name)]
+    lower = [name for name in names if name not in upper and family_of(get_model(family)).text_model not in name]
+    check(family, False, *TABLE[policy], second=upper if half == "upper layers" else lower)
+
+
+def waits(times, name, options):
+    """Of a prefill of the ragged batch, `times` over."""
+    batch = ragged_batch("llava")
+    with device_mode() as counted:
+        twin = moved(get_model("llava"))
+        inputs = {k: torch.cat([v] * times).to(DEVICE) for k, v in batch.inputs.items()}
+        with pruning(twin, name, keep=0.3, **options):
+            counted.clear()
+            twin(**inputs, use_cache=True)
+    return sum(counted.values())
+
+
+@pytest.mark.parametrize("policy", TABLE)
+def test_waits_do_not_grow_with_the_batch(policy):
+    rows, pictures = 3, 4
+    more = rows * PER_ROW.get(policy, 0) + pictures * PER_PICTURE.get(policy, 0)
+    once = waits(1, *TABLE[policy])
+    assert once <= 16
+    assert waits(2, *TABLE[policy]) == once + more

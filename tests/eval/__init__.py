@@ -1,0 +1,1 @@
+"""Tests of `tokenprune.eval`: the embedded models and the commands."""

@@ -1,0 +1,65 @@
+"""`tokenprune profile --engine vllm`, what of it needs no engine. The rest: tests/vllm/test_profile.py."""
+
+import importlib.util
+
+import pytest
+import transformers
+from PIL import Image
+
+from tokenprune import cli
+from tokenprune.eval.engine_profile import folder, verdict
+from tokenprune.eval.engine_report import draw, table
+from tokenprune.eval.minivlm.qwen import PictureProcessor
+
+
+def _rows(*ratios):
+    return [
+        {
+            "policy": "divprune" if keep < 1 else "full",
+            "keep": keep,
+            "concurrency": clients,
+            "prompt_tokens": 100,
+            "requests_per_second": 2.0,
+            "ttft_ms": 10.0,
+            "throughput_ratio": ratio if keep < 1 else 1.0,
+            "ttft_ratio": 1.0,
+        }
+        for keep in (1.0, 0.25)
+        for clients, ratio in ratios
+    ]
+
+
+def test_verdicts():
+    assert verdict(_rows((1, 1.2), (8, 1.5))[2:]).startswith("pays at every concurrency: 1.20 to 1.50 times")
+    lost = verdict(_rows((32, 0.5), (8, 0.9), (1, 1.2))[3:])
+    assert lost == "stops paying at 8 clients; at 32 it has 0.50 times the full model's throughput"
+
+
+def test_table_and_plot(tmp_path):
+    rows = _rows((1, 1.2), (8, 0.9))
+    assert len(table(rows, "a title").rows) == 4
+    draw(tmp_path / "plot.png", rows, "a title")
+    assert Image.open(tmp_path / "plot.png").size[0] > 500
+
+
+@pytest.mark.parametrize(("config", "tokens"), [("llava-1.5-7b", 576), ("qwen2.5-vl-7b", 256)])
+def test_a_folder_for_a_published_shape(tmp_path, config, tokens):
+    where, side = folder(config, 2, tmp_path)
+    found = transformers.AutoConfig.from_pretrained(where)
+    assert found.get_text_config().num_hidden_layers == 2
+    loader = transformers.AutoProcessor if config.startswith("llava") else PictureProcessor
+    processor = loader.from_pretrained(where)
+    inputs = processor(images=[Image.new("RGB", (side, side))], text=[processor.image_token], return_tensors="pt")
+    token = found.image_token_index if config.startswith("llava") else found.image_token_id
+    assert int((inputs["input_ids"] == token).sum()) == tokens
+
+
+def test_a_shape_without_an_engine_variant(tmp_path):
+    with pytest.raises(ValueError, match=r"accepted with --engine vllm: llava-1\.5-7b, qwen2\.5-vl-7b"):
+        folder("llava-next-7b", 2, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_the_engine_has_to_be_there():
+    with pytest.raises(SystemExit, match=r"pip install 'tokenprune-vlm\[vllm\]'"):
+        cli.main(["profile", "--engine", "vllm", "--model", "embedded"])

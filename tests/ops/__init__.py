@@ -1,0 +1,1 @@
+"""Tests of `tokenprune.ops`, by op."""

@@ -1,0 +1,43 @@
+"""`dpp_select`."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+
+from tokenprune.ops import dpp_select, implementation
+
+from .cases import FAST, batches, check_picks, on_cases
+
+
+@on_cases(500, batches(), st.data())
+def test_dpp_is_the_references(name, case, data):
+    """Quality from a continuum: no two variances are so near that rounding could decide."""
+    x, _, mask, k = case
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    quality = (0.2 + torch.rand(x.shape[:2], generator=generator)).to(x.device)
+    # Exact cosines make true ties of what is left after some picks; noise breaks them.
+    x = x + 0.3 * torch.randn(x.shape, generator=generator).to(x) * x.float().norm(dim=-1, keepdim=True).to(x)
+    check_picks(name, lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, quality, mask)
+
+
+def test_dpp_maximises_the_determinant_step_by_step():
+    x, quality = torch.randn(24, 40, generator=torch.Generator().manual_seed(5)), torch.linspace(1, 0.3, 24)
+    unit = F.normalize(x.double(), dim=-1) * quality[:, None].double()
+    kernel, picks = unit @ unit.T, []
+    while len(picks) < 12:
+        volume = [
+            -1.0 if i in picks else float(torch.linalg.det(kernel[picks + [i]][:, picks + [i]])) for i in range(24)
+        ]
+        picks.append(int(torch.tensor(volume).argmax()))
+    for name in ["reference", *FAST]:
+        with implementation(name):
+            assert dpp_select(x[None], quality[None], 12)[0].tolist() == picks
+
+
+@pytest.mark.parametrize("name", ["reference", *FAST])
+def test_dpp_takes_duplicates_last(name):
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(1)).repeat(3, 1)
+    with implementation(name):
+        picks = dpp_select(x[None], torch.ones(1, 18), 18)[0].tolist()
+    assert sorted(i % 6 for i in picks[:6]) == list(range(6)) and picks[6:] == sorted(picks[6:])

@@ -1,0 +1,1 @@
+"""Tests of `tokenprune.patches`, by phase of a call."""

@@ -1,0 +1,1 @@
+"""Tests of `tokenprune.policies`, and one file for each policy."""

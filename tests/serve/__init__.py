@@ -1,0 +1,1 @@
+"""Tests of `tokenprune.serve` that need no engine."""

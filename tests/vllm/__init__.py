@@ -1,0 +1,1 @@
+"""Tests of the vLLM plugin against the real engine: `make test-vllm`."""

@@ -1,0 +1,1 @@
+"""What maintains the repository, and is not part of the package."""

@@ -39,6 +39,7 @@ class PruningSetting:
         UnknownPolicyError: no policy of that name.
         ValueError: a bad keep ratio, positions or policy option; options of several policies; the full model with a
             keep ratio, positions or options.
+        TypeError: a policy that is neither a name nor a `Policy`.
     """
 
     policy: str | Policy | Sequence[Policy] | None = None
@@ -68,8 +69,10 @@ class PruningSetting:
         elif isinstance(self.policy, str):
             given = self.policy.split("+")
         else:
-            given = (self.policy,) if isinstance(self.policy, Policy) else self.policy
+            given = self.policy if isinstance(self.policy, Sequence) else (self.policy,)
         given = tuple(given)
+        if self.policy is not None and not given:
+            raise ValueError(f"policy={self.policy!r} names no policy; None is the full model")
         if self.options and len(given) > 1:
             raise ValueError(f"{next(iter(self.options))}: options go with a single policy, not {self.policy!r}")
         return tuple(make_policy(policy, **self.options) for policy in given)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ...budget import Budget
-from ..minivlm.scenes import PATCH
+from ..minivlm.drawing import PATCH
 from ..setting import PruningSetting
 
 

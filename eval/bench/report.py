@@ -73,7 +73,7 @@ def _compared_with(setting: PruningSetting, plan: Plan, results: dict[Key, Any])
 def _per_question(results: dict[Key, Any], setting: tuple[Any, ...], task: str, plan: Plan, name: str) -> np.ndarray:
     """A value of every question of a task, or of all tasks, (n,) float64."""
     tasks = plan.tasks if task == ALL else (task,)
-    return np.concatenate([np.array(results[(*setting, each)][name], float) for each in tasks])  # type: ignore[index]
+    return np.concatenate([np.array(results[(*setting, each)][name], float) for each in tasks])
 
 
 def _paired(name: str, difference: np.ndarray) -> dict[str, float]:

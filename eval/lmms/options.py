@@ -39,9 +39,11 @@ def take_pruning(arguments: dict[str, Any]) -> PruningSetting:
 def model_args(setting: PruningSetting) -> str:
     """A setting as a part of `--model_args`, with our version: everything that answers depend on.
 
-    Args:
-        setting: its policies are given by name.
+    Raises:
+        ValueError: the policy is given as an instance, whose options its name does not tell.
     """
+    if not isinstance(setting.policy, str | None):
+        raise ValueError(f"policy={setting.policy!r}: --model_args take policies by name")
     given: dict[str, Any] = {"policy": NO_POLICY}
     if not setting.is_full:
         given = {"policy": setting.name, "keep": setting.keep, "positions": setting.positions}

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from .checkpoint import PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
-from .scenes import GRID, PATCH, SIZE
+from .drawing import PATCH
+from .scenes import GRID, SIZE
 from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
 
 IDS = token_ids(("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER", "ASSISTANT", ":"))

@@ -18,7 +18,8 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from .checkpoint import PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
-from .scenes import PATCH, SIZE
+from .drawing import PATCH
+from .scenes import SIZE
 from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
 
 _SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
@@ -104,7 +105,9 @@ class PictureProcessor(Qwen2_5_VLProcessor):
 
     attributes: ClassVar = ["image_processor", "tokenizer"]  # transformers 4
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
+    ):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id, self.video_token_id = IDS[self.image_token], IDS[self.video_token]
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)

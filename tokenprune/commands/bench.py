@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..eval import minivlm
 from ..eval.bench.tasks import TASKS
+from ..eval.setting import POSITIONS
 from ..policies import registry
 from . import arguments
 
@@ -34,10 +35,10 @@ def add(commands: arguments.Commands) -> None:
     )
     bench.add_argument(
         "--positions",
-        type=arguments.choices(arguments.POSITIONS),
+        type=arguments.choices(POSITIONS),
         default="original",
         metavar="P,P",
-        help=f"of surviving tokens: {', '.join(arguments.POSITIONS)}",
+        help=f"of surviving tokens: {', '.join(POSITIONS)}",
     )
     bench.add_argument(
         "--tasks",
@@ -62,7 +63,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _policies(text: str) -> list[str]:
-    """Policies by comma, among which the baseline `downsample` may be, which is no policy."""
+    """Policies by comma. `downsample` is left out: here it names the baseline of smaller images, which always runs."""
     names = [name for name in arguments.names(text) if name != "downsample"]
     return arguments.composed_policies(",".join(names)) if names else []
 

@@ -24,16 +24,23 @@ from ..ops import (
     max_sum_select,
     topk_gather,
 )
-from .machine import describe
+from .files import markdown_table, write_json
+from .machine import describe, device_and_threads, dtype_name, pick_dtype
 
 SIZES, WIDTHS, COUNTS, BATCHES = (576, 1280, 2880, 11_520), (1024, 4096), (64, 0.1, 0.25), (1, 8)
-_LOOP_LIMIT = 2e9  # elements that the reference loop would gather; more is not waited for
-_BATCH_LIMIT = 5e7  # features of a batch on a CPU
+_LOOP_LIMIT = 2e9  # most elements that the reference loop may gather; larger sizes are left out
+_BATCH_LIMIT = 5e7  # most elements of a batch of features on a CPU
 RESULTS = Path(__file__).parent / "results"
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
-    """Median wall time after one warm-up; of three above one second, and above five of that one."""
+    """Median wall time of calls after a warm-up.
+
+    Args:
+        run: what to call.
+        device: waited for after each call.
+        repeats: calls; three if the warm-up takes over 1 s, and only the warm-up if it takes over 5 s.
+    """
 
     def once() -> float:
         started = time.perf_counter()
@@ -48,7 +55,8 @@ def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = 7)
     return statistics.median(once() for _ in range(repeats if first < 1000 else 3))
 
 
-def cells(device: torch.device) -> Iterator[dict[str, int]]:
+def sizes(device: torch.device) -> Iterator[dict[str, int]]:
+    """Batch size, number of tokens, width and number of tokens selected."""
     for n in SIZES:
         for d in WIDTHS:
             for count in COUNTS:
@@ -59,7 +67,16 @@ def cells(device: torch.device) -> Iterator[dict[str, int]]:
 
 @torch.inference_mode()
 def greedy_row(device: torch.device, dtype: torch.dtype, B: int, N: int, D: int, k: int) -> dict[str, Any]:
-    """One size: both greedy ops, beside the reference loop, the bare Gram product and a copy."""
+    """Times of both greedy ops at one size, and of the reference loop, the Gram product alone and a copy.
+
+    Args:
+        device: where the features are.
+        dtype: of the features.
+        B: batch size.
+        N: tokens per input.
+        D: width of a token.
+        k: tokens selected of each input.
+    """
     generator = torch.Generator().manual_seed(N + D)
     features = torch.randn(B, N, D, generator=generator).to(device, dtype)
     first = torch.zeros(B, dtype=torch.int64, device=device)
@@ -79,8 +96,8 @@ def greedy_row(device: torch.device, dtype: torch.dtype, B: int, N: int, D: int,
 
 @torch.inference_mode()
 def other_row(device: torch.device, dtype: torch.dtype, n: int) -> dict[str, Any]:
-    """One size: a tenth selected by score and gathered, by volume, and by coverage of all; attention received
-    in a tower of 16 heads."""
+    """Times of the other ops and their references at `n` tokens: a tenth of them selected by score, by volume and by
+    coverage; attention received in a tower of 16 heads."""
     scores, features = torch.randn(1, n, device=device), torch.randn(1, n, 4096, device=device, dtype=dtype)
     query, key = (torch.randn(1, 16, n, 64, device=device, dtype=dtype) for _ in range(2))
     unit, k = F.normalize(features.float(), dim=-1), n // 10
@@ -95,7 +112,7 @@ def other_row(device: torch.device, dtype: torch.dtype, n: int) -> dict[str, Any
     return row
 
 
-#: By the prefix of their times, the ops of the second table.
+#: The ops of the second table by the prefix of their times.
 _OTHER = {
     "topk_gather": "topk_gather",
     "attention_received": "attention_received",
@@ -108,16 +125,23 @@ def _fast(device: torch.device) -> str:
     return "triton" if device.type == "cuda" else "host"
 
 
-def measure(device: torch.device, dtype: torch.dtype, progress: Callable[[Iterable], Iterable] = iter) -> dict:
-    """All sizes.
+def measure(
+    device: torch.device, dtype: torch.dtype, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter
+) -> dict[str, Any]:
+    """Time the ops at all sizes.
+
+    Args:
+        device: where they run.
+        dtype: of the features.
+        progress: wraps the iteration over sizes.
 
     Returns:
-        `{"machine", "dtype", "greedy": rows, "other": rows}`, times in milliseconds, medians.
+        `{"machine", "dtype", "greedy": rows, "other": rows}` with median times in milliseconds.
     """
     return {
         "machine": describe(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "greedy": [greedy_row(device, dtype, **cell) for cell in progress(list(cells(device)))],
+        "dtype": dtype_name(dtype),
+        "greedy": [greedy_row(device, dtype, **size) for size in progress(list(sizes(device)))],
         "other": [other_row(device, dtype, n) for n in SIZES[:3]],
     }
 
@@ -129,32 +153,35 @@ def table(results: dict[str, Any]) -> str:
         return "" if value is None else format(value, form)
 
     machine = results["machine"]
-    lines = [
-        f"{machine['device']}, {machine['threads']} threads, {results['dtype']}, torch {machine['torch']}; "
+    head = [
+        f"{device_and_threads(machine)}, {results['dtype']}, torch {machine['torch']}; "
         "milliseconds, median of seven (three above 1 s, one above 5 s).",
         "",
-        "| B | N | D | k | `max_min` | with a pivot | `max_sum` | Gram product | copy | reference loop | loop / op |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    greedy = []
     for row in results["greedy"]:
         ratio = None if row["reference_ms"] is None else row["reference_ms"] / row["max_min_ms"]
         times = [row[f"{name}_ms"] for name in ("max_min", "max_min_pivot", "max_sum", "gram", "copy", "reference")]
         form = ".2f" if max(t or 0 for t in times) < 10 else ".1f"
-        values = [str(row[name]) for name in ("B", "N", "D", "k")] + [cell(t, form) for t in times] + [cell(ratio)]
-        lines.append(f"| {' | '.join(values)} |")
-    lines += [
+        size = [str(row[name]) for name in ("B", "N", "D", "k")]
+        greedy.append([*size, *(cell(time, form) for time in times), cell(ratio)])
+    heads = ["B", "N", "D", "k", "`max_min`", "with a pivot", "`max_sum`"]
+    heads += ["Gram product", "copy", "reference loop", "loop / op"]
+    names = [f"{op}_{kind}_ms" for op in _OTHER for kind in ("fast", "reference")]
+    # Results of earlier versions lack some of the ops.
+    other = [[str(row["N"]), *(cell(row.get(name), ".2f") for name in names)] for row in results["other"]]
+    other_heads = ["N", *(head for title in _OTHER.values() for head in (f"`{title}`", "its reference"))]
+    lines = [
+        *head,
+        *markdown_table(heads, "r" * len(heads), greedy),
         "",
-        f"| N | {' | '.join(f'`{title}` | its reference' for title in _OTHER.values())} |",
-        f"|--:|{'--:|--:|' * len(_OTHER)}",
+        *markdown_table(other_heads, "r" * len(other_heads), other),
     ]
-    names = [f"{op}_{way}_ms" for op in _OTHER for way in ("fast", "reference")]
-    for row in results["other"]:  # of earlier runs without some of the ops
-        lines.append(f"| {' | '.join([str(row['N']), *(cell(row.get(name), '.2f') for name in names)])} |")
     return "\n".join(lines) + "\n"
 
 
 def write_docs(results: Path, docs: Path) -> None:
-    """A page with the tables of all results files."""
+    """Write a page with the tables of all results files of a folder."""
     parts = [
         "# Speed of the selection ops\n\nMade by `make bench` and `make bench-gpu`. `max_min` finds its own start "
         "(DivPrune); with a pivot it need not. The reference loop is the method's definition in plain torch: each step "
@@ -173,11 +200,9 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="also write a Markdown page of all results beside that file")
     options = parser.parse_args()
     device = torch.device(options.device)
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    results = measure(device, dtype, lambda todo: track(todo, "sizes", transient=True))
+    results = measure(device, pick_dtype(options.dtype, device), lambda over: track(over, "sizes", transient=True))
     path = options.json or RESULTS / f"ops-{device.type}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
     Console().print(table(results))
     if options.docs:
         write_docs(path.parent, options.docs)

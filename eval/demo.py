@@ -1,8 +1,8 @@
-"""`tokenprune demo`: the embedded model answers questions about pictures, full and pruned."""
+"""`tokenprune demo`: the embedded model answers questions about images, full and pruned."""
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..api import Positions
 from ..patches import Record
-from ..policies import make_policy
 from . import minivlm
-from .asking import BATCH, TYPES, Answers, Sample, Setting, answer, held_out, right
-from .machine import describe
+from .answers import BATCH, TYPES, Answers, Sample, answer, encode_for, exact_matches, held_out
+from .files import write_json
+from .machine import describe, device_and_threads
 from .minivlm.scenes import GRID
 from .pictures import dim, kept_indices, kept_masks
 from .prefill import WARM_UP, Prefill, measure_prefill
 from .progress import progress_bar
+from .setting import FULL, PruningSetting, settings_grid
 
-_SHOWN = 6  # pictures in the PNG
-_ROUNDS = 15  # of timing
+_SHOWN = 6  # images in a row of the PNG
+_ROUNDS = 15  # of timing that count
 
 
 def exact_match(samples: list[Sample], answers: Answers) -> dict[str, float]:
     """Share of right answers per question type, and over all questions."""
-    matches = right(samples, answers)
+    matches = exact_matches(samples, answers)
     types = np.array([s.question.type for s in samples])
     scores = {t: float(matches[types == t].mean()) for t in TYPES if (types == t).any()}
     return scores | {"all": float(matches.mean())}
@@ -37,13 +37,22 @@ def exact_match(samples: list[Sample], answers: Answers) -> dict[str, float]:
 
 def figures(
     samples: list[Sample],
-    setting: Setting,
+    setting: PruningSetting,
     answers: Answers,
     prefill: Prefill,
     full: Prefill,
     batch: int,
 ) -> dict[str, Any]:
-    """One row of the table and of the JSON file."""
+    """One row of the table and of the JSON file.
+
+    Args:
+        samples: the questions.
+        setting: what they were answered under.
+        answers: the answers.
+        prefill: of one batch under the setting.
+        full: of the same batch by the full model.
+        batch: questions in that batch.
+    """
     return {
         "policy": setting.name,
         "keep": setting.keep,
@@ -57,6 +66,7 @@ def figures(
 
 
 def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> None:
+    """Print the rows of `figures`, the full model's first, with the number of questions in the title."""
     table = Table(
         title=f"{samples} held-out questions: exact match in %",
         caption="kept: visual tokens, KiB: KV cache of a question, ms: prefill",
@@ -71,7 +81,7 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
     for row in rows:
         table.add_row(
             row["policy"],
-            str(row["keep"]) if row["policy"] != "full" else "",
+            str(row["keep"]) if row["policy"] != FULL else "",
             f"{row['visual_tokens']:.0f}",
             f"{row['kv_cache_bytes'] / 1024:.0f}",
             f"{row['prefill_ms']:.1f}",
@@ -79,27 +89,28 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
             *(f"{100 * row['exact_match'][t]:.0f}" for t in types),
             style="bold" if row is rows[0] else "green" if row["exact_match"]["all"] == best else None,
         )
-    # a long policy name may need a little more than 80 columns; shortened figures help nobody
+    # Long policy names need a few more columns than 80; narrower, figures would be cut.
     Console(width=max(console.width, 84), file=console.file).print(table)
 
 
 def dimmed(sample: Sample, records: Sequence[Record], scale: int = 3) -> np.ndarray:
-    """The picture, enlarged, with the patches that were dropped dimmed."""
+    """The image, each side `scale` times as large, with the patches of dropped tokens dimmed."""
     image = np.kron(sample.scene.image, np.ones((scale, scale, 1), np.uint8))
     return dim(image, kept_masks(records[0])[0][0]) if records else image
 
 
-def draw(path: Path, samples: list[Sample], results: list[tuple[Setting, Answers]]) -> None:
-    """Pictures with dropped patches dimmed, one row per setting; question and answers beneath."""
+def draw(path: Path, samples: list[Sample], results: list[tuple[PruningSetting, Answers]]) -> None:
+    """Draw images with the patches of dropped tokens dimmed, a row per setting, with questions and answers."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    chosen, seen = [], set()
-    for i, sample in enumerate(samples):  # one question of each type, each about another picture
-        if sample.question.type not in seen and id(sample.scene) not in seen:
-            seen |= {sample.question.type, id(sample.scene)}
+    chosen: list[int] = []
+    used: set[Any] = set()
+    for i, sample in enumerate(samples):  # one question of each type, each about a different image
+        if sample.question.type not in used and id(sample.scene) not in used:
+            used |= {sample.question.type, id(sample.scene)}
             chosen.append(i)
     chosen = chosen[:_SHOWN]
     figure, axes = plt.subplots(
@@ -111,36 +122,28 @@ def draw(path: Path, samples: list[Sample], results: list[tuple[Setting, Answers
             ax.imshow(dimmed(sample, answers.records[i]))
             ax.set_xticks([])
             ax.set_yticks([])
-            good = text == sample.question.answer
-            ax.set_xlabel(f"{'✓' if good else '✗'} {text or '(nothing)'}", color="#1a7f37" if good else "#c62828")
+            right = text == sample.question.answer
+            ax.set_xlabel(f"{'✓' if right else '✗'} {text or '(nothing)'}", color="#1a7f37" if right else "#c62828")
             ax.xaxis.label.set_fontsize(12)
             if ax.get_subplotspec().is_first_row():
                 ax.set_title(sample.question.text, fontsize=9)
         records = answers.records[chosen[0]]
-        left = f"{len(kept_indices(records[0]))} of" if records else "all"
-        row[0].set_ylabel(f"{setting.name}\n{left} {GRID * GRID} visual tokens", fontsize=11)
+        kept = f"{len(kept_indices(records[0]))} of" if records else "all"
+        row[0].set_ylabel(f"{setting.name}\n{kept} {GRID * GRID} visual tokens", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=75)
     plt.close(figure)
 
 
-def run(
-    policies: list[str],
-    keeps: list[float | int],
-    positions: Positions,
-    n_samples: int,
-    out: Path,
-    json_path: Path | None,
-    console: Console,
-) -> list[dict[str, Any]]:
-    """The whole demo; returns the rows of its table, the full model first."""
+def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """Run the demo; returns the rows of its table, the full model first."""
     model, processor = minivlm.load()
-    settings = [Setting()] + [Setting(make_policy(p), k, positions) for p in policies for k in keeps]
-    samples = held_out(n_samples)
+    settings = settings_grid(options.policy, options.keep, options.positions)
+    samples = held_out(options.samples)
     with progress_bar(console) as progress:
         asking = progress.add_task("asking", total=len(settings) * len(samples))
-        tick = lambda n: progress.advance(asking, n)
-        answers = [answer(model, processor, samples, s, tick) for s in settings]
+        tick = lambda count: progress.advance(asking, count)
+        answers = [answer(model, processor, samples, setting, tick) for setting in settings]
         timing = progress.add_task("timing the prefill", total=WARM_UP + _ROUNDS)
 
         def rounds(over: Iterable[int]) -> Iterator[int]:
@@ -148,27 +151,26 @@ def run(
                 yield i
                 progress.advance(timing)
 
-        batch = settings[0].encode(processor, samples[:BATCH])
-        contexts = {i: (lambda s=s: s.context(model)) for i, s in enumerate(settings)}
+        batch = encode_for(settings[0], processor, samples[:BATCH])
+        contexts = {i: (lambda setting=setting: setting.context(model)) for i, setting in enumerate(settings)}
         prefills = measure_prefill(model, batch, contexts, rounds=_ROUNDS, progress=rounds)
     size = len(batch["input_ids"])
+    results = list(zip(settings, answers, strict=True))
     rows = [
-        figures(samples, s, a, prefills[i], prefills[0], size)
-        for i, (s, a) in enumerate(zip(settings, answers, strict=True))
+        figures(samples, setting, of_setting, prefills[i], prefills[0], size)
+        for i, (setting, of_setting) in enumerate(results)
     ]
     print_table(console, rows, len(samples))
-    lowest = min(keeps, key=lambda k: k if isinstance(k, float) else k / (GRID * GRID))
-    shown = [(s, a) for s, a in zip(settings, answers, strict=True) if s.policy is None or s.keep == lowest]
-    draw(out, samples, shown)
+    lowest = min(options.keep, key=lambda keep: keep if isinstance(keep, float) else keep / (GRID * GRID))
+    draw(options.out, samples, [(s, a) for s, a in results if s.is_full or s.keep == lowest])
     machine = describe("cpu")
     console.print(
         f"Prefill: median of {_ROUNDS} rounds, batch of {size}, selection included and vision encoder "
-        f"({rows[0]['vision_ms']:.1f} ms) not, {machine['device']}, {machine['threads']} threads."
+        f"({rows[0]['vision_ms']:.1f} ms) not, {device_and_threads(machine)}."
     )
-    console.print(f"Picture: {out}", soft_wrap=True)
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        figures_file = {"machine": machine, "samples": len(samples), "positions": positions, "rows": rows}
-        json_path.write_text(json.dumps(figures_file, indent=1) + "\n")
-        console.print(f"Figures: {json_path}", soft_wrap=True)
+    console.print(f"Picture: {options.out}", soft_wrap=True)
+    if options.json is not None:
+        head = {"machine": machine, "samples": len(samples), "positions": options.positions}
+        write_json(options.json, head | {"rows": rows})
+        console.print(f"Figures: {options.json}", soft_wrap=True)
     return rows

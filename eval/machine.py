@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""The machine of a measurement: its description for results files, and defaults for devices and dtypes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,25 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def pick_device(device: torch.device | str | None = None) -> torch.device:
+    """The device of a name; None: the GPU if there is one, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of a name; None: bfloat16 on a GPU, float32 on a CPU."""
+    dtype: torch.dtype = getattr(torch, name or ("bfloat16" if device.type == "cuda" else "float32"))
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def describe(device: torch.device | str | None = None) -> dict[str, Any]:
     """Processor or GPU, threads and versions, for the head of a results file; None: the GPU, if there is one."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(device)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),
@@ -31,3 +47,8 @@ def describe(device: torch.device | str | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def device_and_threads(machine: dict[str, Any]) -> str:
+    """A description of `describe` in short: `NAME OF DEVICE, N threads`."""
+    return f"{machine['device']}, {machine['threads']} threads"

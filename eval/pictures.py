@@ -1,4 +1,4 @@
-"""What was kept, as pictures."""
+"""Images of kept visual tokens."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from PIL import Image
 
 from ..patches import Record
 
-_DARK = 0.18  # of dropped patches
-TALLEST = 1.6  # height of a drawn picture, in widths of its column
+_DARK = 0.18  # brightness of dropped patches
+TALLEST = 1.6  # largest height of a drawn image, in widths of its column
 
 
 def kept_indices(record: Record) -> list[int]:
-    """What is left in the end, after a decoder stage if there was one."""
+    """Ascending indices of the tokens that are kept in the end, after the decoder stage if there is one."""
     return record.indices if record.deep_indices is None else record.deep_indices
 
 
 def kept_masks(record: Record) -> list[np.ndarray]:
-    """Per raster of the input, which of its tokens are left, (T, H, W) bool; none if the rasters are unknown."""
+    """Per token grid of the input, which of its tokens are kept, (T, H, W) bool; empty if the grids are unknown."""
     if record.grids is None:
         return []
     kept = np.zeros(record.n_before, bool)
@@ -28,17 +28,17 @@ def kept_masks(record: Record) -> list[np.ndarray]:
 
 
 def dim(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """A picture (height, width, 3) uint8, dark where its tokens (H, W) were dropped."""
+    """An image, uint8 (height, width, 3), darkened where its tokens, `kept` bool (H, W), were dropped."""
     rows, columns = (np.arange(n) * cells // n for n, cells in zip(image.shape, kept.shape, strict=False))
     light = np.where(kept[rows][:, columns], 1.0, _DARK)[..., None]
     return (image * light).astype(np.uint8)
 
 
-def seen(image: Image.Image, processor: object) -> Image.Image:
-    """The part of a picture that the model gets to see: some processors cut out the middle."""
-    images = getattr(processor, "image_processor", None)
-    crop = getattr(images, "crop_size", None)
-    if not getattr(images, "do_center_crop", False) or not crop:
+def model_crop(image: Image.Image, processor: object) -> Image.Image:
+    """The part of an image that the model gets: some processors crop to the center."""
+    image_processor = getattr(processor, "image_processor", None)
+    crop = getattr(image_processor, "crop_size", None)
+    if not getattr(image_processor, "do_center_crop", False) or not crop:
         return image
     width, height = image.size
     scale = min(width / crop["width"], height / crop["height"])
@@ -48,9 +48,9 @@ def seen(image: Image.Image, processor: object) -> Image.Image:
 
 
 def fitted(width: int, height: int, column: int) -> tuple[int, int]:
-    """Width and height at which a picture fills a column of so many pixels; a very tall one stays narrower.
+    """(width, height) in pixels, each at least one, at which an image fills a column of `column` pixels.
 
-    Each is at least one pixel.
+    An image more than `TALLEST` times as high as wide stays narrower.
     """
     scale = min(column / width, TALLEST * column / height)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,4 +1,4 @@
-"""Prefill time and KV-cache size, full and pruned measured in turn within one run."""
+"""Prefill time and KV-cache size under several settings, measured in turn within one run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from ..patches.cache import CACHE_NAME
 
-WARM_UP = 2  # rounds that are not counted
+WARM_UP = 2  # rounds before those that count
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Prefill:
     """Medians over the rounds.
 
     Attributes:
-        ms: selection and language model, up to the first logits; the vision encoder is not in it.
+        ms: selection and language model, up to the first logits, without the vision encoder.
         vision_ms: vision encoder and projector.
-        kv_cache_bytes: of the whole batch.
+        kv_cache_bytes: KV cache of the whole batch.
     """
 
     ms: float
@@ -47,7 +47,7 @@ def cache_bytes(cache: Any) -> int:
 def measure_prefill(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    settings: Mapping[Any, Callable[[], AbstractContextManager]],
+    settings: Mapping[Any, Callable[[], AbstractContextManager[Any]]],
     rounds: int = 15,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[Any, Prefill]:
@@ -56,19 +56,22 @@ def measure_prefill(
     Args:
         model: a model whose base has `vision_tower` and `multi_modal_projector`.
         inputs: one batch.
-        settings: by key, what makes the context in which to run (pruning, or nothing).
-        rounds: repeats; each runs every setting once, so that drifts hit all alike. `WARM_UP` more
-            go before.
-        progress: wraps the rounds.
+        settings: by key, a function that makes the context in which the model runs.
+        rounds: counted rounds, after `WARM_UP` others. Each runs every setting once, so that a slow moment of the
+            machine affects all of them.
+        progress: wraps the iteration over rounds.
+
+    Returns:
+        Medians by key.
     """
     device, marks = next(model.parameters()).device, [0.0, 0.0]
     base: Any = model.base_model
 
-    def start(module: nn.Module, args: tuple) -> None:
+    def start(module: nn.Module, args: tuple[Any, ...]) -> None:
         marks[:] = [_now(device), 0.0]
 
-    def stop(module: nn.Module, args: tuple, output: Any) -> None:
-        marks[1] = marks[1] or _now(device)  # some policies project once more, which is theirs to pay
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        marks[1] = marks[1] or _now(device)  # a second call is made by a policy, and its time counts as selection
 
     handles = [
         base.vision_tower.register_forward_pre_hook(start),

@@ -1,4 +1,4 @@
-"""The bar that long work shows."""
+"""The progress bar of long commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(console: Console) -> Progress:
-    """What is done, how much of it, and how long it will take."""
+    """A bar with the name of the task, steps done of all, and the time remaining."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)

@@ -1,10 +1,8 @@
-"""`tokenprune show`: pictures of the tokens that each policy keeps."""
+"""`tokenprune show`: images of the visual tokens that each policy keeps."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +15,26 @@ from rich.console import Console
 from rich.progress import track
 from transformers.image_utils import load_image
 
-from ..api import Positions, pruning, pruning_report
 from ..patches import Record
-from .asking import held_out
-from .pictures import TALLEST, dim, fitted, kept_indices, kept_masks, seen
-from .profile_report import checkpoint
+from .answers import held_out
+from .checkpoints import load_checkpoint
+from .machine import pick_device, pick_dtype
+from .pictures import TALLEST, dim, fitted, kept_indices, kept_masks, model_crop
+from .setting import PruningSetting, settings_grid
 
-_WIDTH = 640  # of a panel, pixels
+_WIDTH = 640  # of an image, pixels
 _QUESTION = "Describe the picture."
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture under one setting."""
+    """One image under one setting.
+
+    Attributes:
+        title: the setting, and how many tokens it kept.
+        picture: uint8 (height, width, 3), dark where tokens were dropped.
+        answer: the model's.
+    """
 
     title: str
     picture: np.ndarray
@@ -42,32 +47,32 @@ def panel(
     processor: Any,
     image: Image.Image,
     question: str,
-    policy: str | None,
-    keep: float | int,
-    positions: Positions,
+    setting: PruningSetting,
     new_tokens: int,
 ) -> Panel:
-    """The answer, and the picture with its dropped tokens dark; the full model without a policy."""
+    """Ask a question about an image under a setting.
+
+    Raises:
+        ValueError: the family's token grid is unknown, so that kept tokens cannot be drawn.
+    """
     message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
     inputs = processor.apply_chat_template(
         [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.device, model.dtype)
-    context = (
-        contextlib.nullcontext() if policy is None else pruning(model, policy.split("+"), keep, positions=positions)
-    )
-    with context:
+    with setting.context(model):
         tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
-        record = None if policy is None else pruning_report(model)[0]
+        records = setting.records(model)
     answer = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    shown = np.asarray(_enlarged(seen(image, processor)))
-    if record is None:
-        return Panel("full", shown, answer)
-    title = f"{policy} {keep:g}: {len(kept_indices(record))} of {record.n_before}"
-    return Panel(title, _dimmed(shown, record), answer)
+    picture = np.asarray(_enlarged(model_crop(image, processor)))
+    if not records:
+        return Panel(str(setting), picture, answer)
+    record = records[0]
+    title = f"{setting}: {len(kept_indices(record))} of {record.n_before}"
+    return Panel(title, _dimmed(picture, record), answer)
 
 
 def _opened(path: Path) -> Image.Image:
-    """A picture in RGB, turned as its EXIF orientation says."""
+    """An image in RGB, turned as its EXIF orientation says."""
     with Image.open(path) as image:
         return load_image(image)
 
@@ -77,7 +82,7 @@ def _enlarged(image: Image.Image) -> Image.Image:
 
 
 def _dimmed(picture: np.ndarray, record: Record) -> np.ndarray:
-    """One picture per raster, side by side: a thumbnail and its mosaic of crops are seen twice."""
+    """The image once per token grid, side by side: a thumbnail and its mosaic of crops are two grids."""
     masks = kept_masks(record)
     if not masks:
         raise ValueError("how this image's tokens lie in the picture is unknown, so nothing can be drawn")
@@ -85,7 +90,12 @@ def _dimmed(picture: np.ndarray, record: Record) -> np.ndarray:
 
 
 def draw(path: Path, rows: Sequence[tuple[str, Sequence[Panel]]]) -> None:
-    """Panels as PNG (or whatever the path's suffix says), row by row; the first one is under its question."""
+    """Draw panels row by row into an image whose format follows from the path's suffix.
+
+    Args:
+        path: of the image.
+        rows: the question and the panels of each row. The first panel's title is the question.
+    """
     from matplotlib.figure import Figure
 
     columns = max(len(panels) for _, panels in rows)
@@ -99,38 +109,44 @@ def draw(path: Path, rows: Sequence[tuple[str, Sequence[Panel]]]) -> None:
         for ax, shown in zip(line, panels, strict=False):
             ax.imshow(shown.picture)
             title = question if ax is line[0] else shown.title
-            ax.set_title(f"{_short(title)}\n{_short(shown.answer) or '(no answer)'}", fontsize=9)
+            ax.set_title(f"{_shortened(title)}\n{_shortened(shown.answer) or '(no answer)'}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _short(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= 48 else f"{text[:47]}…"
 
 
 def rows(
     options: argparse.Namespace, policies: Sequence[str], keeps: Sequence[float | int], console: Console
 ) -> list[tuple[str, list[Panel]]]:
-    """Per picture and budget: the question, and the panels of the full model and of each policy."""
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """Per image and keep ratio: the question, and the panels of the full model and of each policy.
+
+    Args:
+        options: of the command line: `image`, `question`, `model`, `device`, `positions` and `new_tokens` are read.
+        policies: names; `A+B` composes.
+        keeps: keep ratios or numbers of tokens.
+        console: shows the progress.
+    """
+    device = pick_device(options.device)
     if options.image:
-        asked = [(_opened(path), options.question or _QUESTION) for path in options.image]
+        questions = [(_opened(path), options.question or _QUESTION) for path in options.image]
     else:
-        samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about another picture
-        asked = [(Image.fromarray(s.scene.image), options.question or s.question.text) for s in samples]
-    model, processor = checkpoint(options.model, dtype, device, None)
+        samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about a different image
+        questions = [(Image.fromarray(s.scene.image), options.question or s.question.text) for s in samples]
+    model, processor = load_checkpoint(options.model, pick_dtype(None, device), device)
     found = []
-    for image, question in track(asked, "looking", console=console, transient=True):
-        ask = functools.partial(
-            panel, model, processor, image, question, positions=options.positions, new_tokens=options.new_tokens
-        )
-        full = ask(policy=None, keep=1.0)
+    for image, question in track(questions, "looking", console=console, transient=True):
+        full = panel(model, processor, image, question, PruningSetting(), options.new_tokens)
         for keep in keeps:
-            found.append((question, [full, *(ask(policy=policy, keep=keep) for policy in policies)]))
+            settings = settings_grid(policies, [keep], options.positions, full=False)
+            pruned = [panel(model, processor, image, question, each, options.new_tokens) for each in settings]
+            found.append((question, [full, *pruned]))
     return found
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
+    """Draw what the policies keep, and print where."""
     draw(options.out, rows(options, options.policy, options.keep, console))
     console.print(f"Picture: {options.out}", highlight=False, soft_wrap=True)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast, get_args
 from torch import Tensor, nn
 
 from .budget import AdaptiveBudget, Budget, PartBudget
-from .patches import Positions, Pruner, Record, family_of, supported_model_types
+from .patches import Positions as Positions
+from .patches import Pruner, Record, family_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
 from .patches.config import allows_decoder_stage
 from .patches.modules import base_of

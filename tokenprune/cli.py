@@ -11,6 +11,7 @@ from .commands import bench, demo, evaluate, models, policies, profile, report, 
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all commands. Parsed arguments have `run`, which executes the command."""
     main = argparse.ArgumentParser(
         prog="tokenprune", description="Drop visual tokens from vision-language models, without training."
     )
@@ -22,6 +23,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        argv: arguments; None: those of the process.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     args = parser().parse_args(argv)
     args.run(args)

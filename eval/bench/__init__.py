@@ -1,1 +1,1 @@
-"""`tokenprune bench`: policies on the tasks of the embedded models."""
+"""`tokenprune bench`: policies compared on tasks of the embedded models."""

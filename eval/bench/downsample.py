@@ -1,4 +1,4 @@
-"""The baseline that needs no policy: the full model on smaller pictures, with as many visual tokens."""
+"""The baseline without pruning: the full model on smaller images, with the visual tokens of the keep ratio."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from ...budget import Budget
-from ..asking import Sample, Setting, encode
-from ..minivlm.scenes import PATCH
+from ..minivlm.drawing import PATCH
+from ..setting import PruningSetting
 
 
 def raster(height: int, width: int, budget: int) -> tuple[int, int]:
-    """Rows and columns of a raster with about `budget` tokens, shaped like (height, width) within a third.
+    """Rows and columns of the grid of about `budget` tokens whose aspect ratio is within a third of height / width.
 
-    The nearest count wins, the larger one of two as near, then the shape that is nearest.
+    The grid with the nearest number of tokens wins; of two as near, the larger; then the nearest aspect ratio.
     """
     ratio = height / width
     shapes = [
@@ -31,20 +32,25 @@ def raster(height: int, width: int, budget: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Downsampled(Setting):
-    """Pictures are resized (bicubic, anti-aliased) to as many tokens as `keep` leaves.
+class Downsampled(PruningSetting):
+    """Images are resized (bicubic, anti-aliased) to as many tokens as `keep` leaves, and the model is not pruned.
 
-    A tower with learned positions, as CLIP's, has them interpolated.
+    A vision tower with learned position embeddings, such as CLIP's, interpolates them.
     """
+
+    def __post_init__(self) -> None:
+        Budget(1.0 if self.keep is None else self.keep)
+        object.__setattr__(self, "policies", ())
 
     @property
     def name(self) -> str:
         return "downsample"
 
     @contextlib.contextmanager
-    def context(self, model: Any) -> Iterator[Any]:
-        tower = getattr(model.model, "vision_tower", None)
-        if tower is None:  # positions are computed
+    def context(self, model: nn.Module) -> Iterator[Any]:
+        base: Any = model.model
+        tower = getattr(base, "vision_tower", None)
+        if tower is None:  # Qwen's tower computes its positions
             yield model
             return
         embeddings = getattr(tower, "vision_model", tower).embeddings  # transformers 4 nests it
@@ -56,14 +62,16 @@ class Downsampled(Setting):
         finally:
             hook.remove()
 
-    def encode(self, processor: Any, samples: Sequence[Sample]) -> Any:
-        images = [[self._resized(scene.image) for scene in s.scenes] for s in samples]
-        # transformers 4 refuses an argument that a processor does not know, and Qwen's knows no cropping.
+    def prepare(
+        self, processor: Any, images: Sequence[Sequence[np.ndarray]]
+    ) -> tuple[Sequence[Sequence[np.ndarray]], dict[str, Any]]:
+        # transformers 4 refuses arguments that a processor does not know; Qwen's does not crop.
         crop = {"do_center_crop": False} if hasattr(processor.image_processor, "do_center_crop") else {}
-        return encode(processor, samples, images, do_resize=False, **crop)
+        return [[self._resized(image) for image in of_sample] for of_sample in images], {"do_resize": False} | crop
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
-        rows, columns = raster(height, width, Budget(self.keep).count(height * width))
+        n_tokens = Budget(1.0 if self.keep is None else self.keep).count(height * width)
+        rows, columns = raster(height, width, n_tokens)
         size = (columns * PATCH, rows * PATCH)
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Pictures of a benchmark."""
+"""Figures of a benchmark."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from .tasks import ALL
 
 
 def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Exact match over all tasks against visual tokens, with 95 % intervals.
+    """Draw exact match over all tasks against visual tokens, with 95 % intervals.
 
-    Best at the smallest budget first. A colour and a marker per policy, baselines in grey; positions kept are a
-    full line, renumbered ones a dotted one.
+    A colour and a marker per policy, baselines in grey, in the order of their exact match at the fewest tokens. Lines
+    are solid for original positions and dotted for compact ones.
+
+    Args:
+        rows: of `report.rows`.
+        path: of the image.
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
     ax = figure.subplots()
@@ -29,15 +33,14 @@ def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     colours: dict[str, Any] = dict(zip(BASELINES, ("0.7", "0.5", "0.25"), strict=True))
     best = lambda item: -min(item[1], key=lambda row: row["visual_tokens"])["exact_match"]
     for (name, positions), line in sorted(lines.items(), key=best):
-        some = sorted(line, key=lambda row: row["visual_tokens"])
-        value, low, high = (np.array([100 * row[k] for row in some]) for k in ("exact_match", "low", "high"))
+        points = sorted(line, key=lambda row: row["visual_tokens"])
+        value, low, high = (np.array([100 * row[k] for row in points]) for k in ("exact_match", "low", "high"))
         if name == "full":
             ax.axhline(value[0], color="black", linewidth=1, label="full")
             continue
-        place = len(colours) - len(BASELINES)
-        colours.setdefault(name, colormaps["tab20"](place % 20))
+        colours.setdefault(name, colormaps["tab20"]((len(colours) - len(BASELINES)) % 20))
         ax.errorbar(
-            [row["visual_tokens"] for row in some],
+            [row["visual_tokens"] for row in points],
             value,
             yerr=[value - low, high - value],
             marker="os^vDPX*"[list(colours).index(name) % 8],
@@ -56,9 +59,14 @@ def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Policies by tasks at every budget, exact match as colour and number."""
+    """Draw policies by tasks at every keep ratio, exact match as colour and number.
+
+    Args:
+        rows: of `report.rows`.
+        path: of the image.
+    """
     names = list(dict.fromkeys(row["task"] for row in rows))
-    blocks: dict[tuple, dict[str, list[float]]] = {}
+    blocks: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     full = [100 * row["exact_match"] for row in rows if row["policy"] == "full"]
     for row in rows:
         if row["policy"] != "full":

@@ -1,4 +1,4 @@
-"""The tasks: held-out questions about test scenes, one per scene or pair of scenes."""
+"""The tasks: held-out questions, one per scene or pair of scenes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..asking import Sample
+from ..answers import Sample
 from ..minivlm.questions import Question, all_questions, compare
 from ..minivlm.scenes import SEEDS, Scene, draw_scene
 
-#: Types of questions in each task; they take turns.
+#: Types of questions in each task. The questions of a task go through its types in turn.
 TASKS = {
     "attribute": ("colour", "shape"),
     "existence": ("exists",),
@@ -22,9 +22,9 @@ TASKS = {
     "pair": ("pair",),
     "small": ("small",),
 }
-#: What stands for all of them together.
+#: Name of all tasks together.
 ALL = "all"
-#: Answers that take turns, so that none can be guessed.
+#: Right answers that a task's questions go through in turn, so that a constant guess scores no better than another.
 _BALANCED = {"existence": ("yes", "no"), "pair": ("first", "second", "both", "neither")}
 
 
@@ -34,8 +34,8 @@ def samples(task: str, n: int, sizes: Sequence[tuple[int, int]], split: str = "t
     Args:
         task: one of `TASKS`.
         n: how many.
-        sizes: height and width of the pictures in pixels, which take turns.
-        split: of the scenes, `"test"` or `"validation"`, which is for choosing hyper-parameters.
+        sizes: (height, width) of the images in pixels, used in turn.
+        split: of the scenes: `"test"`, or `"validation"` for choosing hyper-parameters.
     """
     out: list[Sample] = []
     seed = SEEDS[split]
@@ -51,11 +51,11 @@ def samples(task: str, n: int, sizes: Sequence[tuple[int, int]], split: str = "t
 
 
 def _pool(task: str, turn: int, scenes: tuple[Scene, ...], rng: np.random.Generator) -> list[Question]:
-    """What of a task can be asked about some scenes when it is this turn's."""
+    """The questions about scenes that have the type and the answer whose turn it is."""
     types, answers = TASKS[task], _BALANCED.get(task)
-    asked = compare(*scenes) if task == "pair" else all_questions(scenes[0], rng)
+    questions = compare(*scenes) if task == "pair" else all_questions(scenes[0], rng)
     return [
         q
-        for q in asked
+        for q in questions
         if q.type == types[turn % len(types)] and (answers is None or q.answer == answers[turn % len(answers)])
     ]

@@ -1,4 +1,4 @@
-"""Writes the folder of our tasks, for `--include_path`."""
+"""Prints the folder of our tasks, for `--include_path`."""
 
 import sys
 

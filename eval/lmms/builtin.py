@@ -1,7 +1,6 @@
-"""The harness's own wrappers, pruned: their prompts and loops, our tokens.
+"""The harness's own wrappers with a pruned model: prompts and loops are theirs.
 
-Classes come to be when the registry asks for them, so that one missing dependency of one wrapper
-does not take the others along.
+A class is made when the registry asks for it, so that a missing dependency of one wrapper does not affect the others.
 """
 
 from __future__ import annotations
@@ -10,48 +9,44 @@ import copy
 import dataclasses
 import functools
 import importlib
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ...api import pruning_report
 from .manifests import BUILTINS
-from .options import PruningOptions
+from .options import take_pruning
 from .statistics import Statistics
-
-logger = logging.getLogger(__name__)
 
 
 class Pruned:
-    """Over a built-in wrapper: prunes its model, and lets no failure pass for an empty answer."""
+    """Mixed into a built-in wrapper: prunes its model, and turns failures of `generate` into errors."""
 
     def __init__(self, **arguments: Any) -> None:
-        options = PruningOptions.take(arguments)
+        setting = take_pruning(arguments)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
             raise ValueError("the harness's own wrappers run in several processes on GPUs only; use tokenprune_hf")
         dtype = arguments.pop("dtype", None)
-        if not torch.cuda.is_available():  # its defaults are for GPUs
+        if not torch.cuda.is_available():  # the wrappers' defaults are for GPUs
             arguments |= {"device": "cpu", "device_map": "cpu"}
             dtype = dtype or "float32"
         super().__init__(**arguments)
         model = self.model  # type: ignore[attr-defined]
         if dtype not in (None, "auto"):
             model.to(getattr(torch, str(dtype)))
-        options.apply(model)
-        self._pruned = options.policy != "none"
+        setting.apply(model)
+        self._setting = setting
 
     @property
-    def _config_of_text(self) -> Any:
+    def _text_config(self) -> Any:
         return self.model.config.get_text_config()  # type: ignore[attr-defined]
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
-        """As the built-in one, which may swallow an exception of `generate` and score an empty answer.
+        """Run the built-in loop, which may catch an exception of `generate` and score an empty answer.
 
         Raises:
-            RuntimeError: at the first call of `generate` that fails.
+            RuntimeError: a call of `generate` failed.
         """
         model = self.model  # type: ignore[attr-defined]
         self._statistics = Statistics()
@@ -69,19 +64,19 @@ class Pruned:
         model, statistics = self.model, self._statistics  # type: ignore[attr-defined]
         with statistics.timed(model.device):
             out = call()
-        rows = arguments["input_ids"].shape
-        records = pruning_report(model) if self._pruned else []
-        new = [out.shape[1] - rows[1]] * rows[0]
-        statistics.add(records, [True] * rows[0], self._config_of_text.num_hidden_layers, new)
+        batch, length = arguments["input_ids"].shape
+        new_tokens = [out.shape[1] - length] * batch
+        records, layers = self._setting.records(model), self._text_config.num_hidden_layers
+        statistics.add(records, [True] * batch, layers, new_tokens)
         return out
 
 
 class _Failed(BaseException):
-    """What `except Exception` in a built-in loop lets through."""
+    """Derives from BaseException, so that `except Exception` in a built-in loop does not catch it."""
 
 
 class _Guard:
-    """Stands in for `generate` of one model during a run, so that its failures end the run."""
+    """Replaces `generate` of one model during a run, and raises `_Failed` where it fails."""
 
     def __init__(self, generate: Callable[..., Any], around: Callable[..., Any]):
         functools.update_wrapper(self, generate)
@@ -95,10 +90,10 @@ class _Guard:
 
 
 def _own_arguments(request: Any) -> Any:
-    """A request whose generation arguments may be changed.
+    """A request with a copy of its generation arguments.
 
-    The loop of `llava_hf` fills in defaults where they stand, and the response cache then files the
-    answer under arguments nobody will look up.
+    The loop of `llava_hf` writes defaults into them, and the response cache would then store the answer under
+    arguments that no later run looks up.
     """
     context, messages, generation, *rest = request.arguments
     return dataclasses.replace(request, arguments=(context, messages, copy.deepcopy(generation), *rest))

@@ -1,10 +1,10 @@
-"""What lmms-eval's registry learns of us; called while the harness itself is being imported."""
+"""Our models for lmms-eval's registry, which calls `manifests` while the harness is being imported."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Built-in wrappers of the harness that run pruned through `builtin.py`, by our name.
+#: Built-in wrappers of the harness that `builtin.py` prunes: module and class by our name.
 BUILTINS = {
     "tokenprune_llava_hf": ("lmms_eval.models.chat.llava_hf", "LlavaHf"),
     "tokenprune_qwen2_5_vl": ("lmms_eval.models.chat.qwen2_5_vl", "Qwen2_5_VL"),
@@ -13,6 +13,7 @@ BUILTINS = {
 
 
 def manifests() -> list[Any]:
+    """The `ModelManifest` of each model."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     own = ModelManifest(model_id="tokenprune_hf", chat_class_path="tokenprune.eval.lmms.model.PrunedModel")

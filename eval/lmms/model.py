@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -20,102 +21,131 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import load_video
 
-from ...api import pruning_report, remove_pruning
+from ...api import remove_pruning
 from ...patches import UnsupportedModelError, supported_model_types
 from .. import minivlm
-from .options import PruningOptions, reject_unknown
+from .options import reject_unknown, take_pruning
 from .statistics import Statistics
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def checkpoint(pretrained: str) -> str:
-    """Where a checkpoint is; `embedded` is the one that ships with us.
+    """The path or id of a checkpoint.
+
+    Args:
+        pretrained: a path or id, or the name of an embedded model.
 
     Raises:
-        UnsupportedModelError: if its family is not supported.
-        OSError: if there is no such checkpoint.
+        UnsupportedModelError: its family is not supported.
+        OSError: there is no such checkpoint.
     """
-    place = minivlm.place(pretrained)
-    if place.startswith((".", "/", "~")) and not Path(place).is_dir():
+    path = minivlm.checkpoint_path(pretrained)
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise FileNotFoundError(f"pretrained={pretrained}: there is no such folder")
-    model_type = AutoConfig.from_pretrained(place).model_type
+    model_type = AutoConfig.from_pretrained(path).model_type
     if model_type not in supported_model_types():
         raise UnsupportedModelError(
             f"pretrained={pretrained} has model type {model_type!r}; supported: {', '.join(supported_model_types())}"
         )
-    return place
+    return path
 
 
 @functools.lru_cache(maxsize=1)
-def _load(place: str, dtype: str, device: str, device_map: str | None, attn: str | None, pixels: tuple) -> tuple:
-    # Kept for the next run of the same process: a grid of budgets loads its model once.
+def _load(
+    path: str, dtype: str, device: str, device_map: str | None, attn: str | None, pixels: tuple[tuple[str, int], ...]
+) -> tuple[Any, Any]:
+    """Model and processor, cached for the next run of the process: a grid of settings loads its model once."""
     model = AutoModelForImageTextToText.from_pretrained(
-        place, dtype=dtype, device_map=device_map, attn_implementation=attn
+        path, dtype=dtype, device_map=device_map, attn_implementation=attn
     ).eval()
-    processor = AutoProcessor.from_pretrained(place, **dict(pixels))
+    processor = AutoProcessor.from_pretrained(path, **dict(pixels))
     return (model if device_map else model.to(device)), processor
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelArguments:
+    """The `--model_args` of `tokenprune_hf`, besides those of pruning.
+
+    Attributes:
+        pretrained: path or id of a checkpoint, `embedded` or `embedded-qwen`.
+        batch_size: samples in one call of `generate`, padded on the left.
+        device: `cuda`, `cuda:1`, `cpu`, ...; the process's own GPU under accelerate and torchrun.
+        device_map: as in transformers, instead of `device`.
+        dtype: `auto` (the default on a GPU), `float32` (the default on a CPU), `bfloat16` or `float16`.
+        attn_implementation: as in transformers.
+        min_pixels, max_pixels: limits of the processor, on families that have them.
+        max_frames: frames that are sampled from a video.
+        system_prompt: text, or a file with it, to put before every conversation.
+        use_cache: whether generation uses a KV cache.
+        max_batch_size: given by the harness, and ignored.
+
+    Raises:
+        ValueError: `batch_size` is no whole number above 0.
+    """
+
+    pretrained: str = "embedded"
+    batch_size: int | str = 1
+    device: str | None = None
+    device_map: str | None = None
+    dtype: str | None = None
+    attn_implementation: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_frames: int = 32
+    system_prompt: str = ""
+    use_cache: bool = True
+    max_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not str(self.batch_size).isdigit() or int(self.batch_size) < 1:
+            raise ValueError(f"batch_size={self.batch_size!r} is no whole number above 0")
+
+    @property
+    def pixels(self) -> tuple[tuple[str, int], ...]:
+        """The limits of the processor that are given."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return tuple((name, value) for name, value in limits.items() if value is not None)
 
 
 class PrunedModel(lmms):
     """A pruned checkpoint for lmms-eval (`--model tokenprune_hf`), on a GPU or a CPU.
 
     Args:
-        pretrained: path or id of a checkpoint; `embedded` is the model that ships with us.
-        policy: names joined by `+`; `none` runs the full model.
-        keep, positions: as of `apply_pruning`.
-        batch_size: samples in one call of `generate`, padded on the left.
-        device: `cuda`, `cuda:1`, `cpu`, ...; the process's own GPU under accelerate and torchrun.
-        device_map: as of transformers, instead of `device`.
-        dtype: `auto` (the default on a GPU), `float32` (on a CPU), `bfloat16` or `float16`.
-        attn_implementation: as of transformers.
-        min_pixels, max_pixels: limits of the processor, on families that have them.
-        max_frames: frames that are sampled from a video.
-        system_prompt: text, or a file with it, to put before every conversation.
-        use_cache: whether generation uses a KV cache.
-        arguments: `policy_OPTION=VALUE` goes to the policy; `tokenprune_version` must be ours.
+        pretrained: path or id of a checkpoint, `embedded` or `embedded-qwen`.
+        arguments: those of `ModelArguments`, and of pruning: `policy` (names joined by `+`; `none` is the full model),
+            `keep` and `positions` as in `apply_pruning`, `policy_OPTION=VALUE` for the policy's options, and
+            `tokenprune_version`, which must be the installed one.
+
+    Raises:
+        ValueError: an argument that does not exist, or has a value that is not accepted.
+        OSError: there is no such checkpoint.
     """
 
     is_simple = False
 
-    def __init__(
-        self,
-        pretrained: str = "embedded",
-        batch_size: int | str = 1,
-        device: str | None = None,
-        device_map: str | None = None,
-        dtype: str | None = None,
-        attn_implementation: str | None = None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        max_frames: int = 32,
-        system_prompt: str = "",
-        use_cache: bool = True,
-        max_batch_size: int | None = None,
-        **arguments: Any,
-    ) -> None:
+    def __init__(self, pretrained: str = "embedded", **arguments: Any) -> None:
         super().__init__()
-        options = PruningOptions.take(arguments)
-        reject_unknown(arguments, PrunedModel.__init__)
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ValueError(f"batch_size={batch_size!r} is no whole number above 0")
-        place = checkpoint(pretrained)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else it leaves CPU processes alone
+        setting = take_pruning(arguments)
+        reject_unknown(arguments, ModelArguments)
+        given = ModelArguments(pretrained, **arguments)
+        path = checkpoint(pretrained)
+        # Without this, accelerate puts processes on a CPU in no group.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        device, device_map = given.device, given.device_map
         if self._world_size > 1:
             device, device_map = str(self.accelerator.device), None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or ("float32" if device.startswith("cpu") else "auto")
+        dtype = given.dtype or ("float32" if device.startswith("cpu") else "auto")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(_DTYPES)}")
-        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        pixels = tuple((name, value) for name, value in limits.items() if value is not None)
-        self._model, self._processor = _load(place, dtype, device, device_map, attn_implementation, pixels)
-        remove_pruning(self._model)  # a run that failed has left the kept model as it was then
-        options.apply(self._model)
-        self._pruned = options.policy != "none"
-        self.batch_size, self.use_cache, self.max_frames = int(batch_size), use_cache, max_frames
-        self.system_prompt = self._resolve_system_prompt(system_prompt)
+        self._model, self._processor = _load(path, dtype, device, device_map, given.attn_implementation, given.pixels)
+        remove_pruning(self._model)  # the cached model of a run that failed is still pruned
+        setting.apply(self._model)
+        self._setting = setting
+        self.batch_size, self.use_cache, self.max_frames = int(given.batch_size), given.use_cache, given.max_frames
+        self.system_prompt = self._resolve_system_prompt(given.system_prompt)
 
     @property
     def model(self) -> Any:
@@ -126,8 +156,8 @@ class PrunedModel(lmms):
         return self._model.device
 
     def clean(self) -> None:
-        """The model goes back to the cache as the stock one."""
-        if self._pruned:
+        """Remove the pruning, so that the cached model is the full one."""
+        if not self._setting.is_full:
             remove_pruning(self._model)
         super().clean()
 
@@ -141,29 +171,29 @@ class PrunedModel(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests.
 
-        Whatever fails, fails the run: an empty answer would look like a low accuracy.
+        An exception ends the run: an empty answer instead would look like a low accuracy.
         """
         answers: list[GenerationResult | None] = [None] * len(requests)
         statistics = Statistics()
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="answering")
-        for places in self._batches(requests):
-            batch = [requests[i] for i in places]
-            for place, answer in zip(places, self._answer(batch, statistics), strict=True):
-                answers[place] = answer
-                self.cache_hook.add_partial("generate_until", requests[place].args, answer.text)
-            bar.update(len(places))
+        for indices in self._batches(requests):
+            batch = [requests[i] for i in indices]
+            for i, answer in zip(indices, self._answer(batch, statistics), strict=True):
+                answers[i] = answer
+                self.cache_hook.add_partial("generate_until", requests[i].args, answer.text)
+            bar.update(len(indices))
         bar.close()
         statistics.log(self.rank)
         assert all(a is not None for a in answers)
         return answers  # type: ignore[return-value]
 
     def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
-        """Places of requests that are answered together: of the same generation arguments, in order."""
-        alike: dict[str, list[int]] = {}
+        """Indices of requests that are answered together: those with the same generation arguments, in order."""
+        groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
-        for places in alike.values():
-            yield from (list(some) for some in _chunks(places, self.batch_size))
+            groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(i)
+        for indices in groups.values():
+            yield from _chunks(indices, self.batch_size)
 
     def _answer(self, requests: list[Instance], statistics: Statistics) -> Iterator[GenerationResult]:
         conversations = [self._messages(request) for request in requests]
@@ -174,7 +204,7 @@ class PrunedModel(lmms):
             tokens = self._model.generate(**inputs, use_cache=self.use_cache, **_sampling(generation))
         new = tokens[:, inputs["input_ids"].shape[1] :]
         texts = self._processor.batch_decode(new, skip_special_tokens=True)
-        records = pruning_report(self._model) if self._pruned else []
+        records = self._setting.records(self._model)
         prompts, lengths = inputs["attention_mask"].sum(1).tolist(), _lengths(new, self._model.generation_config)
         dropped = [0] * len(requests)
         for record in records:
@@ -196,13 +226,13 @@ class PrunedModel(lmms):
             if part["type"] == "image" and hasattr(part["image"], "convert"):
                 part["image"] = part["image"].convert("RGB")
             if part["type"] == "video" and isinstance(part["video"], str):
-                # Decoded here: which decoders a processor knows depends on the version.
+                # Decoded here, since the decoders that processors support depend on the version of transformers.
                 path: Any = part["video"]
                 part["video"], part["metadata"] = load_video(path, backend="pyav", sample_indices_fn=self._frames)
         return self._apply_system_prompt(messages, self.system_prompt)
 
     def _frames(self, metadata: Any, **kwargs: Any) -> np.ndarray:
-        """Indices of `max_frames` evenly spaced frames, or of all."""
+        """Indices of `max_frames` evenly spaced frames, or of all if there are fewer."""
         total = metadata.total_num_frames
         return np.linspace(0, total - 1, min(self.max_frames, total)).round().astype(int)
 
@@ -231,7 +261,7 @@ def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
-    """The harness's generation arguments as `generate` takes them: temperature 0 is greedy."""
+    """The harness's generation arguments as those of `generate`: temperature 0 means greedy."""
     out = {"max_new_tokens": 128, **generation}
     if not out.get("do_sample", (out.get("temperature") or 0) > 0):
         out |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -241,7 +271,7 @@ def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lengths(new: torch.Tensor, config: Any) -> list[int]:
-    """Tokens generated per row, up to and with the first end of sequence; what follows is padding."""
+    """Number of tokens generated in each row, up to and including the first end of sequence; padding follows."""
     ends = config.eos_token_id
     ends = torch.tensor([] if ends is None else [ends] if isinstance(ends, int) else ends, device=new.device)
     ended = torch.isin(new, ends)

@@ -1,4 +1,4 @@
-"""What a run kept and how fast it was, for the harness's `throughput` block."""
+"""Tokens kept and speed of a run, for the harness's `throughput` block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from ...patches import Record
 
 @dataclass
 class Statistics:
-    """Sums over the samples of one process; padding requests of a distributed run are not counted."""
+    """Sums over the samples of one process, without the padding requests of a distributed run.
+
+    Attributes:
+        samples: answered.
+        new_tokens: generated.
+        visual_tokens: before pruning; 0 for the full model.
+        kept_tokens: after it, averaged over decoder layers.
+        select_ms: selection, milliseconds.
+        seconds: in `generate`.
+    """
 
     samples: int = 0
     new_tokens: int = 0
@@ -26,7 +35,7 @@ class Statistics:
 
     @contextmanager
     def timed(self, device: torch.device) -> Iterator[None]:
-        """Adds the wall time of a block, the device's queue included."""
+        """Adds the wall time of a block, with everything that it queues on the device."""
         _synchronise(device)
         started = time.perf_counter()
         yield
@@ -34,13 +43,13 @@ class Statistics:
         self.seconds += time.perf_counter() - started
 
     def add(self, records: Sequence[Record], rows: Sequence[bool], layers: int, new_tokens: Sequence[int]) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             records: of its visual inputs.
             rows: per sample, whether it counts.
-            layers: decoder layers, over which kept tokens are averaged.
-            new_tokens: per sample.
+            layers: number of decoder layers, over which kept tokens are averaged.
+            new_tokens: per sample, tokens generated.
         """
         self.samples += sum(rows)
         self.new_tokens += sum(n for n, counts in zip(new_tokens, rows, strict=True) if counts)
@@ -51,7 +60,7 @@ class Statistics:
                 self.select_ms += record.select_ms
 
     def gathered(self) -> Statistics:
-        """Sums over all processes; the slowest one's seconds."""
+        """Sums over all processes, except for `seconds`, which is the slowest one's."""
         if _processes() == 1:
             return self
         parts: list[Any] = [None] * _processes()
@@ -60,7 +69,7 @@ class Statistics:
         return Statistics(**sums | {"seconds": max(part["seconds"] for part in parts)})
 
     def log(self, rank: int) -> None:
-        """Hand the sums of all processes to the harness, which shows them under `throughput`."""
+        """Pass the statistics of all processes to the harness, from the process of rank 0."""
         from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
         total = self.gathered()

@@ -1,7 +1,7 @@
-"""A miniature LLaVA and a miniature Qwen2.5-VL that ship with the package: real transformers classes, trained here.
+"""The embedded models: a miniature LLaVA and a miniature Qwen2.5-VL of transformers' own classes, with weights.
 
-`load()` gives model and processor; `scenes` and `questions` draw what they can be asked about; `train` made
-the weights.
+`load()` gives model and processor, `scenes` and `questions` draw images and questions for them, and `train` makes the
+weights.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 Name = Literal["llava", "qwen"]
 NAMES: tuple[Name, ...] = get_args(Name)
-#: Folders that `from_pretrained` takes.
+#: Checkpoint folders.
 WEIGHTS: dict[str, Path] = {name: Path(__file__).parent / "weights" / name for name in NAMES}
-#: What commands call them.
+#: Checkpoint folders by the names that commands take.
 EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"], "embedded-qwen": WEIGHTS["qwen"]}
 
 
-def place(model: str) -> str:
-    """Where `from_pretrained` finds a model: a folder of ours, or the path or id it is."""
+def checkpoint_path(model: str) -> str:
+    """The argument of `from_pretrained`: the folder of an embedded model's name, or the path or id as it is."""
     return str(EMBEDDED.get(model, model))
 
 
 def load_processor(model: str) -> ProcessorMixin:
-    """The processor of a model of ours, or of a path or id; ours do without torchvision."""
+    """The processor of an embedded model, a path or an id. Those of embedded models do not need torchvision."""
     from transformers import AutoProcessor
 
-    where = place(model)
-    if where == str(WEIGHTS["qwen"]):  # whose videos want it
+    path = checkpoint_path(model)
+    if path == str(WEIGHTS["qwen"]):  # AutoProcessor would load its video processor, which needs torchvision
         return family("qwen").load_processor(WEIGHTS["qwen"])
-    return AutoProcessor.from_pretrained(where)
+    return AutoProcessor.from_pretrained(path)
 
 
 def family(name: str) -> ModuleType:
@@ -49,7 +49,7 @@ def load(name: Name = "llava") -> tuple[PreTrainedModel, ProcessorMixin]:
         name: `llava`, a `LlavaForConditionalGeneration`, or `qwen`, a `Qwen2_5_VLForConditionalGeneration`.
 
     Raises:
-        ValueError: for another name.
+        ValueError: no embedded model of that name.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -61,6 +61,6 @@ def load(name: Name = "llava") -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def prompt(question: str, n_images: int = 1) -> list[dict[str, Any]]:
-    """The chat messages of one question about some pictures, for `apply_chat_template`."""
-    pictures = [{"type": "image"}] * n_images
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": question}]}]
+    """The chat messages of a question about `n_images` images, for `apply_chat_template`."""
+    images = [{"type": "image"}] * n_images
+    return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]

@@ -1,19 +1,29 @@
-"""Folders that every supported transformers loads: names and settings as hub checkpoints have them."""
+"""Checkpoint folders that every supported version of transformers loads, named as on the hub."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
+
+from ..files import write_json
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 
 
 def save_model(model: PreTrainedModel, folder: Path, renamed: dict[str, str]) -> None:
-    """Write a model as float16 safetensors; `renamed` maps patterns of parameter names to hub names."""
+    """Write a model as float16 safetensors, which changes the model too.
+
+    Args:
+        model: the model.
+        folder: to write to.
+        renamed: regular expressions in parameter names, and the hub's names instead.
+    """
     text = model.config.get_text_config()
     model.generation_config = GenerationConfig(
         bos_token_id=text.bos_token_id,
@@ -30,13 +40,14 @@ def save_model(model: PreTrainedModel, folder: Path, renamed: dict[str, str]) ->
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
-def rewrite(path: Path, change) -> None:
-    """Apply a change to a JSON file in place."""
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the content of a JSON file in place."""
     settings = json.loads(path.read_text())
     change(settings)
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    write_json(path, settings)
 
 
-def hub_tokenizer(settings: dict) -> None:
+def hub_tokenizer(settings: dict[str, Any]) -> None:
+    """Change a tokenizer's config of transformers 5 to one that transformers 4 loads too."""
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["additional_special_tokens"] = settings.pop("extra_special_tokens", [])

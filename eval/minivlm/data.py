@@ -1,4 +1,4 @@
-"""Encoded training scenes: pictures, patch labels, and questions as token ids."""
+"""Encoded training scenes: images, patch labels, and questions as token ids."""
 
 from __future__ import annotations
 
@@ -23,34 +23,47 @@ from .scenes import COLUMNS, ROWS, SEEDS, Scene, draw_scene
 TYPES = (*QUESTION_TYPES, PAIR)
 QUESTIONS_PER_IMAGE = 16
 QA_LEN = 15  # longest question with its answer, in tokens
-IGNORE = -100
-_MORE = {"table": 4, "relation": 3, "where": 2, "exists": 4}
-ABSENT = len(ROWS) * len(COLUMNS)  # instead of a cell of the raster, for a shape that is not there
+IGNORE = -100  # target without a loss
+_MORE = {"table": 4, "relation": 3, "where": 2, "exists": 4}  # additional questions by type
+ABSENT = len(ROWS) * len(COLUMNS)  # the cell of a shape that is absent
 
 
 def split(text: str) -> list[str]:
-    """The words of a question or an answer, as the tokenizer splits it."""
+    """The words of a question or an answer, split as by the tokenizer."""
     return text.replace("?", " ?").split()
 
 
 def encode(text: str, ids: dict[str, int]) -> list[int]:
-    """What the tokenizer makes of a question or an answer."""
+    """Token ids of a question or an answer."""
     return [ids[word] for word in split(text)]
 
 
 def encode_question(family: ModuleType, text: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of a question with its answer, and the same with only the answer left, (QA_LEN,) each."""
-    asked = encode(text, family.IDS) + family.framing(0, 0, 0)[1]
-    told = [*encode(answer, family.IDS), family.IDS[family.END]]
+    """Token ids of a question with its answer, and targets, those of the answer and `IGNORE` elsewhere.
+
+    Args:
+        family: module of the embedded model.
+        text: of the question.
+        answer: its answer.
+
+    Returns:
+        int16 (QA_LEN,) each.
+    """
+    question_ids = encode(text, family.IDS) + family.framing(0, 0, 0)[1]
+    answer_ids = [*encode(answer, family.IDS), family.IDS[family.END]]
     ids = np.zeros(QA_LEN, np.int16)
     targets = np.full(QA_LEN, IGNORE, np.int16)
-    ids[: len(asked) + len(told)] = asked + told
-    targets[len(asked) : len(asked) + len(told)] = told
+    start, end = len(question_ids), len(question_ids) + len(answer_ids)
+    ids[:end] = question_ids + answer_ids
+    targets[start:end] = answer_ids
     return ids, targets
 
 
 def shapes_named(text: str, scene: Scene) -> np.ndarray:
-    """Of up to two shapes that a question names, (2, 2): position of the name's last word, and its cell; or -1."""
+    """The shapes that a question names, int8 (2, 2).
+
+    Per shape, the index of its name's last word in the question, and its cell; -1 for both where there is none.
+    """
     cells = {(s.colour, s.kind): s.cell for s in scene.shapes}
     named = [
         (i + 1, cells.get((colour, kind), ABSENT))
@@ -62,23 +75,24 @@ def shapes_named(text: str, scene: Scene) -> np.ndarray:
 
 @dataclass
 class Data:
-    """Scenes of one size, encoded."""
+    """Encoded scenes of one image size."""
 
     images: Tensor  # (n, H, W, 3) uint8
     labels: Tensor  # (n, 5, H / 8 * W / 8) int8: `drawing.LABELS`
     ids: Tensor  # (n, QUESTIONS_PER_IMAGE, QA_LEN) int16
-    targets: Tensor  # likewise, IGNORE where there is no loss
+    targets: Tensor  # likewise, IGNORE without a loss
     types: Tensor  # (n, QUESTIONS_PER_IMAGE) int8, index into TYPES, -1 for an empty slot
     named: Tensor  # (n, QUESTIONS_PER_IMAGE, 2, 2) int8: `shapes_named`
-    contents: Tensor  # (n, n_contents) uint8: what the picture holds
-    kinds: Tensor  # (n, 6) bool: which kinds of shape
+    contents: Tensor  # (n, N_CONTENTS) uint8: `contents`
+    kinds: Tensor  # (n, 6) bool: kinds of shape in the image
 
     @property
     def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
         return self.images.shape[1], self.images.shape[2]
 
 
-#: Shapes, tiles, letters of the sign, rows of the table, the dot: what each is told apart by.
+#: Attributes that identify each object: shapes, tiles, letters of the sign, rows of the table, the dot.
 _CONTENTS = (
     (len(COLOUR_NAMES), len(SHAPES)),
     (len(COLOUR_NAMES), len(LETTERS)),
@@ -90,7 +104,8 @@ N_CONTENTS = sum(map(math.prod, _CONTENTS))
 
 
 def contents(scene: Scene) -> np.ndarray:
-    """What a picture holds: shapes, tiles, letters of the sign by slot, rows of the table, the dot."""
+    """The objects of an image, uint8 (N_CONTENTS,) of 0 and 1: shapes, tiles, letters of the sign by slot, rows of the
+    table, the dot."""
     parts = [np.zeros(shape, np.uint8) for shape in _CONTENTS]
     shapes, tiles, word, table, dot = parts
     for s in scene.shapes:
@@ -108,16 +123,16 @@ def contents(scene: Scene) -> np.ndarray:
 
 def _encode(job: tuple[str, int, int, int, bool]) -> tuple[np.ndarray, ...]:
     name, seed, height, width, alike = job
-    family = importlib.import_module(name)  # a module does not travel to another process
+    family = importlib.import_module(name)  # modules cannot be pickled
     scene = draw_scene(seed, height, width, alike)
-    # What is learnt last is asked most: what tells the rows of a table apart, places, and what is there.
+    # More questions of the types that are learnt last.
     more = [q for kind, n in _MORE.items() for q in ask(scene, seed, n, (kind,))]
-    asked = list(dict.fromkeys([*ask(scene, seed, len(QUESTION_TYPES)), *more]))[:QUESTIONS_PER_IMAGE]
+    questions = list(dict.fromkeys([*ask(scene, seed, len(QUESTION_TYPES)), *more]))[:QUESTIONS_PER_IMAGE]
     ids = np.zeros((QUESTIONS_PER_IMAGE, QA_LEN), np.int16)
     targets = np.full_like(ids, IGNORE)
     types = np.full(QUESTIONS_PER_IMAGE, -1, np.int8)
     named = np.full((QUESTIONS_PER_IMAGE, 2, 2), -1, np.int8)
-    for i, q in enumerate(asked):
+    for i, q in enumerate(questions):
         ids[i], targets[i] = encode_question(family, q.text, q.answer)
         types[i] = TYPES.index(q.type)
         named[i] = shapes_named(q.text, scene)
@@ -127,12 +142,22 @@ def _encode(job: tuple[str, int, int, int, bool]) -> tuple[np.ndarray, ...]:
 
 
 def make_data(family: ModuleType, split: str, n: int, workers: int = 2) -> list[Data]:
-    """Draw and encode the first `n` scenes of a split, dealt out over the family's sizes."""
+    """Draw and encode the first `n` scenes of a split.
+
+    Args:
+        family: module of the embedded model.
+        split: of `SEEDS`.
+        n: scenes, whose image sizes are the family's in turn.
+        workers: processes that draw.
+
+    Returns:
+        The scenes of each size.
+    """
     out = []
     for k, size in enumerate(family.SIZES):
         seeds = range(SEEDS[split] + k, SEEDS[split] + n, len(family.SIZES))
         with ProcessPoolExecutor(workers) as pool:
-            # Every other scene to train on has shapes alike: of others, colour alone names most.
+            # Every other training scene has similar shapes; in the rest the colour alone identifies most of them.
             jobs = [(family.__name__, seed, *size, split == "train" and i % 2 == 1) for i, seed in enumerate(seeds)]
             drawn = pool.map(_encode, jobs, chunksize=64)
             rows = list(tqdm(drawn, total=len(jobs), desc=f"drawing {split} {size[0]}x{size[1]}"))
@@ -141,7 +166,7 @@ def make_data(family: ModuleType, split: str, n: int, workers: int = 2) -> list[
 
 
 def batches(data: list[Data], size: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
-    """For ever: the number of a size, and indices of scenes of that size."""
+    """Batches without end: the index of a size in `data`, and indices (size,) of scenes of that size."""
     while True:
         rounds = []
         for k, part in enumerate(data):
@@ -152,20 +177,20 @@ def batches(data: list[Data], size: int, generator: torch.Generator) -> Iterator
 
 
 def pair_questions(family: ModuleType, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and targets of the questions about pairs of pictures, one for each kind of shape.
+    """Token ids and targets of the questions about pairs of images, one for each kind of shape: (B, 6, QA_LEN) each.
 
     Args:
-        family: the model family.
-        first: bool (B, 6), kinds of shape on the first picture of each pair.
-        second: likewise.
+        family: module of the embedded model.
+        first: bool (B, 6), kinds of shape in the first image of each pair.
+        second: likewise, in the second.
     """
-    asked = _pair_table(family)[range(len(SHAPES)), first.int(), second.int()]
-    return asked[..., 0, :], asked[..., 1, :]
+    pairs = _pair_table(family)[range(len(SHAPES)), first.int(), second.int()]
+    return pairs[..., 0, :], pairs[..., 1, :]
 
 
 @functools.cache
 def _pair_table(family: ModuleType) -> Tensor:
-    """Ids and targets of every question about a pair and its answer: (kind, in first, in second, 2, QA_LEN)."""
+    """Token ids and targets of every question about a pair with its answer: (kind, in first, in second, 2, QA_LEN)."""
     table = [
         [[encode_question(family, ask_pair(kind), pair_answer(a, b)) for b in (False, True)] for a in (False, True)]
         for kind in SHAPES

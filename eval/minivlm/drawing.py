@@ -1,6 +1,6 @@
-"""How scenes are painted: glyphs, shapes, cluttered backgrounds, and the labels of what each patch shows.
+"""Painting of scenes: glyphs, shapes, cluttered backgrounds, and labels of the content of each patch.
 
-Pure NumPy, no font file and no drawing library, so that a seed gives the same pixels everywhere.
+NumPy only, without a font file or a drawing library, so that a seed gives the same pixels on every machine.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-PATCH = 8  # side of what one visual token covers, pixels
+PATCH = 8  # height and width of the area of one visual token, pixels
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 COLOURS = {
@@ -57,10 +57,10 @@ _FONT = {
 CHARACTERS = tuple(_FONT)
 LETTERS = tuple(c for c in CHARACTERS if c.isalpha())
 DIGITS = tuple(c for c in CHARACTERS if c.isdigit())
-GLYPH_H, GLYPH_W, PITCH = 10, 7, 8  # pixels; the pitch is from letter to letter
+GLYPH_H, GLYPH_W, PITCH = 10, 7, 8  # pixels; the pitch is the distance between the left sides of neighbouring letters
 
-#: What the labels of a patch say, in order. Values are 1-based indices; 0 is none, and -1 is "too little
-#: of it to tell". `slot`: place of a letter in its word. `key`: for a value of a table, the letter of its row.
+#: The labels of a patch, in order. Values are indices from 1; 0 is none, and -1 too little of an object to tell.
+#: `slot`: index of a letter in its word. `key`: for a value of a table, the letter of its row.
 LABELS = ("colour", "kind", "character", "slot", "key")
 KINDS = (*SHAPES, "tile", "dot", "sign", "table")
 WORD_LENGTH = 3
@@ -68,7 +68,7 @@ _OBJECT_PIXELS = 9  # a patch counts as an object from this many covered pixels 
 
 
 def _glyph(character: str) -> np.ndarray:
-    """Anti-aliased coverage of a character, (10, 7)."""
+    """Anti-aliased coverage of a character, float32 (10, 7)."""
     bits = np.array([[(row >> (4 - c)) & 1 for c in range(5)] for row in _FONT[character]], np.float32)
     fine = np.kron(bits, np.ones((GLYPH_H, GLYPH_W), np.float32))
     return fine.reshape(GLYPH_H, 7, GLYPH_W, 5).mean((1, 3))
@@ -79,7 +79,7 @@ GLYPHS = {c: _glyph(c) for c in CHARACTERS}
 
 @functools.cache
 def shape_mask(kind: str, radius: int, oversample: int = 5) -> np.ndarray:
-    """Anti-aliased coverage of a shape, (2 radius + 1, 2 radius + 1)."""
+    """Anti-aliased coverage of a shape, float32 (2 radius + 1, 2 radius + 1)."""
     side = 2 * radius + 1
     y, x = np.mgrid[: side * oversample, : side * oversample].astype(np.float32)
     y = (y + 0.5) / oversample - side / 2
@@ -99,7 +99,7 @@ def shape_mask(kind: str, radius: int, oversample: int = 5) -> np.ndarray:
 
 @functools.cache
 def _upsampling(knots: int, side: int) -> np.ndarray:
-    """Linear interpolation from some knots to a side of the picture, (side, knots)."""
+    """Matrix of the linear interpolation from `knots` values to `side` pixels, float32 (side, knots)."""
     t = np.linspace(0, knots - 1, side)
     left = np.minimum(t.astype(int), knots - 2)
     matrix = np.zeros((side, knots), np.float32)
@@ -114,7 +114,7 @@ def _coordinates(height: int, width: int) -> np.ndarray:
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Smooth colour gradients, texture, muted blobs and lines, pixel noise: (3, H, W) float32."""
+    """Smooth colour gradients, texture, muted blobs and lines, pixel noise: float32 (3, height, width)."""
     ys, xs = _coordinates(height, width)
 
     def noise(knots: int, strength: float) -> np.ndarray:
@@ -141,9 +141,13 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 class Painter:
-    """Paints objects onto a background and keeps the labels of the patches in step.
+    """Paints objects onto a background, and labels the patches that they cover.
 
-    Objects stand in a raster of 3 x 3 cells, whatever the size of the picture.
+    Objects are placed in 3 x 3 cells that divide the image.
+
+    Attributes:
+        canvas: float32 (3, height, width).
+        labels: int8 (5, height / 8, width / 8), those of `LABELS`.
     """
 
     def __init__(self, rng: np.random.Generator, height: int, width: int):
@@ -151,8 +155,8 @@ class Painter:
         self.canvas = background(rng, height, width)
         self.labels = np.zeros((len(LABELS), height // PATCH, width // PATCH), np.int8)
 
-    def place(self, height: int, width: int, cells: tuple[int, ...], jitter: int = 5) -> tuple[int, int]:
-        """Top left corner of an object near the middle of its cells."""
+    def draw_position(self, height: int, width: int, cells: tuple[int, ...], jitter: int = 5) -> tuple[int, int]:
+        """Draw the top left corner (y, x) of an object near the middle of its cells, in pixels."""
         cy = np.mean([c // 3 + 0.5 for c in cells]) * self.height / 3 + self.rng.integers(-jitter, jitter + 1)
         cx = np.mean([c % 3 + 0.5 for c in cells]) * self.width / 3 + self.rng.integers(-jitter, jitter + 1)
         return (
@@ -161,15 +165,17 @@ class Painter:
         )
 
     def jittered(self, colour: str) -> np.ndarray:
+        """Draw an RGB value near that of a colour, float32 (3,)."""
         rgb = np.array(COLOURS[colour], np.float32) + self.rng.uniform(-16, 16, 3)
         return np.clip(rgb, 0, 255).astype(np.float32)
 
     def blend(self, mask: np.ndarray, rgb: np.ndarray, y: int, x: int) -> None:
+        """Paint a colour, with the opacity of `mask` (height, width), at a top left corner."""
         region = self.canvas[:, y : y + mask.shape[0], x : x + mask.shape[1]]
         region += mask * (rgb[:, None, None] - region)
 
     def object(self, mask: np.ndarray, y: int, x: int, rgb: np.ndarray, kind: str, colour: str | None = None) -> None:
-        """Paint an object and name it on its patches; objects without a name for their colour leave it open."""
+        """Paint an object and label its patches; without `colour` their label for it is none."""
         self.blend(mask, rgb, y, x)
         covered = self._coverage(mask, y, x)
         enough = min(_OBJECT_PIXELS, 0.3 * mask.sum())  # a dot may lie across four patches
@@ -182,7 +188,7 @@ class Painter:
     def character(
         self, character: str, ink: np.ndarray, y: int, x: int, slot: int | None = None, key: str | None = None
     ) -> None:
-        """Paint a character; patches that show enough of it are labelled with it, its slot and its key."""
+        """Paint a character, and label the patches that show enough of it with it, its slot and its key."""
         self.blend(GLYPHS[character], ink, y, x)
         box = self._coverage(np.ones((GLYPH_H, GLYPH_W), np.float32), y, x)
         readable = box >= 0.42 * GLYPH_H * GLYPH_W
@@ -194,10 +200,11 @@ class Painter:
             self.labels[4][readable] = LETTERS.index(key) + 1
 
     def image(self) -> np.ndarray:
+        """The canvas as uint8 (height, width, 3)."""
         return np.ascontiguousarray(np.clip(self.canvas, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
     def _coverage(self, mask: np.ndarray, y: int, x: int) -> np.ndarray:
-        """Pixels of a mask in each patch."""
+        """Number of pixels of a mask in each patch, float32 (height / 8, width / 8)."""
         full = np.zeros((self.height, self.width), np.float32)
         full[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
         return full.reshape(self.height // PATCH, PATCH, self.width // PATCH, PATCH).sum((1, 3))

@@ -1,4 +1,4 @@
-"""The miniature LLaVA: CLIP tower with CLS, 144 visual tokens a picture, a small Llama."""
+"""The miniature LLaVA: a CLIP tower with CLS, 144 visual tokens per image, a small Llama."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from transformers import (
 )
 
 from .checkpoint import PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
-from .scenes import GRID, PATCH, SIZE
+from .drawing import PATCH
+from .scenes import GRID, SIZE
 from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
 
 IDS = token_ids(("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER", "ASSISTANT", ":"))
 N_VISUAL = GRID * GRID
-#: Height and width of the pictures, pixels.
+#: (height, width) of the images it is trained and tested on, in pixels.
 SIZES = ((SIZE, SIZE),)
 END = "</s>"
 
@@ -105,7 +106,7 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     save_model(model, folder, {r"^vision_tower\.(?!vision_model\.)": "vision_tower.vision_model."})
     processor = build_processor()
     processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)  # transformers 4 looks for it beside the processor
+    processor.image_processor.save_pretrained(folder)  # transformers 4 reads it from a file of its own
     rewrite(folder / "tokenizer_config.json", hub_tokenizer)
 
 
@@ -113,18 +114,24 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
 
 
 def framing(n_images: int, height: int, width: int) -> tuple[list[int], list[int]]:
-    """Token ids before a question, placeholders included, and those after it."""
+    """Token ids before a question, visual placeholders included, and those after it.
+
+    Args:
+        n_images: images before the question.
+        height: of an image in pixels; all have the same number of visual tokens.
+        width: likewise.
+    """
     before = [IDS["<s>"], IDS["USER"], IDS[":"], *[IDS["<image>"]] * (N_VISUAL * n_images)]
     return before, [IDS["ASSISTANT"], IDS[":"]]
 
 
 def tower(model: Any, images: Tensor, pooled: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Features of the layer that feeds the projector, and the pooled CLS output, if wanted.
+    """Features for the projector, float (B, 144, D), and the pooled CLS output, (B, D), or None.
 
     Args:
         model: the LLaVA.
         images: uint8 (B, 96, 96, 3).
-        pooled: also run what lies above the feature layer.
+        pooled: whether to run the layer above the features and pool.
     """
     pixels = (images.permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
     vision = model.model.vision_tower
@@ -138,19 +145,20 @@ def tower(model: Any, images: Tensor, pooled: bool = True) -> tuple[Tensor, Tens
 
 
 def tower_parameters(model: Any) -> list[tuple[str, Any]]:
+    """The vision tower's parameters by name."""
     return list(model.model.vision_tower.named_parameters())
 
 
 def layers(model: Any) -> list[Any]:
-    """What is worth compiling."""
+    """The modules that `train --compile` compiles."""
     return [*model.model.vision_tower.encoder.layers, *model.model.language_model.layers]
 
 
 def project(model: Any, features: Tensor) -> Tensor:
-    """Visual tokens as the language model takes them, (B, N, D)."""
+    """Visual tokens for the language model, (B, N, D)."""
     return model.model.multi_modal_projector(features)
 
 
 def positions(model: Any, ids: Tensor, n_images: int, height: int, width: int) -> Tensor:
-    """Position ids of a sequence (1, L), as the language model takes them."""
+    """Position ids of a sequence `ids` (1, L), int64 (1, L)."""
     return torch.arange(ids.shape[1])[None]

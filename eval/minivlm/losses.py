@@ -1,4 +1,4 @@
-"""What the embedded models are trained on: answers, and what each visual token shows."""
+"""Training losses of the embedded models: answers, and what each visual token shows."""
 
 from __future__ import annotations
 
@@ -13,24 +13,34 @@ from .data import ABSENT, IGNORE, N_CONTENTS, QA_LEN
 from .drawing import CHARACTERS, COLOUR_NAMES, KINDS, LETTERS, PATCH, SHAPES, WORD_LENGTH
 from .scenes import COLUMNS, ROWS
 
-_BACKGROUND = 0.2  # weight of patches that show nothing: most do
+_BACKGROUND = 0.2  # weight of patches that show no object, which are the majority
 
 
 def _named_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of logits (n, classes) and targets (n,), with less weight on class 0 and none on -1."""
     weight = logits.new_ones(logits.shape[1])
     weight[0] = _BACKGROUND
     return F.cross_entropy(logits, target, weight, ignore_index=-1)
 
 
-def places(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Which third of a picture (pixels) each visual token lies in, from the top and from the left, (N,) each."""
+def thirds(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Which third of an image each visual token lies in, from the top and from the left: int64 (N,) each.
+
+    Args:
+        height: of the image in pixels.
+        width: likewise.
+    """
     rows, columns = height // PATCH, width // PATCH
     third = lambda n: torch.arange(n) * 3 // n
     return third(rows).repeat_interleave(columns), third(columns).repeat(rows)
 
 
 class TowerHeads(nn.Module):
-    """Training-only classifiers on the vision tower; not shipped."""
+    """Classifiers on the vision tower, used in training only.
+
+    Args:
+        width: of a visual token.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -40,7 +50,7 @@ class TowerHeads(nn.Module):
         self.picture = nn.Linear(width, N_CONTENTS)
 
     def patch_loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-        """Loss of (B, N, D) features against (B, 5, N) labels, and accuracy on labelled patches."""
+        """Loss of features (B, N, D) against labels (B, 5, N), and per label the accuracy on labelled patches."""
         loss, accuracy = features.new_zeros(()), []
         for i, head in enumerate(self.patch):
             logits, target = head(features).float().flatten(0, 1), labels[:, i].flatten().long()
@@ -50,15 +60,20 @@ class TowerHeads(nn.Module):
         return loss, accuracy
 
     def place_loss(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Visual tokens (B, N, D) of pictures of a size should know where they are: a tower drops it else."""
+        """Loss of a classifier of the third that each visual token lies in, which keeps positions in the features.
+
+        Args:
+            features: (B, N, D).
+            size: height and width of the images in pixels.
+        """
         losses = [
             F.cross_entropy(head(features).float().flatten(0, 1), place.repeat(len(features)))
-            for head, place in zip(self.places, places(*size), strict=True)
+            for head, place in zip(self.places, thirds(*size), strict=True)
         ]
         return losses[0] + losses[1]
 
     def picture_loss(self, pooled: Tensor | None, contents: Tensor) -> Tensor:
-        """Loss of the pooled output (B, D) against what the pictures hold; 0 for a tower that does not pool."""
+        """Loss of the pooled output (B, D) against the contents (B, N_CONTENTS); 0 for a tower without one."""
         if pooled is None:
             return torch.zeros(())
         loss = F.binary_cross_entropy_with_logits(self.picture(pooled).float(), contents.float(), reduction="none")
@@ -66,7 +81,11 @@ class TowerHeads(nn.Module):
 
 
 class Alignment:
-    """Visual tokens should point at the embeddings of the words for what they show and where they are."""
+    """Aligns visual tokens with the embeddings of the words for what they show and for where they are.
+
+    Args:
+        family: module of the embedded model.
+    """
 
     def __init__(self, family: ModuleType):
         self.words = [torch.tensor([family.IDS[w] for w in words]) for words in (COLOUR_NAMES, SHAPES, CHARACTERS)]
@@ -74,7 +93,14 @@ class Alignment:
         self.rows, self.columns = (torch.tensor([family.IDS[w] for w in words]) for words in (ROWS, COLUMNS))
 
     def loss(self, tokens: Tensor, labels: Tensor, embeddings: Tensor, size: tuple[int, int]) -> Tensor:
-        """Loss of (B, N, D) visual tokens of pictures of a size against (B, 5, N) labels."""
+        """Loss of visual tokens.
+
+        Args:
+            tokens: (B, N, D).
+            labels: (B, 5, N).
+            embeddings: of all words, (V, D).
+            size: height and width of the images in pixels.
+        """
         normal = F.rms_norm(tokens.float(), tokens.shape[-1:])
 
         def similarity(words: Tensor) -> Tensor:
@@ -84,52 +110,75 @@ class Alignment:
         loss = tokens.new_zeros(())
         for i, words in enumerate(self.words):
             target = labels[:, i].flatten().long()
-            target = target.masked_fill(target > len(words), -1)  # tiles, signs and tables are shapes without a word
-            loss = loss + _named_loss(F.pad(similarity(words), (1, 0)), target)  # background has logit 0
-        key = labels[:, 4].flatten().long() - 1  # of the row that a value stands in
+            target = target.masked_fill(target > len(words), -1)  # there are no words for tiles, signs and tables
+            loss = loss + _named_loss(F.pad(similarity(words), (1, 0)), target)  # the logit of no object is 0
+        key = labels[:, 4].flatten().long() - 1  # of a value's row
         loss = loss + F.cross_entropy(similarity(self.keys), key, ignore_index=-1)
-        for words, place in zip((self.rows, self.columns), places(*size), strict=True):
+        for words, place in zip((self.rows, self.columns), thirds(*size), strict=True):
             loss = loss + 0.5 * F.cross_entropy(similarity(words), place.repeat(len(tokens)))
         return loss
 
 
 class Grounding(nn.Module):
-    """Training-only classifier on the language model: halfway up, a name should know where the shape is, if it is."""
+    """Classifier on the language model, used in training only.
+
+    From the hidden state of a shape's name after half of the layers it predicts the shape's cell, or that it is absent.
+
+    Args:
+        width: of a hidden state.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.places = nn.Linear(width, ABSENT + 1)
 
     def loss(self, hidden: Tensor, named: Tensor) -> tuple[Tensor, float]:
-        """Loss of hidden states (B, n_questions, QA_LEN, D) against (B, n_questions, 2, 2) names, and accuracy."""
-        place, cell = named.long().unbind(-1)
-        states = hidden.take_along_dim(place.clamp(min=0)[..., None], 2)
-        there = place >= 0
-        logits, target = self.places(states[there]).float(), cell[there]
+        """Loss of hidden states (B, n_questions, QA_LEN, D) against `named` (B, n_questions, 2, 2), and accuracy."""
+        index, cell = named.long().unbind(-1)
+        states = hidden.take_along_dim(index.clamp(min=0)[..., None], 2)
+        given = index >= 0
+        logits, target = self.places(states[given]).float(), cell[given]
         return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean().item()
 
 
 class Packing:
-    """One sequence for some pictures and many questions that do not see each other."""
+    """One sequence of images and many questions, none of which attends to another.
+
+    Args:
+        family: module of the embedded model.
+        model: the model.
+        n_images: images of a sequence.
+        size: their height and width in pixels.
+        n_questions: of a sequence.
+    """
 
     def __init__(self, family: ModuleType, model: Any, n_images: int, size: tuple[int, int], n_questions: int):
         before, _ = family.framing(n_images, *size)
         self.before = torch.tensor(before)
-        self.visual = self.before == self.before.mode().values  # placeholders are most of it
+        self.visual = self.before == self.before.mode().values  # the most frequent token is the placeholder
         start = len(before)
         block = torch.full((start + n_questions * QA_LEN,), -1)
         block[start:] = torch.arange(n_questions).repeat_interleave(QA_LEN)
         order = torch.arange(len(block))
-        seen = (order[None] <= order[:, None]) & ((block[None] == -1) | (block[None] == block[:, None]))
-        self.mask = seen[None, None]
+        attends = (order[None] <= order[:, None]) & ((block[None] == -1) | (block[None] == block[:, None]))
+        self.mask = attends[None, None]
         one = torch.cat([self.before, torch.zeros(QA_LEN, dtype=torch.long)])[None]
         positions = family.positions(model, one, n_images, *size)
         answers = positions[..., start:]
         self.positions = torch.cat([positions[..., :start], *[answers] * n_questions], -1)
 
     def __call__(self, model: Any, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Next-token logits of the questions, (B, n_questions, QA_LEN, V), from (B, N, D) visual tokens, and their
-        hidden states halfway up, (B, n_questions, QA_LEN, D)."""
+        """Run the language model.
+
+        Args:
+            model: the model.
+            tokens: visual tokens, (B, N, D).
+            ids: token ids of the questions, (B, n_questions, QA_LEN).
+
+        Returns:
+            Next-token logits of the questions, float32 (B, n_questions, QA_LEN, V), and their hidden states after half
+            of the layers, (B, n_questions, QA_LEN, D).
+        """
         embed = model.get_input_embeddings()
         before = embed(self.before).expand(len(ids), -1, -1).clone()
         before[:, self.visual] = tokens.to(before.dtype)
@@ -149,10 +198,11 @@ class Packing:
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of next-token logits (B, n_questions, QA_LEN, V) and targets (B, n_questions, QA_LEN)."""
     return F.cross_entropy(logits[:, :, :-1].flatten(0, 2), targets[:, :, 1:].flatten().long(), ignore_index=IGNORE)
 
 
 def answered(logits: Tensor, targets: Tensor) -> Tensor:
-    """Exact match per question, end of answer included (B, n_questions): what greedy decoding would score."""
+    """Exact match per question, bool (B, n_questions), with the end of the answer: the score of greedy decoding."""
     target = targets[:, :, 1:].long()
     return ((logits[:, :, :-1].argmax(-1) == target) | (target == IGNORE)).all(-1)

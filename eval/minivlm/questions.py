@@ -1,4 +1,4 @@
-"""Questions about one scene or two, each with one right answer, and the vocabulary they are written in."""
+"""Questions about one scene or two, each with one right answer, and their vocabulary."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy as np
 from .drawing import CHARACTERS, COLOUR_NAMES, SHAPES
 from .scenes import COLUMNS, ROWS, Scene, Shape, cell_name
 
-#: Types about one picture.
+#: Types of questions about one image.
 QUESTION_TYPES = ("exists", "colour", "shape", "where", "relation", "count", "letter", "word", "table", "small")
-#: The type about two.
+#: The type of questions about two images.
 PAIR = "pair"
 
 
 @dataclass(frozen=True)
 class Question:
+    """A question of a type, and its one right answer."""
+
     type: str
     text: str
     answer: str
@@ -30,7 +32,7 @@ def _unique(values: Iterable[str]) -> set[str]:
 
 
 def _relation(a: Shape, b: Shape) -> str | None:
-    """Where `a` is, seen from `b`, along the axis on which they are further apart; None where neither is."""
+    """Where `a` is relative to `b`, along the axis on which they are further apart; None if they are equal."""
     down, right = a.cell // 3 - b.cell // 3, a.cell % 3 - b.cell % 3
     if abs(down) == abs(right):
         return None
@@ -40,7 +42,7 @@ def _relation(a: Shape, b: Shape) -> str | None:
 
 
 def all_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Every unambiguous question a scene allows; yes/no questions in balanced pairs."""
+    """Every question that has one right answer about a scene; questions for yes and no in equal number."""
     shapes = scene.shapes
     present = {(s.colour, s.kind) for s in shapes}
     out = [Question("count", "How many shapes are there?", str(len(shapes)))]
@@ -70,8 +72,8 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return out
 
 
-def _absent(colour: str, kind: str, present: set, rng: np.random.Generator) -> str:
-    """An absent colour-shape pair, mostly sharing one half with a present one: a hard negative."""
+def _absent(colour: str, kind: str, present: set[tuple[str, str]], rng: np.random.Generator) -> str:
+    """Draw a pair of colour and shape that is absent, and mostly shares one of them with a shape that is present."""
     while True:
         draw = rng.random()
         other_colour = COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))] if draw < 0.6 else colour
@@ -81,9 +83,13 @@ def _absent(colour: str, kind: str, present: set, rng: np.random.Generator) -> s
 
 
 def ask(scene: Scene, seed: int, n: int = 6, types: Sequence[str] = QUESTION_TYPES) -> list[Question]:
-    """`n` questions of some types about a scene: one of each type it allows first, then more of any.
+    """Draw up to `n` questions of some types about a scene: first one of each type, then others.
 
-    Fewer than `n` are returned when the scene has no more to ask.
+    Args:
+        scene: what the questions are about.
+        seed: of the draw.
+        n: how many; fewer if the scene allows no more.
+        types: of `QUESTION_TYPES`.
     """
     rng = np.random.default_rng((seed, 7))
     pool = [q for q in all_questions(scene, rng) if q.type in types]
@@ -94,21 +100,22 @@ def ask(scene: Scene, seed: int, n: int = 6, types: Sequence[str] = QUESTION_TYP
 
 
 def ask_pair(kind: str) -> str:
+    """The question about two images for a kind of shape."""
     return f"Which picture has a {kind}?"
 
 
 def pair_answer(in_first: bool, in_second: bool) -> str:
-    """Answer to `ask_pair`, from whether each picture has the shape."""
+    """The answer to `ask_pair`, from whether each image has the shape."""
     return {(True, False): "first", (False, True): "second", (True, True): "both"}.get((in_first, in_second), "neither")
 
 
 def compare(first: Scene, second: Scene) -> list[Question]:
-    """Which of two pictures has a shape, for every kind of shape."""
+    """The questions about two scenes, one for every kind of shape."""
     one, two = ({s.kind for s in scene.shapes} for scene in (first, second))
     return [Question(PAIR, ask_pair(kind), pair_answer(kind in one, kind in two)) for kind in SHAPES]
 
 
-#: Words of questions and answers; each model puts its special tokens before them.
+#: Words of questions and answers. In a model's vocabulary they follow its special tokens.
 WORDS = (
     ("?", "yes", "no", "What", "Where", "Which", "How", "Is", "is", "are", "there", "the", "a", "of", "on", "from")
     + ("does", "has", "many", "say", "colour", "shape", "shapes", "letter", "tile", "sign", "value", "dot", "picture")

@@ -1,6 +1,6 @@
-"""The miniature Qwen2.5-VL: pictures of any size, window attention, 2 x 2 merger, mRoPE.
+"""The miniature Qwen2.5-VL: images of any size, window attention, 2 x 2 merger, mRoPE.
 
-A visual token covers 8 x 8 pixels (four patches of 4), as the LLaVA's does.
+A visual token covers 8 x 8 pixels (four patches of 4 x 4), as in the LLaVA.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from .checkpoint import PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
-from .scenes import PATCH, SIZE
+from .drawing import PATCH
+from .scenes import SIZE
 from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
 
 _SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
 IDS = token_ids(("<|endoftext|>", "<|im_end|>", "<unk>", "<|image_pad|>", *_SPECIAL, "user", "assistant"))
-#: Height and width of the pictures it is trained and tested on, pixels; others work too.
+#: (height, width) of the images it is trained and tested on, in pixels; others work too.
 SIZES = ((SIZE, SIZE), (SIZE, SIZE + 32), (SIZE + 32, SIZE))
 END = "<|im_end|>"
 MERGE, TEMPORAL = 2, 2
 _VISION_PATCH = PATCH // MERGE
-_WINDOW = 4  # side of an attention window, visual tokens
+_WINDOW = 4  # height and width of an attention window in visual tokens
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
 _IMAGES: dict[str, Any] = {
@@ -100,11 +101,13 @@ def build_model(width: int = 128, vision_width: int = 96, text_layers: int = 4) 
 
 
 class PictureProcessor(Qwen2_5_VLProcessor):
-    """A Qwen2.5-VL processor without videos, for where torchvision, which they need, is not installed."""
+    """A Qwen2.5-VL processor without videos, which works without torchvision."""
 
     attributes: ClassVar = ["image_processor", "tokenizer"]  # transformers 4
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
+    ):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id, self.video_token_id = IDS[self.image_token], IDS[self.video_token]
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
@@ -125,7 +128,7 @@ def build_processor() -> PictureProcessor:
 
 
 def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
-    """The processor of a folder that `save` wrote, as far as what is installed allows."""
+    """The processor of a folder that `save` wrote; it takes videos if torchvision is installed."""
     return (Qwen2_5_VLProcessor if is_torchvision_available() else PictureProcessor).from_pretrained(folder)
 
 
@@ -137,7 +140,7 @@ def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
         {**_IMAGES, "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"},
         {**_IMAGES, "video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2_5_VLProcessor"},
     )
-    (folder / "processor_config.json").unlink(missing_ok=True)  # it would name a class of ours
+    (folder / "processor_config.json").unlink(missing_ok=True)  # it names `PictureProcessor`
     for name, settings in (("preprocessor", images), ("video_preprocessor", videos)):
         (folder / f"{name}_config.json").write_text(json.dumps(settings, indent=1) + "\n")
     rewrite(folder / "tokenizer_config.json", hub_tokenizer)
@@ -145,8 +148,8 @@ def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
     rewrite(folder / "config.json", _hub_rope)
 
 
-def _hub_rope(settings: dict) -> None:
-    """transformers 4 reads the rotary settings under their former names."""
+def _hub_rope(settings: dict[str, Any]) -> None:
+    """Add the rotary settings under the names that transformers 4 reads."""
     text = settings["text_config"]
     text["rope_theta"] = _ROPE["rope_theta"]
     text["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": _ROPE["mrope_section"]}
@@ -156,15 +159,21 @@ def _hub_rope(settings: dict) -> None:
 
 
 def framing(n_images: int, height: int, width: int) -> tuple[list[int], list[int]]:
-    """Token ids before a question, placeholders included, and those after it."""
+    """Token ids before a question, visual placeholders included, and those after it.
+
+    Args:
+        n_images: images before the question.
+        height: of an image in pixels.
+        width: likewise.
+    """
     n_visual = height // PATCH * (width // PATCH)
-    picture = [IDS["<|vision_start|>"], *[IDS["<|image_pad|>"]] * n_visual, IDS["<|vision_end|>"]]
-    before = [IDS["<|im_start|>"], IDS["user"], *picture * n_images]
+    image = [IDS["<|vision_start|>"], *[IDS["<|image_pad|>"]] * n_visual, IDS["<|vision_end|>"]]
+    before = [IDS["<|im_start|>"], IDS["user"], *image * n_images]
     return before, [IDS[END], IDS["<|im_start|>"], IDS["assistant"]]
 
 
 def patches(images: Tensor) -> Tensor:
-    """What the image processor makes of pictures: (B * n_patches, 3 * 2 * 4 * 4) float32.
+    """Patches of images, as the image processor makes them: float32 (B * n_patches, 3 * 2 * 4 * 4).
 
     Args:
         images: uint8 (B, H, W, 3), H and W multiples of 8.
@@ -173,17 +182,20 @@ def patches(images: Tensor) -> Tensor:
     batch, channels, height, width = pixels.shape
     p = _VISION_PATCH
     pixels = pixels.view(batch, channels, height // PATCH, MERGE, p, width // PATCH, MERGE, p)
-    pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7)  # rows and columns of tokens, of patches in them, channels, pixels
-    frames = pixels.unsqueeze(6).expand(*pixels.shape[:6], TEMPORAL, p, p)  # a still picture is repeated in time
+    pixels = pixels.permute(
+        0, 2, 5, 3, 6, 1, 4, 7
+    )  # rows and columns of tokens, of patches in a token, channels, pixels
+    frames = pixels.unsqueeze(6).expand(*pixels.shape[:6], TEMPORAL, p, p)  # an image is repeated as two frames
     return frames.reshape(-1, channels * TEMPORAL * p * p)
 
 
 def grids(n: int, height: int, width: int) -> Tensor:
+    """Frames, rows and columns of the patches of `n` images, int64 (n, 3)."""
     return torch.tensor([[1, height // _VISION_PATCH, width // _VISION_PATCH]]).expand(n, -1)
 
 
 def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Vision attention within each row of (B, n, D)."""
+    """Vision attention within each row of `hidden` (B, n, D)."""
     batch, n, _ = hidden.shape
     q, k, v = attention.qkv(hidden).view(batch, n, 3, attention.num_heads, -1).unbind(2)
     q, k = apply_rotary_pos_emb_vision(q, k, cos, sin)
@@ -193,51 +205,58 @@ def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tens
 
 
 def tower(model: Any, images: Tensor, pooled: bool = True) -> tuple[Tensor, None]:
-    """Visual tokens behind the merger, (B, N, D); there is no CLS.
+    """Visual tokens after the merger, (B, N, D), and None, since there is no CLS.
 
-    The stock tower attends to one window at a time; pictures of one size allow all of them at once.
+    The stock tower computes attention window by window. This computes all windows at once, which needs images of one
+    size.
+
+    Args:
+        model: the Qwen2.5-VL.
+        images: uint8 (B, H, W, 3), H and W multiples of 32.
+        pooled: ignored.
     """
     visual = model.model.visual
     batch, (height, width) = len(images), (side // PATCH for side in images.shape[1:3])
     rows, columns = height // _WINDOW, width // _WINDOW
     n = _WINDOW * _WINDOW * MERGE * MERGE  # patches of a window
 
-    def windows(x: Tensor) -> Tensor:  # (B, patches, ...), token after token, to window after window
+    def windows(x: Tensor) -> Tensor:  # (B, patches, ...): from the order of tokens to that of windows
         x = x.view(len(x), rows, _WINDOW, columns, _WINDOW, MERGE * MERGE, *x.shape[2:])
         return x.transpose(2, 3).flatten(1, 5)
 
     y, x, b, a = torch.meshgrid(*map(torch.arange, (height, width, MERGE, MERGE)), indexing="ij")
-    places = torch.stack([y * MERGE + b, x * MERGE + a]).flatten(1)
+    coordinates = torch.stack([y * MERGE + b, x * MERGE + a]).flatten(1)  # row and column of each patch
     hidden = visual.patch_embed(patches(images))
-    cos, sin = (windows(c[None]) for c in visual.rotary_pos_emb(hidden, places.T))
+    cos, sin = (windows(c[None]) for c in visual.rotary_pos_emb(hidden, coordinates.T))
     hidden = windows(hidden.view(batch, -1, hidden.shape[-1]))
     for i, block in enumerate(visual.blocks):
         length = hidden.shape[1] if i in visual.fullatt_block_indexes else n
-        cut = [part.reshape(-1, length, part.shape[-1]) for part in (block.norm1(hidden), cos, sin)]
-        cut[1:] = [part.repeat(batch, 1, 1) for part in cut[1:]]
-        hidden = hidden + _attention(block.attn, *cut).view_as(hidden)
+        normed, *rotary = (part.reshape(-1, length, part.shape[-1]) for part in (block.norm1(hidden), cos, sin))
+        rotary = [part.repeat(batch, 1, 1) for part in rotary]
+        hidden = hidden + _attention(block.attn, normed, *rotary).view_as(hidden)
         hidden = hidden + block.mlp(block.norm2(hidden))
     tokens = visual.merger(hidden).view(batch, rows, columns, _WINDOW, _WINDOW, -1)
     return tokens.transpose(2, 3).flatten(1, 4), None
 
 
 def layers(model: Any) -> list[Any]:
-    """What is worth compiling."""
+    """The modules that `train --compile` compiles."""
     vision = [part for block in model.model.visual.blocks for part in (block.norm1, block.norm2, block.mlp)]
     return [*vision, *model.model.language_model.layers]
 
 
 def tower_parameters(model: Any) -> list[tuple[str, Any]]:
+    """The vision tower's parameters by name, its merger's included."""
     return list(model.model.visual.named_parameters())
 
 
 def project(model: Any, features: Tensor) -> Tensor:
-    """Visual tokens as the language model takes them: the merger has made them already."""
+    """Visual tokens for the language model, (B, N, D): `features` as they are, for the tower has the merger."""
     return features
 
 
 def positions(model: Any, ids: Tensor, n_images: int, height: int, width: int) -> Tensor:
-    """Position ids of a sequence (1, L), as the language model takes them: (3, 1, L)."""
+    """Position ids of a sequence `ids` (1, L) with `n_images` images of one size in pixels, int64 (3, 1, L)."""
     return model.model.get_rope_index(
         ids,
         image_grid_thw=grids(n_images, height, width),

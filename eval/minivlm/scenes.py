@@ -26,12 +26,12 @@ from .drawing import (
 )
 
 SIZE = 96  # side of a square picture, pixels
-GRID = SIZE // PATCH  # 12: a square picture is 12 x 12 = 144 visual tokens
+GRID = SIZE // PATCH  # a square image is 12 x 12 = 144 visual tokens
 
 ROWS = ("top", "center", "bottom")
 COLUMNS = ("left", "middle", "right")
 
-#: First seed of each split. Splits are far enough apart never to overlap.
+#: First seed of each split. They are so far apart that splits do not overlap.
 SEEDS = {"test": 0, "validation": 500_000, "train": 1_000_000}
 
 _TILE_H, _TILE_W = 16, 14
@@ -43,7 +43,7 @@ _DOT_RADIUS = 3  # 0.4 % of a square picture
 
 @dataclass(frozen=True)
 class Shape:
-    """A coloured shape; `cell` is its place in the 3 x 3 raster of the picture (0 = top left)."""
+    """A coloured shape. `cell` is its index in the 3 x 3 cells of the image, row by row from the top left."""
 
     kind: str
     colour: str
@@ -52,7 +52,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tile:
-    """A coloured tile carrying one letter."""
+    """A coloured tile with one letter."""
 
     letter: str
     colour: str
@@ -61,16 +61,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is on it.
+    """An image and its content.
 
     Attributes:
         image: uint8 array (H, W, 3), RGB.
         shapes: the shapes, each colour-shape pair at most once.
         tiles: the letter tiles, each tile colour at most once.
-        word: the letters on the sign, or "" where there is no sign.
-        table: rows of key (a letter, each at most once) and value (a digit), top to bottom; may be empty.
-        dot: colour of the dot, a disc of 7 pixels, or None.
-        labels: int8 array (5, H / 8, W / 8): see `drawing.LABELS`.
+        word: the letters on the sign; "" without a sign.
+        table: rows of key (a letter, each at most once) and value (a digit), top to bottom; empty without a table.
+        dot: colour of the dot, a disc of 7 pixels; None without a dot.
+        labels: int8 array (5, H / 8, W / 8), those of `drawing.LABELS`.
     """
 
     image: np.ndarray
@@ -83,27 +83,29 @@ class Scene:
 
 
 def cell_name(cell: int) -> str:
-    """`"top left"` for cell 0 to `"bottom right"` for cell 8."""
+    """The name of a cell, from `"top left"` for 0 to `"bottom right"` for 8."""
     return f"{ROWS[cell // 3]} {COLUMNS[cell % 3]}"
 
 
 def _paint_shape(painter: Painter, shape: Shape) -> None:
     mask = shape_mask(shape.kind, int(painter.rng.choice(_RADII)))
-    y, x = painter.place(len(mask), len(mask), (shape.cell,))
+    y, x = painter.draw_position(len(mask), len(mask), (shape.cell,))
     painter.object(mask, y, x, painter.jittered(shape.colour), shape.kind, shape.colour)
 
 
 def _paint_tile(painter: Painter, tile: Tile) -> None:
-    y, x = painter.place(_TILE_H, _TILE_W, (tile.cell,))
+    y, x = painter.draw_position(_TILE_H, _TILE_W, (tile.cell,))
     mask = np.ones((_TILE_H, _TILE_W), np.float32)
     painter.object(mask, y, x, painter.jittered(tile.colour), "tile", tile.colour)
     ink = np.full(3, 10 if tile.colour in LIGHT else 250, np.float32)
     painter.character(tile.letter, ink, y + 3, x + 3)
 
 
-def _paint_plate(painter: Painter, height: int, width: int, cells: tuple[int, ...], kind: str):
-    """A dark or light plate; returns its corner and the ink to write on it."""
-    y, x = painter.place(height, width, cells, jitter=4 if len(cells) == 1 else 3)
+def _paint_plate(
+    painter: Painter, height: int, width: int, cells: tuple[int, ...], kind: str
+) -> tuple[int, int, np.ndarray]:
+    """Paint a dark or light plate; returns its top left corner y, x and the RGB value of the ink to write on it."""
+    y, x = painter.draw_position(height, width, cells, jitter=4 if len(cells) == 1 else 3)
     shade = painter.rng.uniform(-12, 12)
     plate, ink = (30 + shade, 235 + shade) if painter.rng.random() < 0.5 else (225 + shade, 25 + shade)
     painter.object(np.full((height, width), 0.92, np.float32), y, x, np.full(3, plate, np.float32), kind)
@@ -127,13 +129,13 @@ def draw_scene(seed: int, height: int = SIZE, width: int = SIZE, alike: bool = F
     """Draw the scene of a seed.
 
     Args:
-        seed: see `SEEDS` for the split it belongs to.
-        height: of the picture in pixels, a multiple of 8 and at least 96.
+        seed: `SEEDS` says which split it belongs to.
+        height: of the image in pixels, a multiple of 8 and at least 96.
         width: likewise.
-        alike: shapes share two colours and two kinds, so that neither word alone tells which one is meant.
+        alike: shapes share two colours and two kinds, so that neither the colour nor the kind alone identifies one.
 
     Raises:
-        ValueError: for a height or width that is not such a number.
+        ValueError: `height` or `width` is not such a number.
     """
     for name, side in (("height", height), ("width", width)):
         if side % PATCH or side < SIZE:
@@ -164,7 +166,7 @@ def draw_scene(seed: int, height: int = SIZE, width: int = SIZE, alike: bool = F
     shapes = tuple(Shape(SHAPES[p % len(SHAPES)], COLOUR_NAMES[p // len(SHAPES)], next(cells)) for p in pairs)
     tiles = tuple(
         Tile(LETTERS[rng.integers(len(LETTERS))], COLOUR_NAMES[colour], cell)
-        # the last tile goes where everything else has left no room for it
+        # without a free cell the last tile is left out
         for colour, cell in zip(rng.permutation(len(COLOUR_NAMES))[:n_tiles], cells, strict=False)
     )
 
@@ -179,6 +181,6 @@ def draw_scene(seed: int, height: int = SIZE, width: int = SIZE, alike: bool = F
         _paint_tile(painter, tile)
     if dot:
         mask = shape_mask("circle", _DOT_RADIUS)
-        y, x = painter.place(len(mask), len(mask), (dot_cell,), jitter=10)
+        y, x = painter.draw_position(len(mask), len(mask), (dot_cell,), jitter=10)
         painter.object(mask, y, x, painter.jittered(dot), "dot", dot)
     return Scene(painter.image(), shapes, tiles, word, table, dot, painter.labels)

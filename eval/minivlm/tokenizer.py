@@ -7,18 +7,27 @@ from transformers import PreTrainedTokenizerFast
 
 from .questions import WORDS
 
-MAX_LENGTH = 1024
+MAX_LENGTH = 1024  # tokens
 
 
 def token_ids(special: tuple[str, ...]) -> dict[str, int]:
-    """Word to id: a model's special tokens and roles, then the words that both models share."""
+    """Token ids by word: a model's special tokens and roles, then the words that both models share."""
     return {word: i for i, word in enumerate(special + WORDS)}
 
 
 def build_tokenizer(
     ids: dict[str, int], image_token: str, pad: str, eos: str, bos: str | None = None, special: tuple[str, ...] = ()
 ) -> PreTrainedTokenizerFast:
-    """A fast tokenizer that pads left; `bos`, if any, opens every text."""
+    """A word-level tokenizer that pads on the left.
+
+    Args:
+        ids: token ids by word.
+        image_token: the placeholder of visual tokens.
+        pad: token that pads.
+        eos: token that ends an answer.
+        bos: token put before every text; None: none.
+        special: further special tokens.
+    """
     tokenizer = Tokenizer(models.WordLevel(dict(ids), unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]

@@ -2,24 +2,23 @@
 
     python -m tokenprune.eval.minivlm.train --model llava --out eval/minivlm/weights/llava
 
-1. *tower*: the vision tower alone; every visual token names what it shows and where it is, and the pooled
-   CLS output, where there is one, lists what is in the picture (so that CLS attention means something to
-   the policies that read it);
-2. *language*: projector and language model on the frozen tower's features, with two auxiliary losses: visual
-   tokens align with the embeddings of the words for them, and halfway up the name of a shape knows where it is.
-   Half of the heads begin by attending to what is like the token that asks.
+1. *tower*: the vision tower alone. Classifiers predict from every visual token what it shows and where it is, and from
+   the pooled CLS output, where there is one, the content of the image, so that CLS attention is meaningful to the
+   policies that read it.
+2. *language*: projector and language model on the features of the frozen tower, with two auxiliary losses: visual
+   tokens align with the embeddings of the words for them, and after half of the layers the name of a shape tells its
+   cell. Half of the attention heads start with keys equal to queries.
 
-Nothing is ever pruned in training. One sequence holds one picture and up to sixteen questions, or two pictures
-and six, each question blind to the others, so a picture is encoded once for all its answers. Lengths
-are in steps, not in minutes, and every draw is seeded. Matrices are trained with Muon, the rest with
-AdamW. An interrupted run resumes after its last finished stage.
+Nothing is pruned in training. A sequence holds one image and up to sixteen questions, or two images and six questions.
+No question attends to another, so an image is encoded once for all of its questions. Stages end after a number of
+steps, and every draw is seeded. Matrices are trained with Muon, the rest with AdamW. An interrupted run resumes after
+its last finished stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -30,63 +29,42 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import minivlm
-from ..machine import describe
+from ..files import write_json
+from ..machine import describe, device_and_threads
 from .data import QUESTIONS_PER_IMAGE, TYPES, Data, batches, make_data, pair_questions
 from .drawing import SHAPES
 from .losses import Alignment, Grounding, Packing, TowerHeads, answer_loss, answered
+from .optimizer import Optimizer
 from .questions import PAIR
 
 logger = logging.getLogger(__name__)
 
-_PAIRS = 5  # every fifth step of the language model is on pairs of pictures
+_PAIRS = 5  # every fifth step of the language stage is on pairs of images
 
 
 def attend_to_likes(model: Any) -> None:
-    """Start half of the language model's heads with keys equal to queries (as in Trockman and Kolter, arXiv:2305.09828,
-    all products of them are near the identity): a word then looks for visual tokens that align with it, and a name
-    of two words for those that align with both, which is slow to be found from random weights."""
+    """Start half of the language model's heads with keys equal to queries.
+
+    The product of query and key weights is then near the identity, as in Trockman and Kolter (arXiv 2305.09828), so a
+    word attends to the visual tokens that align with it, and a name of two words to those that align with both. From
+    random weights that takes long to learn.
+    """
     for layer in model.model.language_model.layers:
         query, key = (
             p.weight.detach().unflatten(0, (-1, layer.self_attn.head_dim))
             for p in (layer.self_attn.q_proj, layer.self_attn.k_proj)
         )
         half = len(key) // 2
-        likes = key[:half].normal_(std=0.09)  # of unit scale, they differ from others by some 6 in logits
+        likes = key[:half].normal_(std=0.09)  # at this scale, equal tokens have logits some 6 above those of others
         query.unflatten(0, (len(key), -1))[:half] = likes[:, None]  # all heads that share a key
 
 
-class Optimizer:
-    """Muon for hidden matrices, AdamW for the rest, one warm-up and linear decay for both; `pace` scales its rates."""
-
-    def __init__(self, named, steps: int, pace: float = 1.0):
-        named = [(name, p) for name, p in named if p.requires_grad]
-        special = ("embed", "lm_head", "position", "patch.", "places.", "picture.")
-        matrices = [p for n, p in named if p.ndim == 2 and not any(s in n for s in special)]
-        chosen = {id(p) for p in matrices}
-        self.rest = [p for _, p in named if id(p) not in chosen]
-        self.optimizers = [
-            torch.optim.Muon(matrices, lr=0.02 * pace, weight_decay=0.02),
-            torch.optim.AdamW(self.rest, lr=3e-3 * pace, betas=(0.9, 0.98), weight_decay=0.01),
-        ]
-        schedule = lambda i: min(1, (i + 1) / (0.03 * steps)) * min(1, max(0.02, (1 - i / steps) / 0.55))
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, schedule) for o in self.optimizers]
-
-    def step(self, loss: Tensor) -> None:
-        for o in self.optimizers:
-            o.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.rest, 1.0)
-        for o, s in zip(self.optimizers, self.schedules, strict=True):
-            o.step()
-            s.step()
-
-
 class Curve:
-    """Means of the logged figures over each stretch of steps."""
+    """Means of the logged figures over every `EVERY` steps."""
 
     EVERY = 100  # steps
 
@@ -94,14 +72,15 @@ class Curve:
         self.bar = tqdm(range(steps), desc=stage, mininterval=5)
         self.stage, self.start = stage, time.time()
         self.recent: list[dict[str, float]] = []
-        self.rows: list[dict] = []
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, step: int, **figures: float) -> None:
+        """Add the figures of a step."""
         self.recent.append(figures)
         if (step + 1) % self.EVERY:
             return
-        seen = dict.fromkeys(k for row in self.recent for k in row)
-        mean = {k: np.array([r.get(k, np.nan) for r in self.recent]) for k in seen}
+        names = dict.fromkeys(name for row in self.recent for name in row)
+        mean = {k: np.array([row.get(k, np.nan) for row in self.recent]) for k in names}
         row = {"stage": self.stage, "step": step + 1, "seconds": round(time.time() - self.start)}
         self.rows.append(row | {k: round(float(np.nanmean(v)), 4) for k, v in mean.items() if (v == v).any()})
         self.recent = []
@@ -113,7 +92,16 @@ def _by_type(correct: Tensor, types: Tensor) -> dict[str, float]:
 
 
 class Trainer:
-    """A model with its data, and the two stages."""
+    """The two stages of training of a model.
+
+    Args:
+        family: module of the embedded model.
+        model: the model.
+        data: training scenes of each size.
+        batch: sequences of a step.
+        seed: of the order of scenes.
+        bf16: whether to use bfloat16 autocast.
+    """
 
     def __init__(self, family: ModuleType, model: Any, data: list[Data], batch: int, seed: int, bf16: bool):
         self.family, self.model, self.data, self.batch = family, model, data, batch
@@ -122,13 +110,25 @@ class Trainer:
         self.packing = functools.cache(functools.partial(Packing, family, model))
 
     def autocast(self) -> torch.autocast:
+        """A context of bfloat16 autocast, if it is used."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
     def batches(self, stage: int) -> Iterator[tuple[int, Tensor]]:
+        """Batches of a stage: index of a size, and indices of scenes."""
         return batches(self.data, self.batch, torch.Generator().manual_seed(1000 * self.seed + stage))
 
     def answers(self, tokens: Tensor, part: Data, i: Tensor, pairs: bool) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Loss of the answers, hidden states of the questions halfway up, and exact match by type."""
+        """Answers of a batch.
+
+        Args:
+            tokens: visual tokens of the images, (B, N, D).
+            part: scenes of one size.
+            i: indices of the images' scenes in it.
+            pairs: whether to ask about the first half of the images paired with the second, or about single images.
+
+        Returns:
+            The loss, hidden states of the questions after half of the layers, and exact match by type of question.
+        """
         if pairs:
             half = len(i) // 2
             ids, targets = pair_questions(self.family, part.kinds[i[:half]], part.kinds[i[half:]])
@@ -143,9 +143,11 @@ class Trainer:
         return answer_loss(logits, targets), halfway, _by_type(answered(logits, targets), types)
 
     def align(self, tokens: Tensor, part: Data, i: Tensor) -> Tensor:
+        """The alignment loss of visual tokens (B, N, D)."""
         return self.alignment.loss(tokens, part.labels[i], self.model.get_input_embeddings().weight, part.size)
 
-    def tower(self, heads: TowerHeads, steps: int) -> list[dict]:
+    def tower(self, heads: TowerHeads, steps: int) -> list[dict[str, Any]]:
+        """The first stage; returns the rows of its curve."""
         named = [*self.family.tower_parameters(self.model), *heads.named_parameters()]
         optimizer, curve, draws = Optimizer(named, steps), Curve("tower", steps), self.batches(0)
         for step in curve.bar:
@@ -164,6 +166,7 @@ class Trainer:
 
     @torch.no_grad()
     def features(self, data: list[Data]) -> list[Tensor]:
+        """The tower's features of all scenes, float16 (n, N, D) for each size."""
         out = []
         for part in data:
             with self.autocast():
@@ -173,7 +176,8 @@ class Trainer:
             out.append(torch.cat(chunks))
         return out
 
-    def language(self, steps: int) -> list[dict]:
+    def language(self, steps: int) -> list[dict[str, Any]]:
+        """The second stage; returns the rows of its curve."""
         features = self.features(self.data)
         attend_to_likes(self.model)
         grounding = Grounding(self.model.config.text_config.hidden_size)
@@ -198,7 +202,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, n: int = 960) -> dict[str, float]:
-        """Exact match on validation scenes, teacher-forced, per type and over all questions."""
+        """Exact match on `n` validation scenes, teacher-forced, by type of question."""
         data = make_data(self.family, "validation", n)
         hits: dict[str, list[float]] = {t: [] for t in TYPES}
         for part, features in zip(data, self.features(data), strict=True):
@@ -227,13 +231,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_flush_denormal(True)  # a sure head's gradients get that small, and slow a CPU to a third
+    torch.set_flush_denormal(True)  # saturated heads have denormal gradients, with which a CPU is three times as slow
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
     family = minivlm.family(args.model)
     model: Any = family.build_model()
-    heads = TowerHeads(model.config.text_config.hidden_size)  # towers are as wide, or merge to it
+    heads = TowerHeads(model.config.text_config.hidden_size)  # the width of the tower's visual tokens too
     if args.compile:
         for layer in family.layers(model):
             layer.compile()
@@ -251,7 +255,7 @@ def main() -> None:
         lambda: trainer.language(args.steps[1]),
     )
     for stage in range(done["stages"], len(stages)):
-        torch.manual_seed(args.seed)  # a resumed run is the same run
+        torch.manual_seed(args.seed)  # so that a resumed run equals an uninterrupted one
         start = time.time()
         done["curve"] += stages[stage]()
         done["seconds"] += time.time() - start
@@ -267,14 +271,14 @@ def main() -> None:
         f" --steps {steps} --scenes {args.scenes} --batch {args.batch} --seed {args.seed} --threads {args.threads}"
         + " --fp32" * args.fp32
         + " --compile" * args.compile,
-        "machine": f"{describe('cpu')['device']}, {args.threads} threads",
+        "machine": device_and_threads(describe("cpu")),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "parameters": sum(p.numel() for p in model.parameters()),
         "wall_minutes": round(done["seconds"] / 60, 1),
         "validation_exact_match": figures,
         "curve": done["curve"],
     }
-    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(args.out / "training.json", record)
     checkpoint.unlink()
 
 

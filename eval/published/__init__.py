@@ -1,9 +1,9 @@
-"""Figures that papers print, as data: `METHOD_OR_PAPER/MODEL.json`, facts with their table and setting.
+"""Figures published in papers, as data: `METHOD_OR_PAPER/MODEL.json`.
 
-A file has `model` (the checkpoint), `visual_tokens` of its full model, and `sources`: `paper`, `arxiv` (or
-null), `table`, `setting`, `metrics` (by task, those of the harness that are added up, where it is not the
-usual one), `full` (the full model's scores, where printed) and `rows` with `method`, `tokens`
-(null where not printed, then `keep` may say), `scores` by task of lmms-eval, as printed, and
+A file has `model` (the checkpoint), `visual_tokens` of the full model, and `sources`. A source has `paper`,
+`arxiv` (or null), `table`, `setting`, optionally `metrics` (by task, the harness's metrics whose sum is the printed
+score, where that is not the primary one), optionally `full` (the full model's scores), and `rows` with `method`,
+`tokens` (null where not printed; `keep` may say instead), `scores` by task of lmms-eval, as printed, and
 `relative_average` in percent of the full model.
 """
 
@@ -17,31 +17,36 @@ from typing import Any
 
 from rich.table import Table
 
+from ..setting import FULL
+
 _FOLDER = Path(__file__).parent
-#: Tasks whose scores are printed as the harness gives them; of others it gives fractions, printed as percent.
-_AS_THEY_ARE = ("mme", "mmbench_en_dev", "mmbench_cn_dev", "coco2014_cap_val", "flickr30k_test", "nocaps_val")
+#: Tasks whose scores papers print as the harness gives them. Of other tasks the harness gives fractions and papers
+#: print percentages.
+_SAME_SCALE = ("mme", "mmbench_en_dev", "mmbench_cn_dev", "coco2014_cap_val", "flickr30k_test", "nocaps_val")
 NOT_MEASURED = "not measured"
 
 
 def available() -> list[str]:
+    """Names of published figures, such as `divprune/llava-1.5-7b`."""
     return sorted(f"{path.parent.name}/{path.stem}" for path in _FOLDER.glob("*/*.json"))
 
 
 def load(name: str) -> dict[str, Any]:
-    """Published figures by name, as `divprune/llava-1.5-7b`.
+    """Published figures by name, such as `divprune/llava-1.5-7b`: the file's content and `name`.
 
     Raises:
-        ValueError: if there are none of that name; says which there are.
+        ValueError: there are none of that name; the message lists those there are.
     """
     if name not in available():
         close = difflib.get_close_matches(name, available(), 1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(f"no published figures {name!r}.{hint} There are: {', '.join(available())}")
-    return json.loads((_FOLDER / f"{name}.json").read_text()) | {"name": name}
+    figures: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text())
+    return figures | {"name": name}
 
 
 def table(figures: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table:
-    """Theirs, and ours beside them.
+    """Published scores and ours side by side.
 
     Args:
         figures: of `load`.
@@ -62,13 +67,16 @@ def _caption(figures: dict[str, Any]) -> str:
 
 
 def compared(figures: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line per published score, `ours` None where no run of this model, method, budget and task is there."""
+    """One line per published score.
+
+    Returns:
+        Dictionaries of `source`, `method`, `tokens`, `task`, `published` and `ours`, which is None if this model was
+        not run with this method, number of tokens and task.
+    """
     lines = []
     for source in figures["sources"]:
         full = (
-            [{"method": "full", "tokens": figures["visual_tokens"], "scores": source["full"]}]
-            if "full" in source
-            else []
+            [{"method": FULL, "tokens": figures["visual_tokens"], "scores": source["full"]}] if "full" in source else []
         )
         for row in full + source["rows"]:
             scores = row.get("scores", {}) | ({"average": row["relative_average"]} if "relative_average" in row else {})
@@ -90,31 +98,31 @@ def compared(figures: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[di
 def _ours(
     figures: dict[str, Any], source: dict[str, Any], row: dict[str, Any], task: str, rows: Sequence[dict[str, Any]]
 ) -> float | None:
-    from ..grid_report import primary
+    from ..lmms.grid_report import primary
 
-    if task == "average":  # a mean over other tasks than the paper's would be no comparison
+    if task == "average":  # ours would be a mean over other tasks
         return None
-    mine = [r for r in rows if _same_model(r["model"], figures["model"]) and _same_setting(figures, row, r)]
+    candidates = [r for r in rows if _same_model(r["model"], figures["model"]) and _same_setting(figures, row, r)]
     metrics = source.get("metrics", {}).get(task)
     if metrics is None:
-        values = [r["value"] for r in primary(mine) if r["task"] == task][:1]
+        values = [r["value"] for r in primary(candidates) if r["task"] == task][:1]
     else:
-        by_metric = {r["metric"]: r["value"] for r in mine if r["task"] == task}
+        by_metric = {r["metric"]: r["value"] for r in candidates if r["task"] == task}
         values = [by_metric[m] for m in metrics if m in by_metric]
         values = values if len(values) == len(metrics) else []
-    return sum(values) * (1 if task in _AS_THEY_ARE else 100) if values else None
+    return sum(values) * (1 if task in _SAME_SCALE else 100) if values else None
 
 
-def _same_model(ours: str, theirs: str) -> bool:
-    return Path(ours).name == Path(theirs).name
+def _same_model(ours: str, published: str) -> bool:
+    return Path(ours).name == Path(published).name
 
 
 def _same_setting(figures: dict[str, Any], row: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Same method, and a count of tokens within two percent."""
+    """Whether a row of ours has the same method, and the same number of tokens within two percent."""
     method = "".join(c for c in row["method"].lower() if c.isalnum())
     if not method.startswith(ours["policy"]):
         return False
-    if ours["policy"] == "full":
+    if ours["policy"] == FULL:
         return True
     kept, full = ours["kept_tokens"], figures["visual_tokens"]
     wanted = row["tokens"] or (row["keep"] * full if row.get("keep") and full else 0)

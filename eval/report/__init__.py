@@ -1,4 +1,4 @@
-"""`tokenprune report`: evaluation, latency and pictures of kept tokens in one HTML file that needs no network."""
+"""`tokenprune report`: evaluations, latency and images of kept tokens in one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from PIL import Image
 from rich.console import Console
 
 from ... import __version__
-from ..grid_report import primary
-from ..machine import describe
+from ..lmms.grid_report import primary
+from ..machine import describe, device_and_threads
 from ..pictures import fitted
+from ..profile.report import MIB
+from ..setting import FULL
 from . import figures
 
 _TEMPLATE = Path(__file__).parent / "template.html"
@@ -27,7 +29,12 @@ _TEMPLATE = Path(__file__).parent / "template.html"
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure or picture: `source` is a data URI."""
+    """A figure or image.
+
+    Attributes:
+        source: a data URI.
+        text: describes it.
+    """
 
     source: str
     text: str
@@ -48,19 +55,24 @@ def _png(picture: np.ndarray, text: str) -> Shown:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what is shown, and what it sorts by."""
+    """A cell of a table.
+
+    Attributes:
+        shown: its text.
+        key: the value that its column is sorted by.
+    """
 
     shown: str
     key: float | str
 
 
 def _number(value: float | None, form: str) -> Cell:
-    # What is missing sorts last.
+    """A cell with a number; missing numbers sort last."""
     return Cell("", float("inf")) if value is None else Cell(format(value, form), value)
 
 
 def evaluation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Curves, Pareto plot and table of an evaluation's rows."""
+    """Curves, Pareto plot and table of the rows of `tokenprune eval`, as the template takes them."""
     chosen = primary(rows)
     shown = [
         _svg(figure, f"{task}: {metric} by keep ratio") for task, metric, figure in figures.accuracy_by_keep(chosen)
@@ -78,7 +90,7 @@ def evaluation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             _number(row.get("relative"), ".1%"),
             _number(row.get("difference"), "+.3f"),
             Cell("" if row.get("low") is None else f"{row['low']:+.3f} to {row['high']:+.3f}", row.get("low") or 0.0),
-            _number(row["kept_tokens"] if row["policy"] != "full" else None, ".0f"),
+            _number(row["kept_tokens"] if row["policy"] != FULL else None, ".0f"),
             _number(row["samples_per_second"], ".2f"),
         ]
         for row in rows
@@ -87,7 +99,7 @@ def evaluation(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def latency(results: dict[str, Any]) -> dict[str, Any]:
-    """Phases, savings and table of a profile."""
+    """Phases, savings and table of the results of `tokenprune profile`, as the template takes them."""
     rows, new_tokens = results["rows"], results["settings"]["new_tokens"]
     shown = [
         _svg(figures.phases(rows, new_tokens), "latency by phase"),
@@ -108,23 +120,23 @@ def latency(results: dict[str, Any]) -> dict[str, Any]:
     table = [
         [
             Cell(row["policy"], row["policy"]),
-            _number(row["keep"] if row["policy"] != "full" else None, "g"),
-            _number(row["kept"] if row["policy"] != "full" else None, "g"),
+            _number(row["keep"] if row["policy"] != FULL else None, "g"),
+            _number(row["kept"] if row["policy"] != FULL else None, "g"),
             *(_number(row[name], ".1f") for name in ("vision_ms", "select_ms", "prefill_ms", "decode_ms_per_token")),
-            *(_number(row[name] / (1 << 20), ".1f") for name in ("kv_cache_bytes", "peak_bytes")),
-            _number(row["prefill_saving_realised"] if row["policy"] != "full" else None, ".1%"),
+            *(_number(row[name] / MIB, ".1f") for name in ("kv_cache_bytes", "peak_bytes")),
+            _number(row["prefill_saving_realised"] if row["policy"] != FULL else None, ".1%"),
         ]
         for row in rows
     ]
     machine = results["machine"]
     title = f"{results['model']}, {results['layers']} decoder layers, {results['dtype'].removeprefix('torch.')}"
-    note = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"
+    note = f"{device_and_threads(machine)}, torch {machine['torch']}"
     verdicts = [f"{name}: {text}" for name, text in results.get("verdicts", {}).items()]
     return {"title": title, "note": note, "figures": shown, "heads": heads, "table": table, "verdicts": verdicts}
 
 
 def gallery(options: argparse.Namespace, policies: Sequence[str], keep: float | int) -> Iterator[dict[str, Any]]:
-    """Per picture: the question, and what each policy kept and answered."""
+    """Per image: the question, and an image of what each policy kept with its answer."""
     from .. import show
 
     for question, panels in show.rows(options, policies, [keep], Console(quiet=True)):
@@ -133,7 +145,11 @@ def gallery(options: argparse.Namespace, policies: Sequence[str], keep: float | 
 
 
 def html(**parts: Any) -> str:
-    """The page; parts are those of the template."""
+    """The page.
+
+    Args:
+        **parts: the variables of `template.html`, except the version.
+    """
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -141,11 +157,17 @@ def html(**parts: Any) -> str:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
+    """Run the command.
+
+    Raises:
+        OSError: no such file or checkpoint.
+        ValueError: a file that is not what the command that should have written it writes.
+    """
     evaluations = [_read(_results(path), "an evaluation", "tokenprune eval") for path in options.eval]
     profiles = [_read(path, "a profile", "tokenprune profile --json") for path in options.profile]
     rows = [row for one in evaluations for row in one["rows"]]
-    found = [row for row in rows if row["policy"] != "full"]
-    policies = options.policy or list(dict.fromkeys(row["policy"] for row in found)) or ["divprune", "random"]
+    evaluated = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != FULL))
+    policies = options.policy or evaluated or ["divprune", "random"]
     keep = options.keep[0]
     with console.status("looking at pictures"):
         pictures = [] if options.no_gallery else list(gallery(options, policies, keep))
@@ -170,9 +192,9 @@ def _results(path: Path) -> Path:
 
 def _read(path: Path, what: str, command: str) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(read, dict) or not read.get("rows") or "machine" not in read:
+    if not isinstance(content, dict) or not content.get("rows") or "machine" not in content:
         raise ValueError(f"{path} is not {what}: it should be what `{command}` writes")
-    return read
+    return content

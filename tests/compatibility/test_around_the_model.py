@@ -183,7 +183,7 @@ def test_changed_meanwhile(family):
 
 @cell('`pipeline("image-text-to-text")`', "prunes", families=("embedded",))
 def test_pipeline(family):
-    from tokenprune.eval.asking import held_out
+    from tokenprune.eval.answers import held_out
     from tokenprune.eval.minivlm import load
 
     model, processor = load()

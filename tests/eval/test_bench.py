@@ -9,15 +9,17 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from tokenprune import cli
-from tokenprune.commands.bench import _TASKS
-from tokenprune.eval import cells, minivlm
-from tokenprune.eval.asking import answer
+from tokenprune.commands.bench import TASKS as COMMAND_TASKS
+from tokenprune.eval import minivlm
+from tokenprune.eval.answers import answer
 from tokenprune.eval.bench import report
 from tokenprune.eval.bench import run as bench
 from tokenprune.eval.bench.downsample import Downsampled, raster
 from tokenprune.eval.bench.tasks import TASKS, samples
+from tokenprune.eval.intervals import bootstrap_interval
 from tokenprune.eval.minivlm import llava, qwen
 from tokenprune.eval.minivlm.drawing import KINDS
+from tokenprune.eval.setting import PruningSetting
 
 
 @pytest.mark.parametrize("sizes", [llava.SIZES, qwen.SIZES])
@@ -45,7 +47,8 @@ def test_the_small_object_is_small():
 
 
 def test_command_line_names_the_tasks():
-    assert set(_TASKS) == set(TASKS)
+    named = {"attribute", "existence", "counting", "spatial", "letter", "word", "table", "pair", "small"}
+    assert set(COMMAND_TASKS) == set(TASKS) == named
 
 
 @pytest.mark.parametrize(
@@ -66,21 +69,21 @@ def test_raster_keeps_the_shape():
 def test_downsampling_is_undone(name):
     model, processor = minivlm.load(name)
     some = samples("pair", 3, minivlm.family(name).SIZES)
-    full = answer(model, processor, some, bench.Setting())
+    full = answer(model, processor, some, PruningSetting())
     fewer = answer(model, processor, some, Downsampled(keep=0.25))
     for sample, before, after in zip(some, full.kept, fewer.kept, strict=True):
         pixels = sum(scene.image[..., 0].size for scene in sample.scenes)
         assert before == pixels / 64
         assert after == pixels / 64 / 4
-    assert answer(model, processor, some, bench.Setting()) == full
+    assert answer(model, processor, some, PruningSetting()) == full
 
 
 def test_intervals_are_those_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     values = (np.random.default_rng(3).random(300) < 0.8).astype(float)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
-    assert report.interval(values) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    assert report.interval(np.ones(5)) == (1, 1)
+    assert bootstrap_interval(values) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert bootstrap_interval(np.ones(5)) == (1, 1)
 
 
 def test_precision_and_recall_are_those_of_sklearn():
@@ -183,7 +186,7 @@ def test_bad_arguments_are_explained(arguments, message, capsys):
 
 def test_weights_are_part_of_what_a_cell_is(tmp_path, monkeypatch):
     cell = bench.Plan("llava", bench.settings(["divprune"], [0.1], ["original"]), ("word",), 2).cells()[-1]
-    cells.write(cell.path(tmp_path), {"identity": cell.identity()})
+    cell.write(tmp_path, {})
     assert cell.finished(tmp_path)
     monkeypatch.setattr(bench, "_weights", lambda model: "others")
     assert not cell.finished(tmp_path)

@@ -8,8 +8,9 @@ from PIL import Image
 
 from tokenprune import cli, list_policies
 from tokenprune.eval import demo
-from tokenprune.eval.asking import TYPES, Setting, answer, held_out
+from tokenprune.eval.answers import TYPES, answer, held_out
 from tokenprune.eval.minivlm.scenes import GRID
+from tokenprune.eval.setting import PruningSetting
 from tokenprune.policies import make_policy
 
 
@@ -66,7 +67,7 @@ def test_demo_takes_every_policy(tmp_path):
 
 def test_dropped_patches_are_dimmed(embedded):
     sample = held_out(1)[0]
-    records = answer(*embedded, [sample], Setting(make_policy("random"), 20)).records[0]
+    records = answer(*embedded, [sample], PruningSetting(make_policy("random"), 20)).records[0]
     full, dim = demo.dimmed(sample, [], 1), demo.dimmed(sample, records, 1)
     same = (full == dim).reshape(GRID, 8, GRID, 8, 3).all((1, 3, 4)).ravel()
     assert set(records[0].indices) <= set(np.flatnonzero(same))

@@ -7,9 +7,10 @@ import transformers
 from PIL import Image
 
 from tokenprune import cli
-from tokenprune.eval.engine_profile import folder, verdict
-from tokenprune.eval.engine_report import draw, table
 from tokenprune.eval.minivlm.qwen import PictureProcessor
+from tokenprune.eval.profile.engine import verdict
+from tokenprune.eval.profile.engine_checkpoint import make_checkpoint
+from tokenprune.eval.profile.engine_report import draw, table
 
 
 def _rows(*ratios):
@@ -44,7 +45,7 @@ def test_table_and_plot(tmp_path):
 
 @pytest.mark.parametrize(("config", "tokens"), [("llava-1.5-7b", 576), ("qwen2.5-vl-7b", 256)])
 def test_a_folder_for_a_published_shape(tmp_path, config, tokens):
-    where, side = folder(config, 2, tmp_path)
+    where, side = make_checkpoint(config, 2, tmp_path)
     found = transformers.AutoConfig.from_pretrained(where)
     assert found.get_text_config().num_hidden_layers == 2
     loader = transformers.AutoProcessor if config.startswith("llava") else PictureProcessor
@@ -56,7 +57,7 @@ def test_a_folder_for_a_published_shape(tmp_path, config, tokens):
 
 def test_a_shape_without_an_engine_variant(tmp_path):
     with pytest.raises(ValueError, match=r"accepted with --engine vllm: llava-1\.5-7b, qwen2\.5-vl-7b"):
-        folder("llava-next-7b", 2, tmp_path)
+        make_checkpoint("llava-next-7b", 2, tmp_path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from tokenprune.eval import demo
-from tokenprune.eval.asking import Setting, answer, held_out, right
+from tokenprune.eval.answers import answer, exact_matches, held_out
 from tokenprune.eval.bench.tasks import TASKS, samples
 from tokenprune.eval.minivlm import NAMES, WEIGHTS, load
 from tokenprune.eval.minivlm.questions import all_questions, ask, compare
 from tokenprune.eval.minivlm.scenes import SEEDS, cell_name, draw_scene
+from tokenprune.eval.setting import PruningSetting
 from tokenprune.policies import make_policy
 
 from .embedded import CLASSES, FAMILIES
@@ -38,14 +39,14 @@ def test_answers_held_out_questions(name, overall):
     scores = {}
     for task in TASKS:
         some = samples(task, 48, FAMILIES[name].SIZES)
-        scores[task] = right(some, answer(model, processor, some, Setting())).mean()
+        scores[task] = exact_matches(some, answer(model, processor, some, PruningSetting())).mean()
     assert np.mean(list(scores.values())) >= overall, scores
     assert min(scores.values()) >= 0.85, scores
 
 
 def test_answers_from_a_tenth_of_the_tokens(embedded):
     some = held_out(120)
-    pruned = answer(*embedded, some, Setting(make_policy("divprune"), 0.1))
+    pruned = answer(*embedded, some, PruningSetting(make_policy("divprune"), 0.1))
     assert set(pruned.kept) == {14}
     assert demo.exact_match(some, pruned)["all"] >= 0.6
 

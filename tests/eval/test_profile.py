@@ -7,11 +7,12 @@ import torch
 import transformers
 
 from tokenprune import cli
-from tokenprune.commands.profile import CONFIGS
-from tokenprune.eval import shapes
+from tokenprune.commands.profile import SHAPES as COMMAND_SHAPES
 from tokenprune.eval.minivlm import load
-from tokenprune.eval.profile import Setting, count_flops, decoder_flops, profile, verdict
-from tokenprune.eval.profile_report import _processed
+from tokenprune.eval.profile import shapes
+from tokenprune.eval.profile.command import noise_inputs
+from tokenprune.eval.profile.measure import count_flops, decoder_flops, profile, verdict
+from tokenprune.eval.setting import PruningSetting
 from tokenprune.patches.modules import base_of
 
 # Parameters that the published checkpoints have, in thousands of millions.
@@ -33,14 +34,14 @@ def test_shapes_are_the_published_ones(name):
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(SIZES[name], abs=0.01)
 
 
-def test_the_command_offers_the_shapes():
-    assert set(CONFIGS) == set(shapes.SHAPES)
+def test_every_shape_has_its_published_size_here():
+    assert set(COMMAND_SHAPES) == set(shapes.SHAPES) == set(SIZES)
 
 
 @pytest.fixture(scope="module")
 def embedded():
     model, processor = load()
-    return model, _processed(processor, shapes.Request(batch=2, side=96))
+    return model, noise_inputs(processor, shapes.Request(batch=2, side=96))
 
 
 def test_closed_formula_is_what_torch_counts(embedded):
@@ -57,7 +58,7 @@ def test_closed_formula_is_what_torch_counts(embedded):
 
 def test_profile_of_the_embedded_model(embedded):
     model, inputs = embedded
-    settings = [Setting("divprune", 0.25), Setting("divprune+fastv", 0.25), Setting("todre", 10)]
+    settings = [PruningSetting("divprune", 0.25), PruningSetting("divprune+fastv", 0.25), PruningSetting("todre", 10)]
     rows = profile(model, inputs, settings, new_tokens=3, rounds=2)
     assert [row["policy"] for row in rows] == ["full", "divprune", "divprune+fastv", "todre"]
     full, divprune, both, todre = rows

@@ -9,7 +9,7 @@ from transformers.image_utils import load_image
 
 from tokenprune import cli, pruning, pruning_report
 from tokenprune.eval import show
-from tokenprune.eval.pictures import dim, fitted, kept_masks, seen
+from tokenprune.eval.pictures import dim, fitted, kept_masks, model_crop
 
 from ..support import families
 
@@ -43,9 +43,9 @@ def test_only_what_the_model_sees_is_shown():
         class image_processor:
             do_center_crop, crop_size = True, {"height": 10, "width": 10}
 
-    assert seen(Image.new("RGB", (40, 20)), Processor()).size == (20, 20)
+    assert model_crop(Image.new("RGB", (40, 20)), Processor()).size == (20, 20)
     Processor.image_processor.do_center_crop = False
-    assert seen(Image.new("RGB", (40, 20)), Processor()).size == (40, 20)
+    assert model_crop(Image.new("RGB", (40, 20)), Processor()).size == (40, 20)
 
 
 def test_show_draws_policies_side_by_side(tmp_path, capsys):
@@ -141,7 +141,7 @@ def test_what_is_seen_of_a_thin_picture_is_not_empty(size, crop):
             do_center_crop, crop_size = True, crop
 
     picture = Image.new("RGB", size, "red")
-    found = seen(picture, Processor())
+    found = model_crop(picture, Processor())
     assert min(found.size) >= 1
     assert np.asarray(found).min(axis=(0, 1)).tolist() == [255, 0, 0]  # nothing from outside the picture
 

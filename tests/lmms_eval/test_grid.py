@@ -9,15 +9,16 @@ import sys
 import pytest
 
 from tokenprune import cli
-from tokenprune.eval import grid, grid_report, published
+from tokenprune.eval import published
+from tokenprune.eval.lmms import grid, grid_report
 from tokenprune.eval.lmms import model as model_module
-from tokenprune.eval.lmms.options import PruningOptions
+from tokenprune.eval.setting import PruningSetting, settings_grid
 
 TASK = "tokenprune_embedded_shape"
 
 
 def _plan(**changes):
-    settings = grid.settings(["divprune", "random"], [0.25], "original", True)
+    settings = settings_grid(["divprune", "random"], [0.25], "original", True)
     return grid.Plan(
         **{"model": "embedded", "settings": settings, "tasks": (TASK,), "limit": 4, "batch_size": 4} | changes
     )
@@ -191,8 +192,8 @@ def test_builtin_wrappers_refuse_several_cpu_processes(monkeypatch):
 
 
 def test_settings():
-    options = grid.settings(["divprune", "divprune+fastv"], [0.5, 64], None, True)
-    assert options[0] == PruningOptions()
+    options = settings_grid(["divprune", "divprune+fastv"], [0.5, 64], "original", True)
+    assert options[0] == PruningSetting()
     assert [grid.Cell(_plan(), o, TASK).name for o in options] == [
         "full", "divprune 0.5", "divprune 64", "divprune+fastv 0.5", "divprune+fastv 64",
     ]  # fmt: skip

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import tokenprune
-from tokenprune.eval import asking, demo
+from tokenprune.eval import answers as embedded_answers
+from tokenprune.eval import demo
 from tokenprune.eval.lmms import builtin
 from tokenprune.eval.lmms import model as model_module
 from tokenprune.eval.lmms.manifests import BUILTINS
-from tokenprune.eval.lmms.options import PruningOptions
+from tokenprune.eval.lmms.options import model_args, take_pruning
 from tokenprune.eval.minivlm import load
+from tokenprune.eval.setting import PruningSetting
 from tokenprune.policies import DivPrune, make_policy
 
 from .support import answers
@@ -32,9 +34,9 @@ def test_models_come_through_the_entry_point(name):
     ("policy", "keep"), [(None, 1.0), ("divprune", 0.1), ("todre", 0.25), ("random", 0.25), ("fastv", 0.25)]
 )
 def test_harness_and_demo_answer_alike(evaluate, policy, keep):
-    samples = asking.held_out(600)
-    setting = asking.Setting() if policy is None else asking.Setting(make_policy(policy), keep)
-    theirs = asking.answer(*load(), samples, setting)
+    samples = embedded_answers.held_out(600)
+    setting = PruningSetting() if policy is None else PruningSetting(make_policy(policy), keep)
+    theirs = embedded_answers.answer(*load(), samples, setting)
     pruned = "policy=none,pretrained=embedded" if policy is None else f"{PLAIN},policy={policy},keep={keep}"
     results = evaluate(pruned)
     ours = {s["doc"]["index"]: s["filtered_resps"][0] for ss in results["samples"].values() for s in ss}
@@ -185,7 +187,7 @@ def _ask(model, *requests):
 
 
 def test_several_images_text_alone_and_generation_arguments(qwen):
-    samples = asking.held_out(12)
+    samples = embedded_answers.held_out(12)
     pictures = [{"type": "image", "url": _image(s)} for s in (samples[0], samples[6])]
     words = {"type": "text", "text": "What colour is the ?"}
     model = model_module.PrunedModel(str(qwen["qwen2_5_vl"]), policy="divprune", keep=0.5, batch_size=4)
@@ -280,22 +282,22 @@ def test_a_family_that_is_not_supported_fails_before_the_model_loads(evaluate, m
 
 
 def test_all_that_answers_depend_on_is_in_the_arguments():
-    options = PruningOptions("random", 0.25, "compact", {"seed": 3})
-    text = options.arguments()
+    options = PruningSetting("random", 0.25, "compact", {"seed": 3})
+    text = model_args(options)
     assert text == (
         f"policy=random,keep=0.25,positions=compact,policy_seed=3,tokenprune_version={tokenprune.__version__}"
     )
     given = dict(part.split("=") for part in text.split(","))
-    taken = PruningOptions.take(given | {"keep": 0.25, "policy_seed": 3})
+    taken = take_pruning(given | {"keep": 0.25, "policy_seed": 3})
     assert taken == options
-    assert PruningOptions().arguments() == f"policy=none,tokenprune_version={tokenprune.__version__}"
+    assert model_args(PruningSetting()) == f"policy=none,tokenprune_version={tokenprune.__version__}"
 
 
 def test_the_response_cache_asks_for_our_version(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lmms_eval", "--use_cache", "folder"])
     with pytest.raises(ValueError, match=f"add tokenprune_version={tokenprune.__version__}"):
-        PruningOptions.take({"policy": "divprune"})
-    PruningOptions.take({"policy": "divprune", "tokenprune_version": tokenprune.__version__})
+        take_pruning({"policy": "divprune"})
+    take_pruning({"policy": "divprune", "tokenprune_version": tokenprune.__version__})
 
 
 @pytest.mark.parametrize("name", ["tokenprune_hf", "tokenprune_llava_hf"])
@@ -309,9 +311,9 @@ def test_the_response_cache_knows_budgets_apart(evaluate, monkeypatch, tmp_path,
 
     def run(keep):
         asked.clear()
-        options = PruningOptions("divprune", keep, "original")
+        options = PruningSetting("divprune", keep, "original")
         results = evaluate(
-            f"pretrained={WEIGHTS['llava']},{options.arguments()}",
+            f"pretrained={WEIGHTS['llava']},{model_args(options)}",
             model=name,
             tasks=["tokenprune_embedded_where"],
             limit=5,

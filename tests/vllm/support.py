@@ -12,7 +12,7 @@ from PIL import Image
 
 from tokenprune import pruning
 from tokenprune.eval import minivlm
-from tokenprune.eval.asking import Sample, encode, held_out
+from tokenprune.eval.answers import Sample, encode, held_out
 from tokenprune.eval.minivlm import prompt
 from tokenprune.serve.settings import KEEP, OPTIONS, POLICY
 

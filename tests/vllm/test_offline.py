@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tokenprune.budget import Budget
-from tokenprune.eval.asking import held_out
+from tokenprune.eval.answers import held_out
 
 from .support import BLOCK, HERE, answers, pairs, requests, tokens
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tokenprune.budget import Budget
 from tokenprune.eval import minivlm
-from tokenprune.eval.asking import held_out
+from tokenprune.eval.answers import held_out
 from tokenprune.serve.settings import KEEP, POLICY
 
 from .support import NEW_TOKENS, answers, loaded

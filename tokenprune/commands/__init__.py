@@ -1,1 +1,1 @@
-"""Commands of `tokenprune`, one file each: what they take; what they do is in `tokenprune.eval`."""
+"""Commands of `tokenprune`, one file each: their arguments. Their work is done in `tokenprune.eval`."""

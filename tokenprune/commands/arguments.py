@@ -1,17 +1,28 @@
-"""Command-line arguments, and types of them, that several commands take."""
+"""Arguments of the command line, and types of arguments, that several commands share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
 from ..budget import Budget
+from ..eval.setting import POSITIONS
 from ..policies import make_policy
 
-POSITIONS = ("original", "compact")
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def positions(parser: argparse.ArgumentParser) -> None:
-    """Adds `--positions`."""
+def add_command(commands: Commands, name: str, help: str, description: str) -> argparse.ArgumentParser:
+    """Add a command whose help shows defaults."""
+    return commands.add_parser(
+        name, help=help, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def add_positions(parser: argparse.ArgumentParser) -> None:
+    """Add `--positions`."""
     parser.add_argument(
         "--positions",
         choices=POSITIONS,
@@ -20,26 +31,31 @@ def positions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_policy(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add `--policy`, policies that may be composed."""
+    parser.add_argument(
+        "--policy", type=composed_policies, default=default, metavar="A,B", help="policies; A+B composes"
+    )
+
+
 def policies(text: str) -> list[str]:
-    """Policies by comma."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError("no policy given")
+    """Names of single policies, by comma."""
+    listed = names(text, "policy")
     try:
-        for name in names:
+        for name in listed:
             make_policy(name)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return names
+    return listed
 
 
-def stages(text: str) -> list[str]:
-    """Policies by comma; a `+` composes stages."""
+def composed_policies(text: str) -> list[str]:
+    """Names of policies by comma, where `A+B` composes policies of different stages."""
     return ["+".join(policies(part.replace("+", ","))) for part in text.split(",")]
 
 
 def keeps(text: str) -> list[float | int]:
-    """Budgets by comma, ratios or whole numbers of tokens."""
+    """Keep ratios or numbers of tokens, by comma."""
     out: list[float | int] = []
     for part in text.split(","):
         try:
@@ -59,20 +75,33 @@ def count(text: str) -> int:
 
 
 def counts(text: str) -> list[int]:
-    """Whole numbers above 0 by comma."""
+    """Whole numbers above 0, by comma."""
     return [count(part.strip()) for part in text.split(",")]
 
 
-def names(text: str) -> list[str]:
-    """Names by comma."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError("no name given")
-    return found
+def names(text: str, what: str = "name") -> list[str]:
+    """Names of something, by comma; at least one."""
+    listed = [name.strip() for name in text.split(",") if name.strip()]
+    if not listed:
+        raise argparse.ArgumentTypeError(f"no {what} given")
+    return listed
+
+
+def choices(accepted: Collection[str]) -> Callable[[str], list[str]]:
+    """A type of argument: some of the accepted names, by comma."""
+
+    def read(text: str) -> list[str]:
+        chosen = list(dict.fromkeys(names(text)))
+        for name in chosen:
+            if name not in accepted:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(accepted)}")
+        return chosen
+
+    return read
 
 
 def quiet_transformers() -> None:
-    """Its notes on optional packages, and its progress bars, would bury a command's own output."""
+    """Turn off transformers' warnings and progress bars, which would hide a command's own output."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

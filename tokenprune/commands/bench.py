@@ -6,20 +6,21 @@ import argparse
 from pathlib import Path
 
 from ..eval import minivlm
+from ..eval.bench.tasks import TASKS
+from ..eval.setting import POSITIONS
 from ..policies import registry
 from . import arguments
 
-_TASKS = ("attribute", "existence", "counting", "spatial", "letter", "word", "table", "pair", "small")
 
-
-def add(commands: argparse._SubParsersAction) -> None:
-    bench = commands.add_parser(
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
+    bench = arguments.add_command(
+        commands,
         "bench",
         help="compare policies on the embedded models, offline",
         description="Ask an embedded model held-out questions of several tasks, full and pruned, and write exact "
         "match with 95 % bootstrap intervals, and paired differences to random tokens, a regular grid of tokens "
         "and smaller pictures. Goes on where it was interrupted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     bench.add_argument("--model", choices=minivlm.NAMES, default="llava", help="which embedded model")
     bench.add_argument(
@@ -34,13 +35,17 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     bench.add_argument(
         "--positions",
-        type=_choices(arguments.POSITIONS),
+        type=arguments.choices(POSITIONS),
         default="original",
         metavar="P,P",
-        help=f"of surviving tokens: {', '.join(arguments.POSITIONS)}",
+        help=f"of surviving tokens: {', '.join(POSITIONS)}",
     )
     bench.add_argument(
-        "--tasks", type=_choices(_TASKS), default=",".join(_TASKS), metavar="T,T", help="tasks, of the default ones"
+        "--tasks",
+        type=arguments.choices(TASKS),
+        default=",".join(TASKS),
+        metavar="T,T",
+        help="tasks, of the default ones",
     )
     bench.add_argument("--samples", type=arguments.count, default=300, metavar="N", help="questions per task")
     bench.add_argument(
@@ -58,22 +63,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _policies(text: str) -> list[str]:
-    """Policies by comma; the baseline that is none may be named among them."""
+    """Policies by comma. `downsample` is left out: here it names the baseline of smaller images, which always runs."""
     names = [name for name in arguments.names(text) if name != "downsample"]
-    return arguments.stages(",".join(names)) if names else []
-
-
-def _choices(accepted: tuple[str, ...]):
-    """Some of the accepted values, by comma."""
-
-    def read(text: str) -> list[str]:
-        chosen = list(dict.fromkeys(arguments.names(text)))
-        for name in chosen:
-            if name not in accepted:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(accepted)}")
-        return chosen
-
-    return read
+    return arguments.composed_policies(",".join(names)) if names else []
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -9,13 +9,14 @@ from ..policies import registry
 from . import arguments
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    demo = commands.add_parser(
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
+    demo = arguments.add_command(
+        commands,
         "demo",
         help="the embedded model answers questions about pictures, full and pruned",
         description="Ask the embedded miniature LLaVA held-out questions, with all its visual tokens and with "
         "some, and print accuracy, tokens, KV-cache size and prefill time side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument(
         "--policy",
@@ -31,7 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="K,K",
         help="ratios in (0, 1], or whole numbers of tokens",
     )
-    arguments.positions(demo)
+    arguments.add_positions(demo)
     demo.add_argument("--samples", type=arguments.count, default=600, metavar="N", help="held-out questions to ask")
     demo.add_argument(
         "--out", type=Path, default=Path("out/demo.png"), metavar="PNG", help="picture of what was kept, to write"
@@ -46,4 +47,4 @@ def _run(args: argparse.Namespace) -> None:
     arguments.quiet_transformers()
     from ..eval import demo
 
-    demo.run(args.policy, args.keep, args.positions, args.samples, args.out, args.json, Console())
+    demo.run(args, Console())

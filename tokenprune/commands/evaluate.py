@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..eval.lmms import EMBEDDED_TASKS
 from . import arguments
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    evaluate = commands.add_parser(
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
+    evaluate = arguments.add_command(
+        commands,
         "eval",
         help="benchmarks of lmms-eval, full and pruned, as a grid of policies and budgets",
         description="Run tasks of lmms-eval (pip install 'tokenprune-vlm[eval]') on a checkpoint, full and pruned, "
         "and write one table: accuracy, relative to the full model and paired with it by question, tokens kept "
         "and throughput. Goes on where it was interrupted. Under `torchrun --nproc-per-node N -m tokenprune` or "
         "`accelerate launch -m tokenprune` questions are shared among processes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     evaluate.add_argument(
         "--model",
@@ -24,17 +26,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="PATH_OR_ID",
         help="a checkpoint; `embedded` (LLaVA) and `embedded-qwen` ship with us",
     )
-    evaluate.add_argument(
-        "--policy", type=arguments.stages, default="divprune", metavar="A,B", help="policies; A+B composes"
-    )
+    arguments.add_policy(evaluate, default="divprune")
     evaluate.add_argument(
         "--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help="ratios or whole numbers of tokens"
     )
-    arguments.positions(evaluate)
+    arguments.add_positions(evaluate)
     evaluate.add_argument(
         "--tasks",
         type=arguments.names,
-        default="tokenprune_embedded",
+        default=EMBEDDED_TASKS,
         metavar="T,T",
         help="tasks or groups of the harness",
     )
@@ -59,11 +59,11 @@ def _run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     arguments.quiet_transformers()
-    from ..eval import evaluation
+    from ..eval.lmms import command
 
     try:
-        evaluation.run(args, Console())
-    except (OSError, ValueError, evaluation.NoHarness) as error:
+        command.run(args, Console())
+    except (OSError, ValueError, command.NoHarness) as error:
         raise SystemExit(f"tokenprune eval: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"tokenprune eval: interrupted; the same command goes on from {args.out}") from None

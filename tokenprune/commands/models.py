@@ -6,9 +6,11 @@ import argparse
 
 from ..patches import supported_model_types
 from ..patches.families.registry import family_by_type
+from . import arguments
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
     models = commands.add_parser("models", help="list the supported model types")
     models.set_defaults(run=_run)
 

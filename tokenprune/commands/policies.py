@@ -6,47 +6,53 @@ import argparse
 import dataclasses
 from typing import Any
 
+from ..eval.files import markdown_table
 from ..policies import Policy, registry
+from . import arguments
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
     policies = commands.add_parser("policies", help="list the policies, their options and their papers")
     policies.add_argument("--markdown", action="store_true", help="the table of the documentation")
     policies.set_defaults(run=_run)
 
 
 def _defaults(cls: type[Policy]) -> list[str]:
+    """The options and their defaults, as `name=value`."""
     made: Any = cls()
     return [f"{f.name}={getattr(made, f.name)!r}" for f in dataclasses.fields(cls) if f.init]
 
 
 def _acts(cls: type[Policy]) -> str:
-    """Its stages, the one that it goes on in included."""
+    """The stages that a policy acts at, by comma, with that of its follow-up in the decoder."""
     deeper = cls().deeper()
     return cls.stage if deeper is None else f"{cls.stage}, {deeper.stage}"
 
 
 def _link(paper: str) -> str:
+    """A link to arXiv in Markdown, or the text as it is."""
     name, _, number = paper.rpartition("arXiv:")
     return f"[{number}](https://arxiv.org/abs/{number})" if name else paper
 
 
 def markdown() -> str:
-    """The table of policies: where they act, their defaults, source and deviations."""
-    lines = ["| policy | acts | reads | defaults | paper | differs from it |", "|---|---|---|---|---|---|"]
+    """The table of docs/policies.md: stages, inputs, defaults, paper and deviations of each policy."""
+    heads = ("policy", "acts", "reads", "defaults", "paper", "differs from it")
+    rows = []
     for name, cls in registry().items():
         reads = ", ".join(need.replace("_", " ") for need in sorted(cls.needs)) or "features"
-        defaults = ", ".join(f"`{d}`" for d in _defaults(cls)) or "-"
-        where = f"{_acts(cls)}{', finds its own count' * cls.adaptive}"
-        lines.append(f"| `{name}` | {where} | {reads} | {defaults} | {_link(cls.paper)} | {cls.deviates or '-'} |")
-    return "\n".join(lines) + "\n"
+        defaults = ", ".join(f"`{default}`" for default in _defaults(cls)) or "-"
+        acts = f"{_acts(cls)}{', finds its own count' * cls.adaptive}"
+        rows.append((f"`{name}`", acts, reads, defaults, _link(cls.paper), cls.deviates or "-"))
+    return "\n".join(markdown_table(heads, "l" * len(heads), rows)) + "\n"
 
 
 def summary() -> str:
-    """The table of policies in the README: what they keep."""
-    lines = ["| policy | acts | what it keeps | paper |", "|---|---|---|---|"]
-    lines += [f"| `{name}` | {_acts(cls)} | {cls.keeps} | {_link(cls.paper)} |" for name, cls in registry().items()]
-    return "\n".join(lines) + "\n"
+    """The table of the README: stages, what is kept, and paper of each policy."""
+    heads = ("policy", "acts", "what it keeps", "paper")
+    rows = [(f"`{name}`", _acts(cls), cls.keeps, _link(cls.paper)) for name, cls in registry().items()]
+    return "\n".join(markdown_table(heads, "l" * len(heads), rows)) + "\n"
 
 
 def _run(args: argparse.Namespace) -> None:

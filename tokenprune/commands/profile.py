@@ -8,29 +8,26 @@ import logging
 import os
 from pathlib import Path
 
+from ..eval.profile.shapes import SHAPES
 from . import arguments
 
-#: By name; the shapes live in `eval.shapes`, which imports torch and transformers.
-CONFIGS = ("llava-1.5-7b", "llava-next-7b", "llava-onevision-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
 
-
-def add(commands: argparse._SubParsersAction) -> None:
-    profile = commands.add_parser(
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
+    profile = arguments.add_command(
+        commands,
         "profile",
         help="what pruning buys on a model and this machine: latency by phase, memory, FLOPs",
         description="Measure vision encoder, selection, prefill, decoding, KV cache, peak memory and FLOPs, full "
         "and pruned in turns within one run, and say whether pruning pays. Weights need not be there: --config "
         "builds a published model's shape with random ones.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     count = arguments.count
     what = profile.add_mutually_exclusive_group()
     what.add_argument("--model", metavar="PATH_OR_ID", help="a checkpoint; `embedded` is the one that ships with us")
-    what.add_argument("--config", choices=CONFIGS, default="llava-1.5-7b", help="a published model's shape")
+    what.add_argument("--config", choices=tuple(SHAPES), default="llava-1.5-7b", help="a published model's shape")
     profile.add_argument("--layers", type=count, metavar="N", help="decoder layers of --config, to fit; default all")
-    profile.add_argument(
-        "--policy", type=arguments.stages, default="divprune", metavar="A,B", help="policies; A+B composes"
-    )
+    arguments.add_policy(profile, default="divprune")
     profile.add_argument(
         "--keep", type=arguments.keeps, default="0.5,0.25,0.1", metavar="K,K", help="ratios or whole numbers"
     )
@@ -64,7 +61,7 @@ def _run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     arguments.quiet_transformers()
-    from ..eval import engine_profile, profile_report
+    from ..eval.profile import command, engine
 
     if args.engine == "vllm":
         if importlib.util.find_spec("vllm") is None:
@@ -72,6 +69,6 @@ def _run(args: argparse.Namespace) -> None:
         logging.getLogger("vllm").setLevel(logging.WARNING)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     try:
-        (engine_profile if args.engine == "vllm" else profile_report).run(args, Console())
+        (engine if args.engine == "vllm" else command).run(args, Console())
     except (OSError, ValueError) as error:  # no such checkpoint, an input the model does not take
         raise SystemExit(f"tokenprune profile: {error}") from None

@@ -8,12 +8,13 @@ from pathlib import Path
 from . import arguments
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    report = commands.add_parser(
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
+    report = arguments.add_command(
+        commands,
         "report",
         help="one HTML file with curves, latency and pictures of kept tokens",
         description="Put evaluations, profiles and a gallery of kept tokens into one HTML file that needs no network.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     report.add_argument(
         "--eval", type=Path, nargs="+", default=[], metavar="DIR", help="folders that `tokenprune eval` wrote"
@@ -30,10 +31,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     report.add_argument("--question", metavar="TEXT", help="what to ask about them; default: to describe the picture")
     report.add_argument(
-        "--policy", type=arguments.stages, metavar="A,B", help="in the gallery; default those evaluated"
+        "--policy", type=arguments.composed_policies, metavar="A,B", help="in the gallery; default those evaluated"
     )
     report.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K", help="in the gallery")
-    arguments.positions(report)
+    arguments.add_positions(report)
     report.add_argument("--new-tokens", type=arguments.count, default=24, metavar="N", help="length of its answers")
     report.add_argument("--device", help="default cuda if there is one")
     report.add_argument("--title", default="Visual token pruning", help="of the page")

@@ -8,13 +8,14 @@ from pathlib import Path
 from . import arguments
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    show = commands.add_parser(
+def add(commands: arguments.Commands) -> None:
+    """Add the command."""
+    show = arguments.add_command(
+        commands,
         "show",
         help="a picture of the visual tokens that policies keep",
         description="Ask a model about pictures, full and pruned, and draw what each policy kept, with the answers. "
         "Without --image: pictures that the embedded model knows how to read.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     show.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="pictures to ask about")
     show.add_argument(
@@ -24,10 +25,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="a checkpoint; `embedded` (LLaVA) and `embedded-qwen` ship with us",
     )
     show.add_argument(
-        "--policy", type=arguments.stages, default="divprune,random", metavar="A,B", help="policies; A+B composes"
+        "--policy",
+        type=arguments.composed_policies,
+        default="divprune,random",
+        metavar="A,B",
+        help="policies; A+B composes",
     )
     show.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K,K", help="ratios or whole numbers")
-    arguments.positions(show)
+    arguments.add_positions(show)
     show.add_argument("--question", metavar="TEXT", help="what to ask; default: to describe the picture")
     show.add_argument("--new-tokens", type=arguments.count, default=24, metavar="N", help="length of the answer")
     show.add_argument("--device", help="default cuda if there is one")

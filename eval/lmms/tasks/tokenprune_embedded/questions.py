@@ -1,4 +1,4 @@
-"""Held-out questions of the embedded benchmark, one task per type: those that `tokenprune demo` asks."""
+"""The questions of `tokenprune demo` as tasks of the harness, one per type."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 import datasets
 from lmms_eval.api.task import ConfigurableMessagesTask
 
-from tokenprune.eval.asking import held_out
+from tokenprune.eval.answers import held_out
 
-QUESTIONS = 600  # of all types together, as many as the demo asks
+QUESTIONS = 600  # of all types together, the demo's default
 
 
 class EmbeddedTask(ConfigurableMessagesTask):
-    """Questions of one type, drawn and not downloaded. `dataset_name` is the type."""
+    """Questions of one type, the `dataset_name`. Scenes are drawn, so nothing is downloaded."""
 
     def __init__(self, config: dict[str, Any], **kwargs: Any) -> None:
         common = {
             "dataset_path": "tokenprune_embedded",
             "output_type": "generate_until",
             "test_split": "test",
-            "doc_to_visual": _pictures,
+            "doc_to_visual": _images,
             "doc_to_text": _question,
             "doc_to_target": "answer",
             "process_results": _score,
@@ -31,7 +31,7 @@ class EmbeddedTask(ConfigurableMessagesTask):
         super().__init__(config=common | {k: v for k, v in config.items() if k != "class"}, **kwargs)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        """Draw the scenes; `index` is a question's place among all of them."""
+        """Draw the scenes. `index` is a question's index among those of all types."""
         rows = [
             {"index": i, "image": s.scene.image, "question": s.question.text, "answer": s.question.answer}
             for i, s in enumerate(held_out(QUESTIONS))
@@ -48,7 +48,7 @@ class EmbeddedTask(ConfigurableMessagesTask):
         self.dataset_no_image = datasets.DatasetDict({"test": split.remove_columns("image")})
 
 
-def _pictures(doc: dict[str, Any]) -> list[Any]:
+def _images(doc: dict[str, Any]) -> list[Any]:
     return [doc["image"]]
 
 

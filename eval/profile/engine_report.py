@@ -1,4 +1,4 @@
-"""Tables and plots of `tokenprune profile --engine vllm`."""
+"""Table and figure of `tokenprune profile --engine vllm`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ..setting import FULL, label
+
 CAPTION = (
     "Medians over rounds; x full: the median of the ratios within each round. TTFT includes the picture's processing."
 )
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """A table of the rows of `engine.measure`, by number of clients."""
     out = Table(title=title, box=box.SIMPLE, caption=CAPTION, caption_justify="left")
     for name in ("clients", "", "prompt tokens", "requests/s", "x full", "TTFT ms", "x full"):
         out.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in sorted(rows, key=lambda row: (row["concurrency"], row["policy"] != "full")):
-        full = row["policy"] == "full"
+    for row in sorted(rows, key=lambda row: (row["concurrency"], row["policy"] != FULL)):
+        full = row["policy"] == FULL
         out.add_row(
             str(row["concurrency"]),
-            "full" if full else f"{row['policy']} {row['keep']:g}",
+            label(row["policy"], row["keep"]),
             str(row["prompt_tokens"]),
             f"{row['requests_per_second']:.2f}",
             "" if full else f"{row['throughput_ratio']:.2f}",
@@ -33,20 +36,20 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Throughput and time to first token relative to the full model, by concurrency."""
+    """Draw throughput and time to first token relative to the full model, by number of clients, into an image file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, value, name in zip(
         figure.subplots(1, 2), ("throughput_ratio", "ttft_ratio"), ("throughput, x full", "TTFT, x full"), strict=True
     ):
-        for setting in dict.fromkeys((row["policy"], row["keep"]) for row in rows if row["policy"] != "full"):
-            some = [row for row in rows if (row["policy"], row["keep"]) == setting]
+        for setting in dict.fromkeys((row["policy"], row["keep"]) for row in rows if row["policy"] != FULL):
+            of_setting = [row for row in rows if (row["policy"], row["keep"]) == setting]
             axes.plot(
-                [r["concurrency"] for r in some],
-                [r[value] for r in some],
+                [row["concurrency"] for row in of_setting],
+                [row[value] for row in of_setting],
                 marker="o",
-                label=f"{setting[0]} {setting[1]:g}",
+                label=label(*setting),
             )
         axes.axhline(1, color="0.6", linewidth=1)
         axes.set(xlabel="clients at a time", ylabel=name, xscale="log")

@@ -1,4 +1,4 @@
-"""Real models' shapes with random weights, and inputs of the sizes one asks for."""
+"""Published models' shapes with random weights, and inputs for them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..patches.feature_source import feature_lengths
-from ..patches.modules import base_of
+from ...patches.feature_source import feature_lengths
+from ...patches.modules import base_of
 
 _VICUNA: dict[str, Any] = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, vocab_size=32064)
 _QWEN2: dict[str, Any] = dict(
@@ -40,14 +40,14 @@ _QWEN_IDS: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class Request:
-    """What a prompt holds.
+    """The size of a batch.
 
     Attributes:
-        batch: rows, all alike.
-        images: pictures in each.
-        frames: frames of a video in each, instead of pictures; 0: no video.
-        side: height and width of a picture or frame, pixels; None: the model's usual.
-        text: further tokens.
+        batch: rows, all of the same size.
+        images: images in each.
+        frames: frames of a video in each, instead of images; 0: no video.
+        side: height and width of an image or frame in pixels; None: the model's default.
+        text: text tokens in each.
     """
 
     batch: int = 1
@@ -62,9 +62,9 @@ class Shape:
     """A published model's shape.
 
     Attributes:
-        layers: of its decoder.
-        build: the model's config for a number of decoder layers.
-        pixels: pixel inputs of a request.
+        layers: decoder layers.
+        build: makes the model's config for a number of decoder layers.
+        pixels: makes the pixel inputs of a request for a config.
     """
 
     layers: int
@@ -164,17 +164,17 @@ def _qwen3_vl(layers: int) -> Any:
 
 def _fixed(config: Any, request: Request) -> dict[str, Tensor]:
     _no_video(config, request)
-    side = config.vision_config.image_size  # pictures of any size are brought to this one
+    side = config.vision_config.image_size  # the processor resizes images to it
     return {"pixel_values": torch.rand(request.batch * request.images, 3, side, side)}
 
 
-def _crops(usual: int) -> Callable[[Any, Request], dict[str, Tensor]]:
+def _crops(default_side: int) -> Callable[[Any, Request], dict[str, Tensor]]:
     def pixels(config: Any, request: Request) -> dict[str, Tensor]:
         tile = config.vision_config.image_size
         if request.frames:
             _no_video(config, request, "video_token_index")
             return {"pixel_values_videos": torch.rand(request.batch, request.frames, 3, tile, tile)}
-        side, count = request.side or usual, request.batch * request.images
+        side, count = request.side or default_side, request.batch * request.images
         pinpoint = transformers.image_processing_utils.select_best_resolution((side, side), config.image_grid_pinpoints)
         tiles = 1 + (pinpoint[0] // tile) * (pinpoint[1] // tile)
         return {
@@ -214,7 +214,15 @@ SHAPES = {
 
 
 def build(name: str, layers: int | None, dtype: torch.dtype, device: torch.device, attn: str | None) -> Any:
-    """A model of a published shape with random weights and `layers` decoder layers (None: all)."""
+    """A model of a published shape with random weights.
+
+    Args:
+        name: of `SHAPES`.
+        layers: decoder layers; None: all.
+        dtype: of the weights.
+        device: where the model goes.
+        attn: attention implementation; None: transformers' default.
+    """
     shape = SHAPES[name]
     model = transformers.AutoModelForImageTextToText.from_config(
         shape.build(layers or shape.layers), dtype=dtype, attn_implementation=attn
@@ -224,7 +232,11 @@ def build(name: str, layers: int | None, dtype: torch.dtype, device: torch.devic
 
 @torch.inference_mode()
 def inputs(name: str, model: Any, request: Request) -> dict[str, Tensor]:
-    """A batch for a model of `build`: half of the text, the pictures or the video, the other half."""
+    """A batch for a model of `build`: half of the text, the images or the video, the other half of the text.
+
+    Raises:
+        ValueError: a video for a model that takes none, or for Qwen3-VL, whose prompts need times between frames.
+    """
     weight = next(model.parameters())
     pixels = {
         key: value.to(weight.device, weight.dtype if value.is_floating_point() else None)

@@ -1,4 +1,4 @@
-"""A grid of policies, budgets and tasks through lmms-eval, cell by cell, resumable."""
+"""A resumable grid of settings and tasks, run by lmms-eval."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from . import cells
-from .lmms import tasks_path
-from .lmms.options import PruningOptions
+from .. import runs
+from ..setting import PruningSetting, format_keep
+from . import tasks_path
+from .options import model_args
 
 BACKENDS = ("tokenprune_hf", "tokenprune_llava_hf", "tokenprune_qwen2_5_vl", "tokenprune_qwen3_vl")
 
@@ -29,18 +30,20 @@ class Plan:
     """What a grid runs.
 
     Attributes:
-        model: path or id of a checkpoint, or `embedded`.
-        settings: budgets to run, the full model (`PruningOptions()`) among them or not.
+        model: path or id of a checkpoint, `embedded` or `embedded-qwen`.
+        settings: with or without the full model.
         tasks: names of tasks or groups of the harness.
         backend: one of `BACKENDS`.
-        arguments: more of `--model_args`, `name=value` by comma.
+        arguments: further `--model_args`, `name=value` by comma.
         limit: samples per task; None: all.
+        batch_size: samples in one call of the model.
+        device: as in the harness; None: the GPU if there is one.
         generation: the harness's `--gen_kwargs`.
-        include: a folder with tasks of one's own.
+        include: a folder with further tasks.
     """
 
     model: str
-    settings: tuple[PruningOptions, ...]
+    settings: tuple[PruningSetting, ...]
     tasks: tuple[str, ...]
     backend: str = "tokenprune_hf"
     arguments: str = ""
@@ -51,35 +54,43 @@ class Plan:
     include: str | None = None
 
     def cells(self) -> list[Cell]:
-        """Setting by setting, so that a pruned model is not loaded again for each task."""
+        """Every task under every setting, setting by setting."""
         return [Cell(self, setting, task) for setting in self.settings for task in self.tasks]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(runs.Cell):
     """One task under one setting."""
 
+    INDENT: ClassVar[int | None] = 1
+
     plan: Plan
-    setting: PruningOptions
+    setting: PruningSetting
     task: str
 
     @property
-    def keep(self) -> str:
-        return "default" if self.setting.keep is None else f"{self.setting.keep:g}"
+    def keep(self) -> str | None:
+        """The keep ratio as results files name it; None for the full model."""
+        return None if self.setting.is_full else format_keep(self.setting.keep)
 
     @property
     def name(self) -> str:
-        return "full" if self.setting.policy == "none" else f"{self.setting.policy} {self.keep}"
+        """The setting as messages and folders name it."""
+        return str(self.setting)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: {self.task}"
 
     def path(self, out: Path) -> Path:
         return out / "cells" / self.name.replace(" ", "-") / f"{self.task}.json"
 
     def model_args(self) -> str:
-        parts = [f"pretrained={self.plan.model}", self.plan.arguments, self.setting.arguments()]
+        """The harness's `--model_args`."""
+        parts = [f"pretrained={self.plan.model}", self.plan.arguments, model_args(self.setting)]
         return ",".join(part for part in parts if part)
 
     def identity(self) -> dict[str, Any]:
-        """All that the answers depend on."""
         return {
             "model_args": self.model_args(),
             "backend": self.plan.backend,
@@ -90,33 +101,28 @@ class Cell:
             "transformers": importlib.metadata.version("transformers"),
         }
 
-    def finished(self, out: Path) -> bool:
-        """Whether this very cell has been run: under another limit, say, it has not."""
-        return cells.finished(self.path(out), self.identity())
-
 
 def check(plan: Plan) -> Any:
-    """Finds out what would fail before any model is loaded.
+    """Check a plan before any model is loaded.
 
     Returns:
         The harness's task manager.
 
     Raises:
-        NoHarness: if lmms-eval is not installed.
-        ValueError: for a bad budget, backend or task.
-        UnsupportedModelError, OSError: for the checkpoint.
+        NoHarness: lmms-eval is not installed.
+        ValueError: no such backend or task.
+        UnsupportedModelError: the checkpoint's family is not supported.
+        OSError: there is no such checkpoint.
     """
     if importlib.util.find_spec("lmms_eval") is None:
         raise NoHarness("lmms-eval is not installed: pip install 'tokenprune-vlm[eval]'")
     if plan.backend not in BACKENDS:
         raise ValueError(f"backend {plan.backend!r} is none of {', '.join(BACKENDS)}")
-    for setting in plan.settings:
-        setting.check()
     from loguru import logger
 
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
-    from .lmms.model import checkpoint
+    from .model import checkpoint
 
     checkpoint(plan.model)
     from lmms_eval.tasks import TaskManager
@@ -132,34 +138,29 @@ def check(plan: Plan) -> Any:
 
 
 def run(plan: Plan, out: Path, note: Callable[[str], None] = lambda text: None) -> list[Cell]:
-    """Run the cells that are not finished, each written as soon as it is done.
+    """Run the cells that are not finished.
 
     Under torchrun or accelerate every process runs every cell, and the first one writes.
 
     Args:
         plan: what to run.
-        out: folder of results; one that holds some is gone on with.
-        note: told what is being done.
+        out: folder of results; cells finished there earlier are not run again.
+        note: receives messages on progress.
 
     Returns:
         All cells, now finished.
+
+    Raises:
+        NoHarness, ValueError, UnsupportedModelError, OSError: as `check`, before any model is loaded.
     """
     manager = check(plan)
-    every = plan.cells()
-    # Once, before any is run: processes must agree on what there is to do.
-    todo = [cell for cell in every if not cell.finished(out)]
-    if len(todo) < len(every):
-        note(f"{len(every) - len(todo)} of {len(every)} cells are there already")
-    for i, cell in enumerate(todo, 1):
-        note(f"[{i}/{len(todo)}] {cell.name}: {cell.task}")
-        results = evaluate(cell, manager)
-        if results is not None:
-            cells.write(cell.path(out), results, indent=1)
-    return every
+    cells = plan.cells()
+    runs.run(cells, out, lambda cell: evaluate(cell, manager), note)
+    return cells
 
 
 def evaluate(cell: Cell, manager: Any) -> dict[str, Any] | None:
-    """One run of the harness: its standard results, with all samples; None in all but the first process."""
+    """Run the harness on a cell: its standard results with all samples; None in all processes but the first."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.utils import handle_non_serializable
 
@@ -174,23 +175,15 @@ def evaluate(cell: Cell, manager: Any) -> dict[str, Any] | None:
         limit=plan.limit,
         gen_kwargs=plan.generation,
         log_samples=True,
-        bootstrap_iters=0,  # intervals are ours, of paired differences
+        bootstrap_iters=0,  # `grid_report` has intervals, of paired differences
         verbosity="WARNING",
         process_docs_parallel=1,
     )
     if results is None:
         return None
-    from .machine import describe
+    from ..machine import describe
 
-    results["identity"] = cell.identity()
     results["seconds"] = time.perf_counter() - started
     results["machine"] = describe(plan.device)
-    return json.loads(json.dumps(results, default=handle_non_serializable))
-
-
-def settings(
-    policies: Sequence[str], keeps: Sequence[float | int], positions: str, full: bool
-) -> tuple[PruningOptions, ...]:
-    """The full model first, then every policy at every budget."""
-    pruned = tuple(PruningOptions(policy, keep, positions) for policy in policies for keep in keeps)
-    return (PruningOptions(),) * full + pruned
+    plain: dict[str, Any] = json.loads(json.dumps(results, default=handle_non_serializable))
+    return plain

@@ -1,26 +1,35 @@
-"""`tokenprune eval`: runs the grid, writes and shows its tables."""
+"""`tokenprune eval`: runs the grid, writes and prints its tables."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from . import grid, grid_report, published
+from .. import published
+from ..machine import describe
+from ..setting import FULL, settings_grid
+from . import grid, grid_report
 from .grid import NoHarness
-from .machine import describe
 
 __all__ = ["NoHarness", "run"]
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
+    """Run the command.
+
+    Raises:
+        NoHarness, ValueError, UnsupportedModelError, OSError: as `grid.check`; ValueError also for published figures
+            that do not exist.
+    """
     figures = published.load(options.compare) if options.compare else None
     plan = grid.Plan(
         model=options.model,
-        settings=grid.settings(options.policy, options.keep, options.positions, not options.no_full),
+        settings=settings_grid(options.policy, options.keep, options.positions, full=not options.no_full),
         tasks=tuple(options.tasks),
         backend=options.backend,
         arguments=options.model_args,
@@ -43,25 +52,26 @@ def run(options: argparse.Namespace, console: Console) -> None:
     console.print(f"written: {options.out}/results.csv, .json, .md", highlight=False, soft_wrap=True)
 
 
-def tables(rows: list[dict]) -> Group:
-    """By task, the metric that stands for it, with the paired difference to the full model."""
+def tables(rows: list[dict[str, Any]]) -> Group:
+    """A table per task: its primary metric, with the paired difference to the full model."""
     chosen = grid_report.primary(rows)
-    made = []
+    out = []
     for task in dict.fromkeys(row["task"] for row in chosen):
-        some = [row for row in chosen if row["task"] == task]
-        table = Table(title=f"{task}: {some[0]['metric']}, n={some[0]['n']}", box=box.SIMPLE_HEAD, title_justify="left")
+        of_task = [row for row in chosen if row["task"] == task]
+        title = f"{task}: {of_task[0]['metric']}, n={of_task[0]['n']}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for name in ("", "value", "of full", "difference to full, 95 %", "kept", "per s"):
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
-        for row in some:
+        for row in of_task:
             table.add_row(*_line(row))
-        made.append(table)
-    return Group(*made)
+        out.append(table)
+    return Group(*out)
 
 
-def _line(row: dict) -> list[str]:
+def _line(row: dict[str, Any]) -> list[str]:
     speed = f"{row['samples_per_second']:.2f}" if row["samples_per_second"] else ""
-    if row["policy"] == "full":
-        return ["full", f"{row['value']:.4g}", "", "", "", speed]
+    if row["policy"] == FULL:
+        return [FULL, f"{row['value']:.4g}", "", "", "", speed]
     relative, difference = row.get("relative"), row.get("difference")
     return [
         f"{row['policy']} {row['keep']}",

@@ -1,4 +1,4 @@
-"""What pruning buys: vision encoder, selection, prefill, decoding, memory and FLOPs, full and pruned in one run."""
+"""Vision encoder, selection, prefill, decoding, memory and FLOPs, measured full and pruned within one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,25 +19,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from ..api import pruning, pruning_report
-from ..patches.cache import CACHE_NAME
-from ..patches.families.registry import family_of
-from ..patches.modules import base_of
-from .prefill import WARM_UP, cache_bytes
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One line of the profile. `policy` is `"full"` for the stock model."""
-
-    policy: str = "full"
-    keep: float | int = 1.0
-
-    def context(self, model: nn.Module) -> AbstractContextManager:
-        return nullcontext() if self.policy == "full" else pruning(model, self.policy.split("+"), keep=self.keep)
-
-    def __str__(self) -> str:
-        return self.policy if self.policy == "full" else f"{self.policy} {self.keep:g}"
+from ...patches.cache import CACHE_NAME
+from ...patches.families.registry import family_of
+from ...patches.modules import base_of
+from ..prefill import WARM_UP, cache_bytes
+from ..setting import PruningSetting
 
 
 @dataclass
@@ -52,7 +38,7 @@ class Timings:
 
 
 class _Clock(StoppingCriteria):
-    """Never stops; notes when each token came."""
+    """Records when each token was generated, and never stops the generation."""
 
     def __init__(self, device: torch.device):
         self.device, self.times = device, [_now(device)]
@@ -70,7 +56,7 @@ def _now(device: torch.device) -> float:
 
 @contextmanager
 def _vision_clock(model: nn.Module, device: torch.device) -> Iterator[list[float]]:
-    """A list of one number: milliseconds that the features of pictures and videos took so far."""
+    """Yields a list of one number: milliseconds spent so far on the features of images and videos."""
     base, spent, depth = base_of(model), [0.0], [0]
 
     def timed(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,55 +86,60 @@ def _vision_clock(model: nn.Module, device: torch.device) -> Iterator[list[float
 def profile(
     model: Any,
     inputs: Mapping[str, Tensor],
-    settings: list[Setting],
+    settings: Sequence[PruningSetting],
     new_tokens: int = 8,
     rounds: int = 5,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[dict[str, Any]]:
-    """Time `generate` under each setting; settings take turns within a round, so that drifts hit all alike.
+    """Time `generate` under each setting.
+
+    Each round runs every setting once, so that a slow moment of the machine affects all of them.
 
     Args:
         model: a supported model, not pruned.
         inputs: one batch.
-        settings: the stock model goes first, whether it is among them or not.
+        settings: the full model comes first in the results, whether it is among them or not.
         new_tokens: to generate, at least 2; times per decoded token are medians over them.
-        rounds: counted ones; `WARM_UP` more go before.
-        progress: wraps the rounds.
+        rounds: counted rounds, after `WARM_UP` others.
+        progress: wraps the iteration over rounds.
 
     Returns:
-        one row per setting: `policy`, `keep`, `visual_tokens` of the batch and how many were `kept`, a mean
-        over decoder layers; medians over the rounds, with quartiles under `..._quartiles`: `vision_ms` (encoder
-        and projector), `select_ms`, `prefill_ms` (selection and language model up to the first token),
-        `ttft_ms` (both), `decode_ms_per_token`, `total_ms`; `kv_cache_bytes` after the prefill; `peak_bytes`,
-        most memory at a time in a prefill beside weights and inputs, the selector's own included; `flops` of
-        the prefill as torch counts them, vision included, selection not; `flops_formula` of the decoder in
-        closed form; `prefill_saving_theoretical` by that form and `prefill_saving_realised`, shares of the full
-        prefill.
+        One row per setting: `policy` and `keep`; of pruned ones `visual_tokens` of the batch and how many were
+        `kept`, averaged over decoder layers; medians over the rounds, with quartiles under `..._quartiles`: `vision_ms`
+        (encoder and projector), `select_ms`, `prefill_ms` (selection and language model up to the first token),
+        `decode_ms_per_token`, `total_ms`; `ttft_ms`, the median of vision and prefill together; `kv_cache_bytes` after
+        the prefill; `peak_bytes`, the most memory in use at a time during a prefill besides weights and inputs,
+        the selection's included; `flops` of the prefill as torch counts them, with vision and without selection;
+        `flops_formula`, those of the decoder in closed form; `prefill_saving_theoretical` (by that form) and
+        `prefill_saving_realised` (by the clock), shares of the full prefill.
+
+    Raises:
+        ValueError: `new_tokens` is less than 2, or a policy cannot act on the model.
     """
     if new_tokens < 2:
         raise ValueError(f"new_tokens={new_tokens} must be at least 2: the first is the prefill's")
-    settings = [Setting(), *(s for s in settings if s.policy != "full")]
+    settings = [PruningSetting(), *(setting for setting in settings if not setting.is_full)]
     device = next(model.parameters()).device
-    times = {setting: Timings() for setting in settings}
+    times = [Timings() for _ in settings]
     generation = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
     with _vision_clock(model, device) as vision:
         for i in progress(range(-WARM_UP, rounds)):
-            for setting in settings:
+            for setting, into in zip(settings, times, strict=True):
                 with setting.context(model):
                     vision[0], clock = 0.0, _Clock(device)
                     model.generate(
                         **inputs, generation_config=generation, stopping_criteria=StoppingCriteriaList([clock])
                     )
-                    chosen = 0.0 if setting.policy == "full" else sum(r.select_ms for r in pruning_report(model))
+                    select_ms = sum((record.select_ms for record in setting.records(model)), 0.0)
                 if i < 0:
                     continue
-                steps, into = clock.times, times[setting]
+                steps = clock.times
                 into.vision.append(vision[0])
-                into.select.append(chosen)
+                into.select.append(select_ms)
                 into.prefill.append(steps[1] - steps[0] - vision[0])
                 into.decode.append(statistics.median(b - a for a, b in itertools.pairwise(steps[1:])))
                 into.total.append(steps[-1] - steps[0])
-    rows = [_row(model, inputs, setting, times[setting]) for setting in settings]
+    rows = [_row(model, inputs, setting, of_setting) for setting, of_setting in zip(settings, times, strict=True)]
     full = rows[0]
     for row in rows:
         row["prefill_saving_theoretical"] = 1 - row["flops_formula"] / full["flops_formula"]
@@ -157,7 +148,7 @@ def profile(
 
 
 def count_flops() -> FlopCounterMode:
-    """torch's counter, with the CPU's fused attention, which it does not know."""
+    """torch's FLOP counter, extended by the CPU's fused attention, which it lacks."""
 
     def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
         return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
@@ -166,8 +157,8 @@ def count_flops() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={fused: attention})
 
 
-def _row(model: Any, inputs: Mapping[str, Tensor], setting: Setting, times: Timings) -> dict[str, Any]:
-    row: dict[str, Any] = {"policy": setting.policy, "keep": setting.keep}
+def _row(model: Any, inputs: Mapping[str, Tensor], setting: PruningSetting, times: Timings) -> dict[str, Any]:
+    row: dict[str, Any] = {"policy": setting.name, "keep": setting.keep}
     with setting.context(model):
         with count_flops() as counter:
             out = model(**inputs, use_cache=True, logits_to_keep=1)
@@ -176,8 +167,8 @@ def _row(model: Any, inputs: Mapping[str, Tensor], setting: Setting, times: Timi
         row["kv_cache_bytes"] = cache_bytes(cache)
         del out, cache
         row["peak_bytes"] = _peak(lambda: model(**inputs, use_cache=True, logits_to_keep=1), model.device)
-        if setting.policy != "full":
-            records = pruning_report(model)
+        if not setting.is_full:
+            records = setting.records(model)
             layers = model.config.get_text_config().num_hidden_layers
             row["visual_tokens"] = sum(r.n_before for r in records)
             row["kept"] = round(sum(r.mean_tokens(layers) for r in records), 1)
@@ -203,16 +194,20 @@ def _quartiles(values: list[float]) -> list[float]:
 
 
 def decoder_flops(model: Any, cache: Any) -> int:
-    """Multiplications and additions, counted as two, of one prefill through the decoder layers, closed form.
+    """FLOPs of one prefill through the decoder layers in closed form, a multiplication and an addition counted as two.
 
-    Per row and layer with L tokens: 2 L times the layer's matrix elements, and 4 L^2 times the width
-    of its heads for scores and values (no half for causality, as torch counts). L is what the layer's
-    cache holds, padding included.
+    Per row and layer with L tokens: 2 L times the number of elements of the layer's matrices, and 4 L^2 times the
+    width of its heads for attention scores and values. Causality does not halve the latter, as torch counts. L is the
+    length of the layer's KV cache, padding included.
+
+    Args:
+        model: a supported model.
+        cache: filled by the prefill.
     """
     text = base_of(model).get_submodule(family_of(model).text_model)
     total = 0
-    for layer, held in zip(text.layers, cache.layers, strict=True):
-        batch, _, length, _ = held.keys.shape
+    for layer, of_layer in zip(text.layers, cache.layers, strict=True):
+        batch, _, length, _ = of_layer.keys.shape
         matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
         heads = layer.self_attn.o_proj.in_features
         total += batch * (2 * length * matrices + 4 * length**2 * heads)
@@ -220,7 +215,7 @@ def decoder_flops(model: Any, cache: Any) -> int:
 
 
 def _peak(run: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes in use at a time beyond those before the call."""
+    """The most bytes in use at a time during a call, beyond those in use before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -241,20 +236,25 @@ def _peak(run: Callable[[], Any], device: torch.device) -> int:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """torch's profiler notes its starts and stops on the process's error stream, past Python's."""
+    """Silences file descriptor 2, to which torch's profiler logs its starts and stops directly."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def verdict(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
-    """What the setting buys of a whole request, in words, and what keeps it from buying more."""
+    """How much of a whole request a setting saves, in words, and if that is little, why.
+
+    Args:
+        row: of a setting, of `profile`.
+        full: the full model's row.
+    """
     gain = 1 - row["total_ms"] / full["total_ms"]
     if gain >= 0.05:
         return f"saves {row['prefill_saving_realised']:.0%} of the prefill and {gain:.0%} of the request"

@@ -1,0 +1,139 @@
+"""What a model is run under: pruning policies at a keep ratio, or the full model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+from torch import nn
+
+from ..api import Positions, apply_pruning, pruning, pruning_report
+from ..budget import Budget
+from ..patches import Record
+from ..policies import Policy, make_policy
+
+#: Name of the setting without pruning, in tables and results files.
+FULL = "full"
+
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+
+
+@dataclass(frozen=True)
+class PruningSetting:
+    """Policies at a keep ratio, or the full model.
+
+    Args:
+        policy: one policy, or several that act at different stages: names joined by `+` ("divprune+fastv"), a `Policy`
+            or a sequence of them. None is the full model.
+        keep: as in `apply_pruning`; None is the model family's default. The full model keeps 1.0.
+        positions: as in `apply_pruning`.
+        options: hyper-parameters of the policy, where it is a single one given by name.
+
+    Attributes:
+        policies: the policy instances; empty for the full model.
+
+    Raises:
+        UnknownPolicyError: no policy of that name.
+        ValueError: a bad keep ratio, positions or policy option; options of several policies; the full model with a
+            keep ratio, positions or options.
+        TypeError: a policy that is neither a name nor a `Policy`.
+    """
+
+    policy: str | Policy | Sequence[Policy] | None = None
+    keep: float | int | None = None
+    positions: Positions = "original"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    policies: tuple[Policy, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions={self.positions!r} is none of {', '.join(POSITIONS)}")
+        policies = self._make_policies()
+        keep = self.keep
+        if not policies:
+            if keep not in (None, 1.0) or self.positions != "original" or self.options:
+                raise ValueError("the full model takes no keep, positions or options")
+            keep = 1.0
+        elif keep is not None:
+            keep = Budget(keep).keep
+        object.__setattr__(self, "policies", policies)
+        object.__setattr__(self, "keep", keep)
+
+    def _make_policies(self) -> tuple[Policy, ...]:
+        given: Iterable[str | Policy]
+        if self.policy is None:
+            given = ()
+        elif isinstance(self.policy, str):
+            given = self.policy.split("+")
+        else:
+            given = self.policy if isinstance(self.policy, Sequence) else (self.policy,)
+        given = tuple(given)
+        if self.policy is not None and not given:
+            raise ValueError(f"policy={self.policy!r} names no policy; None is the full model")
+        if self.options and len(given) > 1:
+            raise ValueError(f"{next(iter(self.options))}: options go with a single policy, not {self.policy!r}")
+        return tuple(make_policy(policy, **self.options) for policy in given)
+
+    @property
+    def name(self) -> str:
+        """Names of the policies joined by `+`, or `full`."""
+        return "+".join(policy.name for policy in self.policies) or FULL
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is the full model."""
+        return self.name == FULL
+
+    def __str__(self) -> str:
+        return label(self.name, self.keep)
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that tell results under this setting from others: policies with all their options, keep ratio and
+        positions."""
+        policy: Any = self.policies[0] if len(self.policies) == 1 else self.policies or self.name
+        return {"policy": repr(policy), "keep": self.keep, "positions": self.positions}
+
+    def context(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """A context in which the model is pruned like this."""
+        if not self.policies:
+            return contextlib.nullcontext(model)
+        return pruning(model, self.policies, self.keep, positions=self.positions)
+
+    def apply(self, model: nn.Module) -> None:
+        """Prune the model until `remove_pruning`; leave it as it is if this is the full model."""
+        if self.policies:
+            apply_pruning(model, self.policies, self.keep, positions=self.positions)
+
+    def records(self, model: nn.Module) -> list[Record]:
+        """What the last call of the model kept of each visual input; empty for the full model."""
+        return pruning_report(model) if self.policies else []
+
+    def prepare(
+        self, processor: Any, images: Sequence[Sequence[np.ndarray]]
+    ) -> tuple[Sequence[Sequence[np.ndarray]], dict[str, Any]]:
+        """The images of each sample as the processor gets them, and further arguments for it.
+
+        Pruning happens inside the model, so images, uint8 (height, width, 3), stay as they are.
+        """
+        return images, {}
+
+
+def label(policy: str, keep: float | int | None) -> str:
+    """How tables name a setting: `full`, `divprune 0.25`, or `divprune default` without a keep ratio."""
+    return FULL if policy == FULL else f"{policy} {format_keep(keep)}"
+
+
+def format_keep(keep: float | int | None) -> str:
+    """A keep ratio or number of tokens in short; `default` for the family's own."""
+    return "default" if keep is None else f"{keep:g}"
+
+
+def settings_grid(
+    policies: Iterable[str], keeps: Sequence[float | int | None], positions: Positions = "original", full: bool = True
+) -> tuple[PruningSetting, ...]:
+    """Every policy at every keep ratio, the full model first if `full`."""
+    pruned = tuple(PruningSetting(policy, keep, positions) for policy in policies for keep in keeps)
+    return (PruningSetting(),) * full + pruned

@@ -1,12 +1,28 @@
-"""How many visual tokens stay: exact, and known before anything is selected."""
+"""How many visual tokens stay, and how a number of tokens is split among parts. Nothing here needs torch.
+
+A `Budget` is exact and known before anything is selected.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Protocol
 
 _ACCEPTED = "accepted: a float in (0, 1] (keep ratio), an int >= 1 (tokens per visual input), or None (family default)"
+
+
+class TokenBudget(Protocol):
+    """How many visual tokens stay: `Budget`, `IntermediateBudget` or `AdaptiveBudget`."""
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether everything stays, whatever the input."""
+
+    def count(self, n: int) -> int | None:
+        """Tokens kept of an input of `n`; None: the policy decides."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +57,14 @@ class Budget:
         """Whether everything stays, whatever the input."""
         return self.keep == 1.0 and isinstance(self.keep, float)
 
-    def part(self, done: float, whole: float) -> Budget | PartBudget:
-        """What is left when `done` of the `whole` way to this budget is gone."""
-        return self if done == whole else PartBudget(self, done / whole)
+    def intermediate(self, done: float, total: float) -> Budget | IntermediateBudget:
+        """The budget of a stage after which `done` of `total` weight has acted; this budget for the last stage.
+
+        Args:
+            done: sum of the `budget_weight`s of this stage's policy and of those before it.
+            total: sum over all policies that share this budget.
+        """
+        return self if done == total else IntermediateBudget(self, done / total)
 
     def count(self, n: int) -> int:
         """Tokens kept of `n`: `max(1, round(keep * n))` for a ratio (halves to even), `min(keep, n)` else."""
@@ -53,44 +74,51 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class PartBudget:
-    """What one of several stages leaves: as large a share as each of the others.
+class IntermediateBudget:
+    """Tokens kept after one of several stages that share a final budget: `ratio ** exponent` of all tokens.
 
     Args:
-        final: what the last leaves.
-        way: how much of the way to it is done; of two stages a half, the geometric mean of all tokens and
-            of the final number.
+        final: the budget after the last stage.
+        exponent: in (0, 1), the share of the total weight that has acted by then. With two stages of equal weight
+            it is 0.5 after the first, which keeps the geometric mean of all tokens and of the final count.
     """
 
     final: Budget
-    way: float
+    exponent: float
 
     @property
     def keeps_all(self) -> bool:
+        """Whether everything stays, whatever the input."""
         return self.final.keeps_all
 
     def count(self, n: int) -> int:
-        if isinstance(self.final.keep, float):
-            return max(1, round(self.final.keep**self.way * n))
-        return max(1, round(n * (self.final.count(n) / n) ** self.way)) if n else 0
+        """Tokens kept of `n`, rounded (halves to even), at least 1; 0 of 0 if the final budget is a number."""
+        keep = self.final.keep
+        if n == 0 and isinstance(keep, int):
+            return 0
+        final_ratio = keep if isinstance(keep, float) else self.final.count(n) / n
+        ratio: float = final_ratio**self.exponent
+        return max(1, round(ratio * n))
 
 
 @dataclass(frozen=True)
 class AdaptiveBudget:
-    """No number at all: the policy finds its own."""
+    """No number: the policy decides how many tokens stay."""
 
     @property
     def keeps_all(self) -> bool:
+        """False: how much stays is not known beforehand."""
         return False
 
     def count(self, n: int) -> None:
+        """None: the policy decides."""
         return None
 
 
-def spread(total: int, sizes: list[int]) -> list[int]:
-    """Share `total` out in proportion to `sizes`, none above its size; the shares sum to `total`.
+def apportion(total: int, sizes: Sequence[int]) -> list[int]:
+    """Split `total` in proportion to `sizes`, no share above its size; the shares sum to `total`.
 
-    Each part's cumulative share is rounded down, so that the remainder falls evenly along the parts.
+    Each part's cumulative share is rounded down, so the remainder is spread evenly along the parts.
 
     Raises:
         ValueError: if `total` exceeds the sum of the sizes.
@@ -98,10 +126,40 @@ def spread(total: int, sizes: list[int]) -> list[int]:
     whole = sum(sizes)
     if total > whole:
         raise ValueError(f"cannot share {total} tokens out over {whole}")
-    shares, seen, given = [], 0, 0
+    shares, size_so_far, given = [], 0, 0
     for size in sizes:
-        seen += size
-        share = total * seen // whole - given  # never above size, since total <= whole
+        size_so_far += size
+        share = total * size_so_far // whole - given  # never above size, since total <= whole
         shares.append(share)
         given += share
+    return shares
+
+
+def apportion_by_weight(total: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Split `total` in proportion to `weights`, no share above its size, by largest remainder.
+
+    What a full part cannot take is split again among the others. Equal remainders go to the first part. Negative
+    weights count as 0; if all remaining weights are 0, the remaining parts count alike.
+
+    Args:
+        total: at most the sum of the sizes.
+        sizes: (P,) largest share of each part.
+        weights: (P,), one for each part.
+
+    Returns:
+        (P,) shares that sum to `total`.
+    """
+    shares = [0] * len(sizes)
+    wanted = [0.0 if weight < 0 else float(weight) for weight in weights]
+    while (missing := total - sum(shares)) > 0:
+        free = [i for i, size in enumerate(sizes) if shares[i] < size]
+        weight = sum(wanted[i] for i in free)
+        quota = {i: missing * wanted[i] / weight if weight > 0 else missing / len(free) for i in free}
+        given = {i: min(sizes[i] - shares[i], math.floor(quota[i])) for i in free}
+        if not any(given.values()):  # only remainders are left
+            for i in sorted(free, key=lambda i: (-quota[i], i))[:missing]:
+                shares[i] += 1
+            continue
+        for i, n in given.items():
+            shares[i] += n
     return shares

@@ -1,4 +1,4 @@
-"""What cannot be pickled says so, and what to do instead."""
+"""A clear error for objects that cannot be pickled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 
 class Unpicklable:
-    """Mixin of objects that belong to a model of this process. They can be deep-copied with it.
+    """Mixin of objects that belong to a model of this process. They can be copied with it, but not pickled.
 
     Class attributes:
-        what: the thing that somebody wanted to pickle.
-        advice: what to do instead.
+        what: what cannot be pickled, for the message.
+        advice: what to do instead, for the message.
     """
 
     what: ClassVar[str] = "a pruned model"

@@ -1,7 +1,8 @@
-"""When visual tokens leave inside a decoder, and how many are left then."""
+"""At which decoder layers visual tokens are dropped, and how many stay at each."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from .validate import reals
@@ -9,12 +10,13 @@ from .validate import reals
 
 @dataclass(frozen=True)
 class Schedule:
-    """Cuts at several depths of a decoder, the last of which meets the budget.
+    """Cuts at several depths of a decoder. The last cut meets the budget.
 
     Args:
-        depths: where to cut, as shares of the decoder's layers, ascending, in (0, 1).
-        counts: tokens after each cut, in proportion: the last stands for the budget. `(300, 200, 110)` with a
-            budget of 110 is just that. None: each cut leaves the same share of what was there.
+        depths: where to cut, as shares of the decoder's layers, each in (0, 1), ascending.
+        counts: tokens after each cut, relative to each other, all > 0, none larger than the one before it. They are
+            scaled so that the last equals the budget: `(300, 200, 110)` with a budget of 110 keeps just these
+            numbers. None: each cut keeps the same ratio of the tokens before it.
 
     Raises:
         ValueError: for anything else.
@@ -32,15 +34,29 @@ class Schedule:
             raise ValueError(f"counts={self.counts!r} must have one number for each of depths={self.depths!r}")
 
     def cuts(self, n_layers: int, lowest: int = 1) -> dict[int, int]:
-        """By the decoder layer before which tokens leave: the number of the cut. Of cuts that fall on one
-        layer in a shallow decoder, the last counts; none is below `lowest`."""
+        """The cuts of a decoder of `n_layers`: by the layer before which tokens are dropped, the cut's number.
+
+        A depth becomes `max(lowest, int(depth * n_layers))`. If several cuts fall on one layer of a shallow
+        decoder, the last of them counts.
+        """
         return {max(lowest, int(depth * n_layers)): i for i, depth in enumerate(self.depths)}
 
-    def left(self, cut: int, n: int, n_keep: int) -> int:
-        """Tokens that stay at a cut, of `n` that entered the decoder, when `n_keep` are left in the end."""
+    def kept(self, cut: int, n: int, n_keep: int) -> int:
+        """Tokens that stay at a cut.
+
+        Args:
+            cut: number of the cut, from 0.
+            n: tokens that entered the decoder.
+            n_keep: tokens after the last cut.
+        """
         if self.counts is None:
-            share = (n_keep / n) ** ((cut + 1) / len(self.depths)) if n else 0
-            wanted = round(n * share)
+            ratio = (n_keep / n) ** ((cut + 1) / len(self.depths)) if n else 0
+            wanted = round(n * ratio)
         else:
             wanted = round(n_keep * self.counts[cut] / self.counts[-1])
         return n_keep if cut == len(self.depths) - 1 else min(n, max(n_keep, wanted))
+
+    def left(self, cut: int, n: int, n_keep: int) -> int:
+        """Former name of `kept`."""
+        warnings.warn("Schedule.left is deprecated: call Schedule.kept", DeprecationWarning, stacklevel=2)
+        return self.kept(cut, n, n_keep)

@@ -1,4 +1,4 @@
-"""A policy of one's own: the brightest tokens, one from every neighbourhood first.
+"""A policy outside tokenprune: the tokens of the largest norm, one from every block of the sequence first.
 
 pip install ./examples/custom_policy
 tokenprune bench --policy brightest --keep 0.1
@@ -17,10 +17,13 @@ from tokenprune import Policy, Selection, VisualTokens, register
 @register("brightest")
 @dataclass
 class Brightest(Policy):
-    """Tokens of the largest norm, after the best of every block of the sequence.
+    """Tokens of the largest norm.
+
+    1. The sequence is cut into blocks of `blocks` tokens. The token of the largest norm in each block comes first.
+    2. The rest of the budget goes to the tokens of the largest norm among the others.
 
     Args:
-        blocks: neighbours in the sequence that make up a block.
+        blocks: tokens in a block, >= 1.
     """
 
     blocks: int = 8
@@ -36,6 +39,6 @@ class Brightest(Policy):
         block = torch.arange(len(tokens), device=norm.device) // self.blocks
         best = torch.full((int(block[-1]) + 1,), -torch.inf, device=norm.device)
         best = best.scatter_reduce(0, block, norm, "amax")
-        # The best of a block is ahead of all that are not.
+        # The best of each block gets a higher score than all others.
         score = torch.where(norm == best[block], norm + norm.max() + 1, norm)
         return Selection(score.topk(n_keep).indices.sort().values)

@@ -1,8 +1,9 @@
-"""Selection ops: batched, float32 inside, deterministic, lowest index wins a tie.
+"""Selection ops: batched, computed in float32, deterministic. The lowest index wins a tie.
 
-Each op has a plain torch reference that states what it means, a path that selects on the host, and
-Triton kernels; `implementation` overrides the choice. All are `torch.library` custom ops, so
-`torch.compile` keeps its graph whole around them.
+Each op has three implementations that give the same indices: a plain torch reference that defines it
+(`reference.py`), one that selects on the host (`host.py`), and Triton kernels (`kernels/`). `implementation` forces
+one of them for a block of code. All are `torch.library` custom ops, so `torch.compile` does not break its graph at
+them.
 """
 
 from .attention import attention_received

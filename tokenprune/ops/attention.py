@@ -1,4 +1,4 @@
-"""Attention that keys receive, without the attention map."""
+"""Attention that keys receive, computed without storing the attention map."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .dispatch import call
 def attention_received(
     query: Tensor, key: Tensor, rows: Tensor | None = None, mask: Tensor | None = None, scaling: float | None = None
 ) -> Tensor:
-    """Softmax attention each key receives, averaged over heads and over the asked queries.
+    """Softmax attention that each key receives, averaged over heads and over the given queries.
 
     Args:
         query: (B, H, Q, d).
         key: (B, H or H_kv, N, d); fewer key heads are shared by groups of query heads.
-        rows: which queries: (R,) int64 for all of the batch, or (B, Q) bool per batch row. None: all.
-        mask: (B, N) or (B, Q, N) bool, True where a query may look. None: everywhere.
-        scaling: of the scores; None: 1 / sqrt(d).
+        rows: which queries: (R,) int64 indices, the same for the whole batch, or (B, Q) bool. None: all.
+        mask: (B, N) or (B, Q, N) bool, True for keys that a query may attend to. None: all.
+        scaling: factor of the scores. None: 1 / sqrt(d).
 
     Returns:
-        (B, N), float32 (float64 for float64 inputs), detached. A row of a batch that asks for no query
-        is 0.
+        (B, N), float32 (float64 for float64 inputs), detached. A row of the batch without any query is 0, and a query
+        that may attend to no key counts as 0.
 
     Raises:
         ValueError: if a shape does not fit.
 
-    Memory is O(B H N) and one tile of scores: never Q x N.
+    Memory is O(B H N) and one tile of scores, never Q x N.
     """
     if query.ndim != 4 or key.ndim != 4 or query.shape[1] % key.shape[1] or query.shape[3] != key.shape[3]:
         raise ValueError(
@@ -35,7 +35,8 @@ def attention_received(
             f"got {tuple(query.shape)} and {tuple(key.shape)}"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return torch.ops.tokenprune.attention_received(query.detach(), key.detach(), rows, mask, scaling)
+    received: Tensor = torch.ops.tokenprune.attention_received(query.detach(), key.detach(), rows, mask, scaling)
+    return received
 
 
 @torch.library.custom_op(
@@ -44,7 +45,8 @@ def attention_received(
     schema="(Tensor query, Tensor key, Tensor? rows, Tensor? mask, float scaling) -> Tensor",
 )
 def _attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Tensor | None, scaling: float) -> Tensor:
-    return call("attention_received", query, key, rows, mask, scaling)
+    received: Tensor = call("attention_received", query, key, rows, mask, scaling)
+    return received
 
 
 @_attention_received.register_fake

@@ -1,4 +1,4 @@
-"""What ops that pick k of N candidates ask of their arguments."""
+"""Checks of the arguments of ops that pick k of N candidates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 def check_picks(k: int, batch: int, n: int, **given: Tensor | None) -> None:
     """Raise `ValueError` unless 1 <= k <= n and all the tensors given are (batch, n).
 
-    Shapes only: looking at values would wait for the device.
+    Only shapes are checked: reading values would wait for the device.
     """
     if not 1 <= k <= n:
         raise ValueError(f"k={k} must be between 1 and N={n}")

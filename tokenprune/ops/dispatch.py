@@ -1,4 +1,4 @@
-"""Which implementation of an op runs."""
+"""The choice between the implementations of an op."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# By name, the module that holds a function for each op.
+# Module with a function for each op, by the implementation's name.
 _MODULES = {"reference": ".reference", "host": ".host", "triton": ".kernels"}
 _KERNEL_DTYPES = {torch.float16, torch.bfloat16, torch.float32}
 _FORCED: ContextVar[str | None] = ContextVar("tokenprune_ops", default=None)
@@ -21,7 +21,7 @@ _FORCED: ContextVar[str | None] = ContextVar("tokenprune_ops", default=None)
 
 @contextmanager
 def implementation(name: str) -> Iterator[None]:
-    """Run the ops of a block by one implementation: `"reference"`, `"host"` or `"triton"`.
+    """Force one implementation for the ops of a block: `"reference"`, `"host"` or `"triton"`.
 
     Raises:
         ValueError: unknown name, or Triton is not installed.
@@ -38,7 +38,7 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def call(op: str, tensor: Tensor, *args: Any) -> Any:
-    """Run an op whose first argument is `tensor` by the implementation for its device and dtype."""
+    """Run an op with the forced implementation, else with the one for its first tensor's device and dtype."""
     name = _FORCED.get()
     if name is None:
         fused = tensor.device.type == "cuda" and tensor.dtype in _KERNEL_DTYPES and _has_triton()

@@ -12,19 +12,20 @@ from .dispatch import call
 def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
     """Greedy MAP inference of a DPP with kernel L_ij = q_i cos(x_i, x_j) q_j.
 
-    Each pick adds most to log det of the picks' kernel: the candidate of largest variance given the
-    picks (fast greedy MAP, arXiv:1709.05135, Algorithm 1; used by CDPruner, arXiv:2506.10967).
+    Each pick is the candidate that increases the log determinant of the picks' kernel most. That is the candidate of
+    largest variance given the picks (fast greedy MAP, arXiv:1709.05135, Algorithm 1; used by CDPruner,
+    arXiv:2506.10967).
 
     Args:
         features: (B, N, D), any floating dtype; similarities are float32.
-        quality: (B, N), how much each token is wanted, >= 0.
+        quality: (B, N), weight q of each token, >= 0.
         k: tokens to pick, 1 <= k <= N.
         mask: (B, N) bool, True for candidates. None: all.
 
     Returns:
-        (B, k) int64, in the order picked, no index twice; -1 where a row's candidates are used up. The
-        first j picks for k are the picks for j. Where no candidate has more than a ten-thousandth of
-        its variance left (duplicates, ranks used up), the lowest index is next.
+        (B, k) int64, in the order picked, no index twice; -1 after a row's candidates are used up. The first j of k
+        picks are the picks for j. If no candidate has more than a ten-thousandth of its variance left (duplicates,
+        or more picks than the kernel's rank), the lowest index is next.
 
     Raises:
         ValueError: if k or a shape does not fit.
@@ -34,7 +35,8 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None = 
             f"features must be (B, N, D) and quality (B, N), got {tuple(features.shape)} and {tuple(quality.shape)}"
         )
     check_picks(k, *quality.shape, mask=mask)
-    return torch.ops.tokenprune.dpp_select(features, quality, k, mask)
+    picks: Tensor = torch.ops.tokenprune.dpp_select(features, quality, k, mask)
+    return picks
 
 
 @torch.library.custom_op(
@@ -43,7 +45,8 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None = 
     schema="(Tensor features, Tensor quality, SymInt k, Tensor? mask) -> Tensor",
 )
 def _dpp(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -> Tensor:
-    return call("dpp_select", features, quality, k, mask)
+    picks: Tensor = call("dpp_select", features, quality, k, mask)
+    return picks
 
 
 @_dpp.register_fake

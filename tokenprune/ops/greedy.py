@@ -12,58 +12,63 @@ from .dispatch import call
 def max_min_select(
     features: Tensor, k: int, first: Tensor | None = None, mask: Tensor | None = None, length: float = 0.0
 ) -> Tensor:
-    """Greedy max-min diversity (farthest point, k-center) on cosine distance, or one that sees lengths.
+    """Greedy max-min diversity (farthest point, k-center): each pick is the candidate farthest from its nearest pick.
 
     Args:
-        features: (B, N, D), any floating dtype; similarities are float32. A zero vector has distance 1
-            from everything.
+        features: (B, N, D), any floating dtype; similarities are float32. A zero vector has cosine 0 with
+            everything.
         k: tokens to pick, 1 <= k <= N.
-        first: (B,) int64, the first pick of each row, a candidate; or (B, S), the first picks, different
-            candidates, with -1 behind them in rows that have fewer, but for the first. None: the
+        first: (B,) int64, the first pick of each row; or (B, S), its first picks, in rows with fewer of them filled
+            up with -1 (not in the first column). They must be distinct candidates. None: the first pick is the
             candidate farthest from its nearest neighbour (DivPrune, arXiv:2503.02175, Algorithm 1).
         mask: (B, N) bool, True for candidates. None: all.
-        length: in [0, 1], how much lengths count beside directions: distance is
-            (1 - length) (1 - cos(x, y)) + length |x - y|^2 / 2, lengths in units of the row's mean.
+        length: weight of vector lengths in the distance, in [0, 1]. The distance of x and y is
+            (1 - length) (1 - cos(x, y)) + length |x - y|^2 / 2, with x and y divided by the mean length of the row's
+            candidates. 0 is cosine distance.
 
     Returns:
-        (B, k) int64, in the order picked, no index twice, lowest index first among equals; -1 where a
-        row's candidates are used up. The first j picks for k are the picks for j.
+        (B, k) int64, in the order picked, no index twice, the lowest index first among equals; -1 after a row's
+        candidates are used up. The first j of k picks are the picks for j.
 
     Raises:
         ValueError: if k, length or a shape does not fit.
 
-    On the CPU no N x N matrix is made above 4096 tokens, nor where a given pivot makes a few products of
-    matrix and vector cheaper; above, the missing pivot is found block by block. On a GPU: three
-    launches, whatever k is (per 2 GB of similarities; with `length` a few more).
+    On the CPU no N x N matrix is made above 4096 tokens (the first pick is found block by block there), nor where
+    `first` is given and k products of matrix and vector are cheaper. On a GPU there are three kernel launches whatever
+    k is, per 2 GB of similarities; with `length` a few more.
     """
     first = _check(features, k, first, mask)
     if not 0 <= length <= 1:
         raise ValueError(f"length={length!r} must be in [0, 1]")
-    return torch.ops.tokenprune.max_min_select(features, k, first, mask, float(length))
+    picks: Tensor = torch.ops.tokenprune.max_min_select(features, k, first, mask, float(length))
+    return picks
 
 
 def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None = None) -> Tensor:
     """Greedy max-sum diversity: each pick has the smallest summed cosine similarity to all picks so far.
 
+    ToDRE, arXiv:2505.18757v2, Algorithm 1.
+
     Args:
         features: (B, N, D), any floating dtype; similarities are float32.
         k: tokens to pick, 1 <= k <= N.
-        first: (B,) or (B, S) int64, as of `max_min_select`.
+        first: (B,) or (B, S) int64, as `max_min_select` takes it.
         mask: (B, N) bool, True for candidates. None: all.
 
     Returns:
-        (B, k) int64, as of `max_min_select` (ToDRE, arXiv:2505.18757v2, Algorithm 1).
+        (B, k) int64, as `max_min_select` returns it.
 
     Raises:
         ValueError: if k or a shape does not fit.
 
-    Memory and launches are as of `max_min_select`.
+    Memory and launches are those of `max_min_select`.
     """
-    return torch.ops.tokenprune.max_sum_select(features, k, _check(features, k, first, mask), mask)
+    picks: Tensor = torch.ops.tokenprune.max_sum_select(features, k, _check(features, k, first, mask), mask)
+    return picks
 
 
 def _check(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """`first` as (B, S)."""
+    """Check shapes and k; `first` as (B, S)."""
     if features.ndim != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
     batch, n = features.shape[:2]
@@ -79,7 +84,8 @@ def _check(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None) 
     schema="(Tensor features, SymInt k, Tensor? first, Tensor? mask, float length) -> Tensor",
 )
 def _max_min(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
-    return call("max_min_select", features, k, first, mask, length)
+    picks: Tensor = call("max_min_select", features, k, first, mask, length)
+    return picks
 
 
 @torch.library.custom_op(
@@ -88,7 +94,8 @@ def _max_min(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None
     schema="(Tensor features, SymInt k, Tensor first, Tensor? mask) -> Tensor",
 )
 def _max_sum(features: Tensor, k: int, first: Tensor, mask: Tensor | None) -> Tensor:
-    return call("max_sum_select", features, k, first, mask)
+    picks: Tensor = call("max_sum_select", features, k, first, mask)
+    return picks
 
 
 @_max_min.register_fake

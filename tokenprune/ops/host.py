@@ -1,12 +1,13 @@
-"""Ops that choose on the host: the CPU's path, and that of devices without Triton.
+"""The ops for the CPU and for devices without Triton.
 
-Products run on the tensors' own device; the greedy loop is NumPy's, whose calls cost a third of
-torch's, and a step is little else.
+Matrix products run on the tensors' own device. Greedy loops run on the host in NumPy: a step is little more than the
+overhead of a call, which is a third of torch's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 from .reference import NO_VARIANCE
 
 _GRAM_LIMIT = 4096  # tokens; above, N x N float32 would take more than 64 MB
-_GRAM_GAIN = 12  # a product of matrices does this many times the work of matrix by vector in its time
-_GRAM_BLOCKS = 6
-_TILE = 1 << 22  # elements of a tile of attention scores: 16 MB in float32, whatever N is
+_GRAM_GAIN = 12  # a matrix product is this many times as fast per operation as matrix times vector
+_GRAM_BLOCKS = 6  # blocks along a side of the matrix of similarities
+_TILE = 1 << 22  # elements of a tile of scores: 16 MB in float32, whatever N is
 
 
 @torch.no_grad()
@@ -50,36 +51,40 @@ def _per_image(
 
 
 def _greedy(features: Tensor, k: int, first: list[int] | None, update: np.ufunc, length: float) -> np.ndarray:
-    """k of the (N, D) tokens: from `first` on, the one with the smallest score, which picks update.
+    """(k,) int64 picks of one image: those of `first`, then always the token with the smallest score.
 
-    `update` merges scores with the similarities of a pick. Without `first`: the token least like its
-    nearest neighbour. With `length`, similarity is the distance that counts lengths, turned.
+    Args:
+        features: (N, D).
+        k: number of picks.
+        first: the first picks; None: the token least similar to its nearest neighbour.
+        update: merges the scores with the similarities to a pick.
+        length: weight of lengths; similarity is minus the distance of `max_min_select`, up to a constant.
     """
     n, unit = len(features), _unit(features)
-    own = None
+    norms = None
     if length:
-        own = torch.linalg.vector_norm(features.float(), dim=-1)
-        own /= own.mean().clamp(min=1e-12)
+        norms = torch.linalg.vector_norm(features.float(), dim=-1)
+        norms /= norms.mean().clamp(min=1e-12)
     row_of: Callable[[int], np.ndarray]
     if n <= _GRAM_LIMIT and (first is None or k * _GRAM_GAIN > n):
         gram = _gram(unit)
-        if own is not None:
-            gram = _seen(gram, own, slice(None), length)
+        if norms is not None:
+            gram = _with_lengths(gram, norms, slice(None), length)
         if first is None:
-            gram.fill_diagonal_(-torch.inf)  # nobody is their own neighbour
+            gram.fill_diagonal_(-torch.inf)  # a token is not its own neighbour
             first = [int(gram.amax(1).argmin())]
         row_of = gram.cpu().numpy().__getitem__
     else:
         if first is None:
-            first = [int(_likeness(unit, own, length).argmin())]
+            first = [int(_nearest_similarity(unit, norms, length).argmin())]
         row = torch.empty(n, device=unit.device)
-        row_of = lambda i: _seen(torch.mv(unit, unit[i], out=row), own, i, length).cpu().numpy()
+        row_of = lambda i: _with_lengths(torch.mv(unit, unit[i], out=row), norms, i, length).cpu().numpy()
     picks = np.empty(k, np.int64)
     picks[0] = last = first[0]
     score = np.full(n, 0 if update is np.add else -np.inf, np.float32)
     for i in range(1, k):
         update(score, row_of(last), out=score)
-        score[last] = np.inf  # never twice, whatever the rows say
+        score[last] = np.inf  # never picked twice
         picks[i] = last = first[i] if i < len(first) else int(score.argmin())
     return picks
 
@@ -87,16 +92,16 @@ def _greedy(features: Tensor, k: int, first: list[int] | None, update: np.ufunc,
 @torch.no_grad()
 def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -> Tensor:
     picks = torch.full((len(features), k), -1)
-    for i, (image, wanted) in enumerate(zip(features, quality, strict=True)):
+    for i, (image, weight) in enumerate(zip(features, quality, strict=True)):
         candidates = torch.arange(len(image), device=image.device) if mask is None else mask[i].nonzero()[:, 0]
         if len(candidates):
-            order = _most_volume(image[candidates], wanted[candidates], min(k, len(candidates)))
+            order = _most_volume(image[candidates], weight[candidates], min(k, len(candidates)))
             picks[i, : len(order)] = candidates.cpu()[torch.from_numpy(order)]
     return picks.to(features.device)
 
 
 def _most_volume(features: Tensor, quality: Tensor, k: int) -> np.ndarray:
-    """k of the (N, D) tokens by a Cholesky factor that grows by a row at each pick."""
+    """(k,) int64 picks of (N, D) tokens with (N,) weights, by a Cholesky factor that grows by a row at each pick."""
     unit = _unit(features) * quality.float()[:, None]
     n = len(unit)
     row_of: Callable[[int], np.ndarray]
@@ -104,18 +109,18 @@ def _most_volume(features: Tensor, quality: Tensor, k: int) -> np.ndarray:
         row_of = _gram(unit).cpu().numpy().__getitem__
     else:
         row_of = lambda i: torch.mv(unit, unit[i]).cpu().numpy()
-    own = unit.square().sum(1).cpu().numpy()
-    least, variance = NO_VARIANCE * own, own.copy()
+    prior = unit.square().sum(1).cpu().numpy()  # variances without picks
+    least, variance = NO_VARIANCE * prior, prior.copy()
     factor, picks = np.zeros((k, n), np.float32), np.empty(k, np.int64)
-    gone = np.zeros(n, bool)
+    taken = np.zeros(n, bool)
     for step in range(k):
-        left = np.where(variance > least, variance, 0)
-        left[gone] = -np.inf
-        picks[step] = best = int(left.argmax())
-        gone[best] = True
-        if left[best] > 0:
+        score = np.where(variance > least, variance, 0)
+        score[taken] = -np.inf
+        picks[step] = best = int(score.argmax())
+        taken[best] = True
+        if score[best] > 0:
             row = row_of(best) - factor[:step, best] @ factor[:step]
-            factor[step] = row / np.sqrt(left[best])
+            factor[step] = row / np.sqrt(score[best])
             variance -= factor[step] ** 2
     return picks
 
@@ -133,20 +138,29 @@ def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Te
 
 
 def _most_covering(scores: np.ndarray, factor: np.ndarray, k: int) -> np.ndarray:
-    """k of N candidates, (N, R) similarities each to the targets.
+    """(k,) int64 picks of N candidates.
 
-    Gains of before a pick bound those after it, sums rounded alike; the best of them are computed again
-    until one of the new ones is ahead of all bounds.
+    A gain computed before a pick is an upper bound of the gain after it, since both are summed in the same order. The
+    largest bounds are computed again until the largest value of all is an up-to-date gain.
+
+    Args:
+        scores: (N, R), similarity of each candidate to each target.
+        factor: (N,), factors of the gains.
+        k: number of picks.
     """
     covered, picks = np.zeros(scores.shape[1], scores.dtype), np.empty(k, np.int64)
-    gains = lambda some: np.maximum(scores[some] - covered, 0).sum(1) * factor[some]
+
+    def gains(of: Any) -> np.ndarray:
+        gain: np.ndarray = np.maximum(scores[of] - covered, 0).sum(1) * factor[of]
+        return gain
+
     bound = gains(slice(None))
     fresh = np.ones(len(bound), bool)
-    some = max(8, min(64, len(bound) // 16))
+    n_again = max(8, min(64, len(bound) // 16))
     for step in range(k):
         while not fresh[best := int(bound.argmax())]:
             stale = np.where(fresh, -np.inf, bound)
-            again = np.argpartition(stale, -some)[-some:] if some < len(stale) else np.arange(len(stale))
+            again = np.argpartition(stale, -n_again)[-n_again:] if n_again < len(stale) else np.arange(len(stale))
             again = again[~fresh[again]]
             bound[again] = gains(again)
             fresh[again] = True
@@ -159,15 +173,16 @@ def _most_covering(scores: np.ndarray, factor: np.ndarray, k: int) -> np.ndarray
 
 
 def _unit(features: Tensor) -> Tensor:
+    """(N, D) float32 unit vectors; zero vectors stay zero."""
     unit = features.float()
     length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=1e-12)
     return torch.div(unit, length, out=None if unit is features else unit)
 
 
 def _gram(unit: Tensor) -> Tensor:
-    """All similarities, (N, N): blocks on and below the diagonal are multiplied, the others mirrored.
+    """(N, N) products of (N, D) vectors: blocks on and below the diagonal are computed, the others mirrored.
 
-    Small ones in one product. Blocks begin where the product's own tiles do, so that equal tokens get
+    Small matrices are a single block. Blocks begin where the tiles of the BLAS product do, so that equal tokens get
     equal sums.
     """
     n = len(unit)
@@ -175,35 +190,42 @@ def _gram(unit: Tensor) -> Tensor:
     for start in range(0, n, step := max(96, -(-n // (32 * _GRAM_BLOCKS)) * 32)):
         stop = start + step
         torch.mm(unit[start:], unit[start:stop].T, out=gram[start:, start:stop])
-        block = gram[start:stop, start:stop]  # symmetric but for rounding: each other's nearest are to be a tie
+        block = gram[start:stop, start:stop]  # symmetric but for rounding; each other's nearest must tie
         block.copy_(torch.maximum(block, block.T))
         gram[start:stop, stop:] = gram[stop:, start:stop].T
     return gram
 
 
-def _seen(cosine: Tensor, own: Tensor | None, i: int | slice, length: float) -> Tensor:
-    """Cosines (..., N) with token i as similarities that count lengths, in place; `own`: lengths."""
-    if own is None:
+def _with_lengths(cosine: Tensor, norms: Tensor | None, i: int | slice, length: float) -> Tensor:
+    """Similarities with lengths, computed in place.
+
+    Args:
+        cosine: (N,) cosine similarities of token `i`, or (M, N) of the M tokens of a slice.
+        norms: (N,) lengths in units of their mean; None: cosines are returned unchanged.
+        i: the token, or the tokens.
+        length: weight of lengths.
+    """
+    if norms is None:
         return cosine
-    mine = own[i] if isinstance(i, int) else own[i, None]
-    cosine *= (1 - length) + length * (mine * own)
-    cosine -= length / 2 * (mine**2 + own**2)
+    norm = norms[i] if isinstance(i, int) else norms[i, None]
+    cosine *= (1 - length) + length * (norm * norms)
+    cosine -= length / 2 * (norm**2 + norms**2)
     return cosine
 
 
-def _likeness(unit: Tensor, own: Tensor | None = None, length: float = 0.0) -> Tensor:
-    """Similarity (N,) of each token to its nearest neighbour, in memory that does not grow with N x N."""
+def _nearest_similarity(unit: Tensor, norms: Tensor | None = None, length: float = 0.0) -> Tensor:
+    """(N,) similarity of each token to its nearest neighbour, in memory that grows with N only."""
     n = len(unit)
     best = unit.new_full((n,), -torch.inf)
     for start in range(0, n, step := max(1, _TILE // n)):
         block = unit[start : start + step] @ unit[start:].T
-        if own is not None:
-            block = _seen(block, own[start:], slice(0, len(block)), length)
+        if norms is not None:
+            block = _with_lengths(block, norms[start:], slice(0, len(block)), length)
         block.fill_diagonal_(-torch.inf)
-        rest = best[start:]
-        torch.maximum(rest, block.amax(0), out=rest)
-        rest = rest[:step]
-        torch.maximum(rest, block.amax(1), out=rest)
+        of_columns = best[start:]
+        torch.maximum(of_columns, block.amax(0), out=of_columns)
+        of_rows = of_columns[:step]
+        torch.maximum(of_rows, block.amax(1), out=of_rows)
     return best
 
 
@@ -222,7 +244,7 @@ def topk_gather(
     gathered = features[image, indices]
     moved = indices.new_empty(0, *indices.shape) if positions is None else positions[:, image, indices]
     if mask is not None:
-        # Those that were never candidates go to the end.
+        # Tokens that are no candidates go to the end.
         surplus = ~mask[image, indices]
         order = surplus.int().sort(dim=1, stable=True).indices
         surplus, indices = surplus.gather(1, order), indices.gather(1, order)
@@ -236,7 +258,7 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
     dtype = torch.promote_types(query.dtype, torch.float32)
     batch, heads, length, width = query.shape
     groups, n = key.shape[1:3]
-    weights = None  # (B, Q) of asked queries, where rows of the batch ask for different ones
+    weights = None  # (B, Q), where rows of the batch have different queries
     index = torch.arange(length, device=query.device)
     if rows is not None and rows.dtype == torch.bool:
         weights, index = rows, rows.any(0).nonzero()[:, 0]
@@ -246,14 +268,14 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
     received = torch.zeros(batch, n, dtype=dtype, device=query.device)
     step = max(1, _TILE // max(1, batch * heads * n))
     for some in index.split(step):
-        part = query[:, :, some].to(dtype).view(batch, groups, -1, width)  # heads that share keys, in one product
+        part = query[:, :, some].to(dtype).view(batch, groups, -1, width)  # query heads that share a key head
         scores = (part @ keys).view(batch, heads, len(some), n).mul_(scaling)
         if mask is not None:
-            seen = mask[:, None, None] if mask.ndim == 2 else mask[:, None, some]
-            scores = scores.masked_fill_(~seen, -torch.inf)
+            visible = mask[:, None, None] if mask.ndim == 2 else mask[:, None, some]
+            scores = scores.masked_fill_(~visible, -torch.inf)
         attention = scores.softmax(-1)
         if mask is not None:
-            attention = attention.nan_to_num_(0)  # a query that may look nowhere
+            attention = attention.nan_to_num_(0)  # a query that may attend to no key
         if weights is not None:
             attention = attention * weights[:, None, some, None]
         received += attention.mean(1).sum(1)

@@ -14,19 +14,21 @@ from .dispatch import call
 def topk_gather(
     scores: Tensor, features: Tensor, k: int, mask: Tensor | None = None, positions: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Select the k best-scored tokens and gather what belongs to them: one kernel on a GPU.
+    """Select the k best-scored tokens and gather their features and positions; one kernel on a GPU.
+
+    The library itself uses the indices only (`topk_select`); it gathers later, from other tensors.
 
     Args:
         scores: (B, N), floating; NaN counts as infinity.
         features: (B, N, D), any dtype.
         k: tokens to keep, 1 <= k <= N.
         mask: (B, N) bool, True for candidates. None: all.
-        positions: (B, N) or (P, B, N) int64, position ids (P planes under mRoPE), gathered alike.
+        positions: (B, N) or (P, B, N) int64, position ids (P planes under mRoPE), gathered in the same way.
 
     Returns:
-        indices (B, k) int64, ascending; gathered features (B, k, D), through which gradients flow; and,
-        if given, positions (B, k) or (P, B, k). Among equal scores the lowest index wins. Where a row
-        has fewer than k candidates, its last indices are -1, their features and positions 0.
+        indices (B, k) int64, ascending; gathered features (B, k, D), which gradients flow through; and, if given,
+        positions (B, k) or (P, B, k). Among equal scores the lowest index wins. If a row has fewer than k candidates,
+        its last indices are -1, and their features and positions are 0.
 
     Raises:
         ValueError: if k or a shape does not fit.
@@ -77,12 +79,12 @@ def _(
     )
 
 
-def _keep_indices(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _keep_indices(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(output[1])
     ctx.n = inputs[1].shape[1]
 
 
-def _scatter_back(ctx: Any, gradient: Tensor, *_: Any) -> tuple:
+def _scatter_back(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     (indices,) = ctx.saved_tensors
     gradient = gradient.masked_fill((indices < 0)[..., None], 0)
     index = indices.clamp(min=0)[..., None].expand_as(gradient)

@@ -1,7 +1,20 @@
-"""Pruning policies, one file each."""
+"""Pruning policies, one file each.
+
+To add one: write a dataclass that derives from `Policy` (`base.py`), with `@register("name")` (`registration.py`) above
+it, and import it here. Its fields are the options; `__post_init__` checks them with `tokenprune/validate.py`. It
+overrides `select`, which gets one image or video frame (`VisualTokens`) and returns a `Selection` (`types.py`). Three
+bases leave less to write: `BatchedPolicy` (`select_many`, one op call for a batch), `ScheduledPolicy` (drops at
+several decoder layers) and `Policy` itself for all else. Policies outside this package use an entry point instead of
+the import: `examples/custom_policy`.
+
+Helpers: `greedy.py` (greedy ops on inputs of several sizes), `merging.py` (averages of tokens), `relevance.py`
+(similarity to the question), `spacing.py` (evenly spaced indices), and `apportion` in `tokenprune/budget.py` (whole
+shares of a budget). The library calls policies through `run.py`, checks what they return in `answers.py`, and names
+the stages in `stages.py`. `renamed.py` keeps former names of methods working.
+"""
 
 from .auto import Auto
-from .base import Policy, UnknownPolicyError, make_policy, register, registry
+from .base import BatchedPolicy, Policy, ScheduledPolicy
 from .cdpruner import CDPruner
 from .dart import DART
 from .divprune import DivPrune
@@ -19,8 +32,10 @@ from .prumerge import PruMerge, PruMergePlus
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .recoverable import Recoverable
+from .registration import UnknownPolicyError, make_policy, register, registry
 from .scope import Scope
 from .sparsevlm import SparseVLM
+from .stages import Stage
 from .todre import ToDRE
 from .tokenflex import TokenFlex
 from .tome import ToMe
@@ -35,6 +50,7 @@ __all__ = [
     "EVS",
     "VTW",
     "Auto",
+    "BatchedPolicy",
     "CDPruner",
     "DivPrune",
     "Downsample",
@@ -51,8 +67,10 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "Recoverable",
+    "ScheduledPolicy",
     "Scope",
     "SparseVLM",
+    "Stage",
     "ToDRE",
     "ToMe",
     "TokenFlex",

@@ -1,4 +1,4 @@
-"""What a policy may answer, at every stage, checked before anything is changed by it."""
+"""Checks of what policies answer, at every stage, before anything is changed by it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .types import DecoderView, Selection, TowerCut, TowerView, VisualTokens
 def checked_selections(
     name: str, answers: Any, tokens: Sequence[VisualTokens], n_keep: Sequence[int | None]
 ) -> list[Selection]:
-    """The answers of `select_many`, with their indices on the host: that is the one wait for the device.
+    """The answers of `select_many`, checked, with their indices on the host. Fetching them waits for the device.
 
     Args:
-        name: of the policy that answered.
+        name: of the policy.
         answers: what it returned.
-        tokens: what it was asked about.
-        n_keep: how many tokens it was asked for; None for any number.
+        tokens: the inputs it was called with.
+        n_keep: for each, how many tokens have to stay; None for any number.
 
     Raises:
         ValueError: naming the policy and what is wrong.
     """
     if not isinstance(answers, list | tuple) or len(answers) != len(tokens):
-        raise ValueError(f"policy {name!r} must return a list of {len(tokens)} Selections, got {_told(answers)}")
+        raise ValueError(f"policy {name!r} must return a list of {len(tokens)} Selections, got {_described(answers)}")
     for selection, each in zip(answers, tokens, strict=True):
         if not isinstance(selection, Selection):
-            raise ValueError(f"policy {name!r} must return a Selection for each input, got {_told(selection)}")
+            raise ValueError(f"policy {name!r} must return a Selection for each input, got {_described(selection)}")
         selection.check_form(each, name)
     finite = [
         (selection.features.isfinite().all() | ~each.features.isfinite().all()).long()[None]
@@ -47,30 +47,42 @@ def checked_selections(
 
 
 def checked_masks(name: str, views: Sequence[DecoderView], answers: Any) -> list[list[Tensor] | None]:
-    """The answers of `deep_select_many`.
+    """The answers of `decoder_select_many`, checked.
+
+    Args:
+        name: of the policy.
+        views: the rows it was called with.
+        answers: what it returned.
 
     Raises:
         ValueError: naming the policy and what is wrong.
     """
     if not isinstance(answers, list | tuple) or len(answers) != len(views):
-        raise ValueError(f"policy {name!r} must return an answer for each of {len(views)} rows, got {_told(answers)}")
+        raise ValueError(
+            f"policy {name!r} must return an answer for each of {len(views)} rows, got {_described(answers)}"
+        )
     for view, answer in zip(views, answers, strict=True):
         if answer is None:
             continue
-        sizes = [len(places) for places in view.visual]
+        sizes = [len(columns) for columns in view.visual]
         if not isinstance(answer, list | tuple) or len(answer) != len(sizes):
             raise ValueError(
                 f"policy {name!r} must return a bool mask for each of {len(sizes)} visual inputs of a row, or None, "
-                f"got {_told(answer)}"
+                f"got {_described(answer)}"
             )
         for mask, size in zip(answer, sizes, strict=True):
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (size,) or mask.is_meta:
-                raise ValueError(f"policy {name!r} must return bool masks of shape ({size},), got {_told(mask)}")
+                raise ValueError(f"policy {name!r} must return bool masks of shape ({size},), got {_described(mask)}")
     return list(answers)
 
 
 def checked_cut(name: str, view: TowerView, cut: Any) -> TowerCut | None:
-    """The answer of `tower_select`, as far as it can be checked without waiting for the device.
+    """The answer of `encoder_select`, as far as it can be checked without waiting for the device.
+
+    Args:
+        name: of the policy.
+        view: what it was called with.
+        cut: what it returned.
 
     Raises:
         ValueError: naming the policy and what is wrong.
@@ -79,7 +91,7 @@ def checked_cut(name: str, view: TowerView, cut: Any) -> TowerCut | None:
         return None
     batch, length, width = view.hidden.shape
     if not isinstance(cut, TowerCut):
-        raise ValueError(f"policy {name!r} must return a TowerCut or None, got {_told(cut)}")
+        raise ValueError(f"policy {name!r} must return a TowerCut or None, got {_described(cut)}")
     keep = cut.keep
     if (
         not isinstance(keep, Tensor)
@@ -88,20 +100,24 @@ def checked_cut(name: str, view: TowerView, cut: Any) -> TowerCut | None:
         or len(keep) != batch
         or keep.is_meta
     ):
-        raise ValueError(f"policy {name!r} must return int64 indices of shape ({batch}, K), got {_told(keep)}")
+        raise ValueError(f"policy {name!r} must return int64 indices of shape ({batch}, K), got {_described(keep)}")
     k = keep.shape[1]
-    for what, value, shape in (("hidden", cut.hidden, (batch, k, width)), ("sizes", cut.sizes, (batch, k))):
+    for field, value, shape in (("hidden", cut.hidden, (batch, k, width)), ("sizes", cut.sizes, (batch, k))):
         if value is None:
             continue
         if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point() or value.is_meta:
-            raise ValueError(f"policy {name!r} must return {what} of shape {shape}, got {_told(value)}")
+            raise ValueError(f"policy {name!r} must return {field} of shape {shape}, got {_described(value)}")
     if k < int(view.cls) or k > length:
         raise ValueError(f"policy {name!r} kept {k} of {length} tokens in the vision tower")
     return cut
 
 
 def orderly(view: TowerView, cut: TowerCut) -> Tensor:
-    """() bool on the device: whether the indices of a cut are in range, ascending and distinct, with CLS first."""
+    """Whether a cut's values are valid, () bool on the device.
+
+    Indices have to be in range, ascending and distinct, with the CLS token first if there is one. New hidden states
+    have to be finite if the old ones are.
+    """
     keep = cut.keep
     good = ((keep >= 0) & (keep < view.hidden.shape[1])).all() & (keep[:, 1:] > keep[:, :-1]).all()
     if view.cls:
@@ -109,8 +125,8 @@ def orderly(view: TowerView, cut: TowerCut) -> Tensor:
     return good if cut.hidden is None else good & (cut.hidden.isfinite().all() | ~view.hidden.isfinite().all())
 
 
-def _told(value: Any) -> str:
-    """A value in a message: short, whatever it is."""
+def _described(value: Any) -> str:
+    """A short description of any value, for messages."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}" + (" without data" if value.is_meta else "")
     if isinstance(value, list | tuple):

@@ -1,26 +1,28 @@
-"""Downsample: the vision tower sees a smaller picture."""
+"""Downsample: the vision encoder gets a smaller image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .base import Policy, register
+from .base import Policy
+from .registration import register
 from .tokenflex import bin_centres, bins
 
 
 @register("downsample")
 @dataclass
 class Downsample(Policy):
-    """Pictures are resized (bicubic, anti-aliased) to as many tokens as the budget leaves, the model is not touched.
+    """Resizing of the image to as many tokens as the budget leaves: a baseline.
 
-    The baseline that many methods do not reach (arXiv:2510.07143), and the one that makes everything
-    cheaper, the vision tower included. Learned position embeddings are interpolated, as transformers does
-    it. The raster is the one of the picture's shape that is nearest to the budget; its count is in the
-    report. A token takes the place of the one in the middle of what it shows. Tiles of a picture that was cut
-    are resized one by one.
+    1. The token raster with the image's aspect ratio that is nearest to the budget is found. Its number of tokens is
+       in the report.
+    2. The image is resized to it (bicubic, anti-aliased) before the vision encoder. Learned position embeddings are
+       interpolated, as transformers does it. Tiles of an image that was cut are resized one by one.
+    3. Each token takes the position of the token of the full image in the middle of the area that it shows.
 
-    On Qwen-VL give the image processor a smaller `max_pixels` instead: there it is the same thing.
+    Many methods do not reach this baseline (arXiv:2510.07143), and it makes everything cheaper, the vision encoder
+    included. On Qwen-VL give the image processor a smaller `max_pixels` instead; it has the same effect there.
     """
 
     stage: ClassVar[Literal["encoder"]] = "encoder"
@@ -31,10 +33,9 @@ class Downsample(Policy):
     def exact(self) -> bool:
         return False
 
-    def resized(self, height: int, width: int, n_keep: int) -> tuple[int, int]:
+    def resized_shape(self, height: int, width: int, n_keep: int) -> tuple[int, int]:
         return bins(n_keep, height, width)
 
     @staticmethod
-    def places(height: int, width: int, rows: int, columns: int) -> list[int]:
-        """Where the tokens of a resized picture stand in the raster of the whole one."""
+    def source_indices(height: int, width: int, rows: int, columns: int) -> list[int]:
         return [y * width + x for y in bin_centres(rows, height) for x in bin_centres(columns, width)]

@@ -1,4 +1,4 @@
-"""EADP: coverage of what the question's telling words point at."""
+"""EADP: tokens that cover what the informative words of the question point at."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from torch import Tensor
 from ..device import to_device
 from ..ops import coverage_select
 from ..validate import boolean, real
-from .base import Policy, register
-from .relevance import between_zero_and_one, likeness
+from .base import Policy
+from .registration import register
+from .relevance import between_zero_and_one, question_similarity
 from .types import Selection, VisualTokens
 
 
 @register("eadp")
 @dataclass
 class EADP(Policy):
-    """Entropy-aware dense pruning (arXiv:2607.02484).
+    """Entropy-aware dense pruning (EADP, arXiv:2607.02484).
 
-    A word whose likeness is spread over the picture (large entropy of a softmax over tokens) is noise:
-    the fifth of the words with the least entropy stay, weighted by a softmax of minus the entropy. Their
-    likeness and that of the mean word embedding are averaged, scaled to [0, 1] and smoothed over
-    neighbours (3 x 3 Gaussian). Tokens are added greedily by how much they cover, by (cosine + 1) / 2, of
-    all tokens, each weighted by its score.
+    1. For each word of the question, a softmax over tokens of its similarity with them. A word with large entropy
+       points at no place in particular. The `words` share of the words with the least entropy is used, averaged with
+       weights from a softmax of minus the entropy.
+    2. That average is mixed with the similarity of the mean word embedding (`alpha`), scaled to [0, 1], smoothed over
+       neighbours in the raster (3 x 3 Gaussian), and taken to the power of `beta`. It is the importance of a token.
+    3. Tokens are added greedily by how much they cover of all tokens, by (cosine similarity + 1) / 2, where each
+       covered token is weighted by its importance.
 
-    The paper scores by CLIP's text encoder on LLaVA; its variant for Qwen works on input embeddings, as
-    here on every model, but turns the sign as with CLIP, which word embeddings give no reason for
-    (`inverted`). Without a question all tokens weigh the same.
+    The paper compares with CLIP's text encoder on LLaVA. Its variant for Qwen uses input embeddings, as is done here
+    on every model. That variant also turns the sign of similarities as with CLIP; word embeddings give no reason for
+    it, so here it is an option (`inverted`). Without a question all tokens have the same importance.
 
     Args:
-        temperature: of the softmax over tokens, as a factor.
-        words: share of words that stay.
-        sharpness: temperature of the weights of words.
-        alpha: weight of the mean embedding beside the words.
-        beta: exponent of the score.
-        inverted: whether unlike tokens are the relevant ones.
+        temperature: factor of similarities in the softmax over tokens, > 0.
+        words: share of the question's words that is used, in (0, 1].
+        sharpness: temperature of the softmax over words, > 0.
+        alpha: weight of the mean word embedding, in [0, 1]; the words have the rest.
+        beta: exponent of the importance, >= 0.
+        inverted: whether tokens unlike the question are the important ones.
     """
 
     temperature: float = 100.0
@@ -49,7 +52,7 @@ class EADP(Policy):
     inverted: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "EADP, ECCV 2026, arXiv:2607.02484"
-    keeps: ClassVar[str] = "tokens that cover what the telling words of the question point at"
+    keeps: ClassVar[str] = "tokens that cover what the informative words of the question point at"
     deviates: ClassVar[str] = "word embeddings for CLIP's text encoder, their sign as it is (`inverted`)"
 
     def __post_init__(self) -> None:
@@ -66,24 +69,24 @@ class EADP(Policy):
 
     def importance(self, tokens: VisualTokens) -> Tensor:
         """(N,) float32 in [0, 1]."""
-        dense = likeness(tokens)
-        if len(dense) == 0:
-            return torch.ones(len(tokens), device=dense.device)
+        by_word = question_similarity(tokens)
+        if len(by_word) == 0:
+            return torch.ones(len(tokens), device=by_word.device)
         assert tokens.question is not None
         mean = tokens.question.float().mean(0, keepdim=True)
-        whole = F.cosine_similarity(mean, tokens.features.float())
+        of_mean = F.cosine_similarity(mean, tokens.features.float())
         if self.inverted:
-            dense, whole = -dense, -whole
-        share = (dense * self.temperature).softmax(-1)
+            by_word, of_mean = -by_word, -of_mean
+        share = (by_word * self.temperature).softmax(-1)
         entropy = -(share * (share + 1e-12).log()).sum(-1)
-        least = entropy.topk(max(1, int(self.words * len(dense))), largest=False)
-        words = (-least.values / self.sharpness).softmax(0) @ dense[least.indices]
-        score = between_zero_and_one(self.alpha * whole + (1 - self.alpha) * words)
+        least = entropy.topk(max(1, int(self.words * len(by_word))), largest=False)
+        words = (-least.values / self.sharpness).softmax(0) @ by_word[least.indices]
+        score = between_zero_and_one(self.alpha * of_mean + (1 - self.alpha) * words)
         return self._smooth(score, tokens) ** self.beta
 
     @staticmethod
     def _smooth(score: Tensor, tokens: VisualTokens) -> Tensor:
-        """Over neighbours in each raster; as it is where the raster is unknown or too thin."""
+        """(N,) scores, averaged over neighbours in each raster; unchanged if it is unknown or one token thin."""
         if tokens.grids is None:
             return score
         bell = torch.exp(-torch.tensor([1.0, 0.0, 1.0]) / 2)

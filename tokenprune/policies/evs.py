@@ -8,20 +8,23 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import Policy, register
+from .base import Policy
 from .grid import Grid
+from .registration import register
 from .types import Selection, VisualTokens
 
 
 @register("evs")
 @dataclass
 class EVS(Policy):
-    """Efficient video sampling (arXiv:2510.14624).
+    """Efficient video sampling (EVS, arXiv:2510.14624).
 
-    Tokens of a video are ranked by cosine distance to the token at their place one frame earlier; those of
-    the first frame come first of all. Ties go to the earliest. Where serving engines keep a whole frame
-    at least, the budget is met here: one smaller than a frame keeps evenly spaced tokens of the first,
-    and so do images, which have no frame before.
+    1. Each token of a video is scored by its cosine distance to the token at the same place one frame earlier. Tokens
+       of the first frame have an infinite score.
+    2. The best-scored tokens stay. Ties go to the earliest token.
+
+    Serving engines keep one whole frame at least. Here the budget is always met: one smaller than a frame keeps evenly
+    spaced tokens of the first frame. So do images, which have no frame before.
     """
 
     per_frame: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""FastV: after a few decoder layers, keep the visual tokens that the last token attends to."""
+"""FastV: the visual tokens that the last token attends to, after a few decoder layers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 
 from ..validate import whole
-from .base import Policy, register
+from .base import Policy
+from .registration import register
 from .types import DecoderView
 
 
 @register("fastv")
 @dataclass
 class FastV(Policy):
-    """Rank by attention from the last token at a decoder layer, drop once (arXiv:2403.06764, section 4.1).
+    """One drop by attention of the last token at a decoder layer (FastV, arXiv:2403.06764, section 4.1).
 
-    Layers 0 to `layer` - 1 see all visual tokens; the attention of the last of them, averaged over
-    heads, ranks each image's tokens; from `layer` on only the best are there, in prefill and in the KV
-    cache. Position ids are kept. Ties go to the lowest index.
+    1. Layers 0 to `layer` - 1 get all visual tokens.
+    2. Attention of the prompt's last token in layer `layer` - 1, averaged over heads, ranks the tokens of each visual
+       input. The best stay; ties go to the lowest index.
+    3. From `layer` on only these are computed, in prefill, and kept in the KV cache. Position ids do not change.
 
     Args:
-        layer: K, the first layer that sees fewer tokens.
+        layer: K of the paper, index of the first decoder layer with fewer tokens, >= 1.
     """
 
     layer: int = 2
@@ -34,10 +36,10 @@ class FastV(Policy):
     def __post_init__(self) -> None:
         whole(self, "layer", least=1)
 
-    def deep_layers(self, n_layers: int, lowest: int) -> list[int]:
+    def decoder_layers(self, n_layers: int, lowest: int) -> list[int]:
         return [self.layer]
 
-    def deep_select(self, view: DecoderView) -> list[Tensor] | None:
-        if all(len(places) == k for places, k in zip(view.visual, view.n_keep, strict=True)):
+    def decoder_select(self, view: DecoderView) -> list[Tensor] | None:
+        if all(len(columns) == k for columns, k in zip(view.visual, view.n_keep, strict=True)):
             return None
         return view.best(view.received(torch.tensor([view.last])), view.n_keep)

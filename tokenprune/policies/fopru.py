@@ -1,4 +1,4 @@
-"""FoPru: keep the tokens that the vision encoder's own tokens attend to."""
+"""FoPru: tokens that the vision encoder's own tokens attend to."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..budget import spread
+from ..budget import apportion
 from ..ops import topk_select
 from ..validate import boolean, choice
-from .base import Policy, register
+from .base import Policy
+from .registration import register
 from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("fopru")
 @dataclass
 class FoPru(Policy):
-    """Attention-based token significance, ranked or by rows (arXiv:2411.14164).
+    """Token significance by attention in the vision encoder (FoPru, arXiv:2411.14164).
 
-    A token's significance is the attention it receives in the encoder layer that feeds the projector
-    (LLaVA: the last but one), averaged over heads and over the tokens that give it. `"rank"` keeps
-    the most significant tokens; `"row"` keeps whole rows of the raster, by the sum of their tokens,
-    so its count is a multiple of the width (the nearest one, at least one row). Survivors stay in
-    their original order; ties go to the lowest index.
+    1. A token's significance is the attention that it receives in the encoder layer that feeds the projector (LLaVA:
+       the last but one), averaged over heads and over the tokens that pay it.
+    2. `"rank"` keeps the most significant tokens. `"row"` keeps the whole rows of the raster with the largest sum, as
+       many as come nearest to the budget and at least one, so its count is a multiple of the width.
 
-    No code of the authors is public and the paper's equations were not available to us: layer, head
-    mean and the CLS token's place among the givers are our reading.
+    Kept tokens stay in their original order. Ties go to the lowest index.
+
+    The authors have published no code, and the paper's equations were not available to us: the layer, the mean over
+    heads and whether the CLS token counts are our reading.
 
     Args:
         strategy: `"rank"` or `"row"`.
-        include_cls_query: whether attention given by the CLS token counts, where there is one.
+        include_cls_query: whether attention that the CLS token pays counts, if there is one.
     """
 
     strategy: Literal["rank", "row"] = "rank"
@@ -48,12 +50,12 @@ class FoPru(Policy):
     def exact(self) -> bool:
         return self.strategy == "rank"
 
-    def encoder(self) -> EncoderSpec:
+    def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="received", cls_query=self.include_cls_query)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         scores = tokens.encoder_attention
-        assert scores is not None  # the engine gives it or raises
+        assert scores is not None  # given, since `needs` declares it
         if self.strategy == "rank":
             return Selection(topk_select(scores, n_keep))
         if tokens.grids is None:
@@ -63,7 +65,7 @@ class FoPru(Policy):
             )
         sizes = [t * h * w for t, h, w in tokens.grids]
         kept, start = [], 0
-        for (t, h, w), size, k in zip(tokens.grids, sizes, spread(n_keep, sizes), strict=True):
+        for (t, h, w), size, k in zip(tokens.grids, sizes, apportion(n_keep, sizes), strict=True):
             rows = min(t * h, max(1, round(k / w)))
             best = topk_select(scores[start : start + size].view(t * h, w).sum(1), rows)
             kept.append((best[:, None] * w + torch.arange(w, device=best.device)).flatten() + start)

@@ -1,4 +1,4 @@
-"""What policies with a greedy op share: all visual inputs of a batch in one call."""
+"""Greedy selection ops for all visual inputs of a batch at once, shared by several policies."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def greedy_selections(
     Args:
         op: one of these.
         tokens: the visual inputs, of any sizes.
-        n_keep: for each, how many.
-        first: for each, the first pick or picks, int64, () or (S,); None: the op's own start.
+        n_keep: for each, how many tokens stay.
+        first: for each, the first pick or picks, int64, () or (S,); None: the op finds the first pick.
         quality: for each, (N,) as `dpp_select` takes it.
         **options: of the op, the same for all.
     """
     features = [each.features for each in tokens]
     if not features:
         return []
-    if features[0].device.type == "cpu":  # image by image there anyhow: do not copy and pad
+    if features[0].device.type == "cpu":  # the op goes image by image there: copies and padding would be wasted
         picks = []
         for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
             more = options if first is None else {**options, "first": first[i][None]}
             more = more if quality is None else {**more, "quality": quality[i][None]}
             picks.append(op(x[None], k=k, **more)[0])
     else:
-        picks = together(op, features, n_keep, first, quality, **options)
+        picks = select_padded(op, features, n_keep, first, quality, **options)
     ordered = pad_sequence(picks, batch_first=True, padding_value=max(map(len, features))).sort(1).values
     return [Selection(row[: len(each)]) for row, each in zip(ordered, picks, strict=True)]
 
 
-def together(
+def select_padded(
     op: Callable[..., Tensor],
     features: Sequence[Tensor],
     n_keep: Sequence[int],
@@ -54,7 +54,15 @@ def together(
     quality: Sequence[Tensor] | None = None,
     **options: Any,
 ) -> list[Tensor]:
-    """Picks of all inputs in one call, without waiting for the device."""
+    """Picks for inputs of different sizes in one call, padded to the longest, without waiting for the device.
+
+    Args:
+        op, n_keep, first, quality, **options: as `greedy_selections` takes them.
+        features: for each input, (N, D).
+
+    Returns:
+        for each input, its (k,) int64 picks in the order picked.
+    """
     device, longest = features[0].device, max(map(len, features))
     more: dict[str, Any] = dict(options)
     if any(len(x) < longest for x in features):
@@ -66,5 +74,5 @@ def together(
     if quality is not None:
         more["quality"] = pad_sequence([*quality], batch_first=True)
     picks = op(batch, k=max(n_keep), **more)
-    # the first k of more picks are the picks of k
+    # Greedy picks for k are the first k of the picks for any larger number.
     return [row[:k] for row, k in zip(picks, n_keep, strict=True)]

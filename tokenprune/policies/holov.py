@@ -1,4 +1,4 @@
-"""HoloV: every part of the picture gets its share."""
+"""HoloV: every part of the image gets a share of the budget."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..budget import apportion_by_weight
 from ..ops import topk_select
 from ..validate import real, whole
-from .base import Policy, register
-from .quota import shares
+from .base import Policy
+from .registration import register
 from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("holov")
 @dataclass
 class HoloV(Policy):
-    """Holistic context by crops (arXiv:2510.02912, section 4).
+    """Holistic context by crops (HoloV, arXiv:2510.02912, section 4).
 
-    The raster sequence is cut into equal parts. A token's score is its CLS attention (encoder layer that
-    feeds the projector) plus `alpha` times the variance of its cosines with the rest of its part, both
-    scaled to mean one over the picture. A part's quota is proportional to its mean score; within it the
-    best-scored tokens stay. The release ranks within parts by attention alone and leaves its output
-    unsorted; we follow the paper. Its re-reading of dropped tokens in the decoder is not here.
+    1. The sequence of tokens is cut into `parts` equal parts.
+    2. A token's score is the attention of the CLS token in the encoder layer that feeds the projector, plus `alpha`
+       times the variance of its cosine similarities with the other tokens of its part. Both are scaled to a mean of
+       one over the image.
+    3. The budget is split over the parts in proportion to their mean scores.
+    4. In each part the best-scored tokens stay.
+
+    The paper's code ranks by attention alone within a part and does not sort its output; here the paper is followed.
+    The paper's second step, reading dropped tokens again in the decoder, is not implemented. Encoders without a CLS
+    token use the attention that tokens receive from all tokens.
 
     Args:
-        parts: of the picture.
-        alpha: weight of the variance.
+        parts: number of parts, >= 1.
+        alpha: weight of the variance, >= 0.
     """
 
     parts: int = 16
@@ -44,7 +50,7 @@ class HoloV(Policy):
         whole(self, "parts", least=1)
         real(self, "alpha", least=0)
 
-    def encoder(self) -> EncoderSpec:
+    def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
@@ -53,24 +59,24 @@ class HoloV(Policy):
         unit = F.normalize(tokens.features.float(), dim=-1)
         borders = [n * i // min(self.parts, n) for i in range(min(self.parts, n) + 1)]
         sizes = [b - a for a, b in itertools.pairwise(borders)]
-        varied = torch.cat([self._variance(part) for part in unit.split(sizes)])
+        variance = torch.cat([self._variance(part) for part in unit.split(sizes)])
         score = attention.float() / attention.float().mean().clamp(min=1e-12)
-        score = score + self.alpha * varied / varied.mean().clamp(min=1e-12)
-        pieces = score.split(sizes)
-        quotas = shares(torch.stack([piece.mean() for piece in pieces]), sizes, n_keep)
+        score = score + self.alpha * variance / variance.mean().clamp(min=1e-12)
+        scores = score.split(sizes)
+        quotas = apportion_by_weight(n_keep, sizes, torch.stack([part.mean() for part in scores]).tolist())
         kept = [
-            topk_select(piece, quota) + start
-            for piece, quota, start in zip(pieces, quotas, borders, strict=False)
+            topk_select(part, quota) + start
+            for part, quota, start in zip(scores, quotas, borders, strict=False)
             if quota
         ]
         return Selection(torch.cat(kept))
 
     @staticmethod
     def _variance(unit: Tensor) -> Tensor:
-        """Of each token's cosines with the others, (M,)."""
+        """(M,) variance of each token's cosine similarities with the others, from (M, D) unit vectors."""
         m = len(unit)
         if m < 3:
             return unit.new_zeros(m)
-        # in rows of m + 1 from the second element on, the diagonal is the last column
-        others = (unit @ unit.T).flatten()[1:].view(m - 1, m + 1)[:, :-1]
-        return others.reshape(m, m - 1).var(1, correction=0)
+        # In rows of m + 1 from the second element on, the diagonal is the last column.
+        to_others = (unit @ unit.T).flatten()[1:].view(m - 1, m + 1)[:, :-1]
+        return to_others.reshape(m, m - 1).var(1, correction=0)

@@ -1,4 +1,4 @@
-"""What policies share that merge tokens: where they do it, and how the result is put back."""
+"""Merging of tokens, shared by several policies: which features are merged, and where the results go."""
 
 from __future__ import annotations
 
@@ -11,31 +11,41 @@ from .types import Selection, VisualTokens
 
 
 def mergeable(tokens: VisualTokens) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """(N, D') features to merge, and what makes (K, D) tokens of (K, D') merged ones.
+    """(N, D') features to merge, and a function from (K, D') merged features to (K, D) tokens.
 
-    Before the projector where tokens there are one-to-one with those after it, as papers do; else after it.
+    The features are those before the projector where they match the projected tokens one-to-one, as papers have it,
+    and the function is the projector. Elsewhere they are the projected tokens.
     """
     if tokens.encoder_features is not None and tokens.project is not None:
         return tokens.encoder_features, tokens.project
     return tokens.features, lambda merged: merged
 
 
-def with_merged(tokens: VisualTokens, kept: Tensor, places: Tensor, merged: Tensor) -> Selection:
-    """The kept tokens as they are, and merged ones at places of their own.
+def with_merged(tokens: VisualTokens, kept: Tensor, targets: Tensor, merged: Tensor) -> Selection:
+    """A selection of tokens that stay unchanged and of merged tokens.
 
     Args:
-        tokens: of the visual input.
-        kept: (K,) int64, distinct, in any order.
-        places: (M,) int64, the token whose place each merged one takes; distinct, none of them kept.
-        merged: (M, D), behind the projector.
+        tokens: the visual input.
+        kept: (K,) int64, tokens that stay unchanged; distinct, in any order.
+        targets: (M,) int64, tokens that the merged ones replace; distinct, none of them in `kept`.
+        merged: (M, D), projected.
     """
     features = tokens.features.clone()
-    features[places] = merged.to(features.dtype)
-    indices = torch.cat([kept, places]).sort().values
+    features[targets] = merged.to(features.dtype)
+    indices = torch.cat([kept, targets]).sort().values
     return Selection(indices, features[indices])
 
 
-def summed(features: Tensor, group: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Sums (n, D) of (M, D) features by group, (M,) int64 in `range(n)`; how many there are of each, (n, 1) int64."""
+def group_sum(features: Tensor, group: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Sums of features by group.
+
+    Args:
+        features: (M, D).
+        group: (M,) int64, the group of each, in `range(n)`.
+        n: number of groups.
+
+    Returns:
+        the sums, (n, D), and the groups' sizes, (n, 1) int64.
+    """
     total = features.new_zeros(n, features.shape[1]).index_add_(0, group, features)
     return total, group.new_zeros(n, 1).index_add_(0, group, torch.ones_like(group)[:, None])

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: outliers of CLS attention, each with the tokens most like it."""
+"""LLaVA-PruMerge: outliers of CLS attention, each merged with the tokens most similar to it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,43 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import whole
-from .base import Policy, register
+from .base import Policy
 from .merging import mergeable, with_merged
-from .spacing import filled, others
+from .registration import register
+from .spacing import complement, fill_evenly
 from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("prumerge")
 @dataclass
 class PruMerge(Policy):
-    """Adaptive selection and supplement (arXiv:2403.15388, sections 3.2 and 3.3).
+    """Adaptive token selection and supplement (LLaVA-PruMerge, arXiv:2403.15388, sections 3.2 and 3.3).
 
-    Tokens whose CLS attention in the encoder's last layer (one softmax over full-width queries and keys)
-    is an outlier by the interquartile range stay; each adds the `cluster` tokens whose keys are most
-    like its own, weighted by their attention; one more token is the weighted sum of all that left.
-    A budget takes the place of the outliers' number. Merged tokens keep their places (the release
-    orders them by attention), the last one that of the most attended token that left. Encoders without
-    CLS use the attention that tokens receive from all.
+    1. Tokens stay whose CLS attention in the encoder's last layer (one softmax over queries and keys of full width)
+       is an outlier: more than 1.5 interquartile ranges above the third quartile. With a budget, the most attended
+       tokens stay instead, one fewer than the budget.
+    2. To each of them, the `cluster` tokens with the most similar keys are added, weighted by their attention.
+    3. One more token is the sum of all tokens that did not stay, weighted by attention.
+
+    Merged tokens keep their positions (the paper's code orders them by attention). The token of step 3 takes the
+    position of the most attended token that did not stay. Encoders without a CLS token use the attention that tokens
+    receive from all tokens.
 
     Args:
-        cluster: tokens that each kept one adds.
+        cluster: how many tokens are added to each kept one, >= 0.
     """
 
     cluster: int = 32
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     adaptive: ClassVar[bool] = True
     paper: ClassVar[str] = "LLaVA-PruMerge, ICCV 2025, arXiv:2403.15388"
-    keeps: ClassVar[str] = "outliers of CLS attention, each with the tokens most like it"
+    keeps: ClassVar[str] = "outliers of CLS attention, each merged with the tokens most similar to it"
     deviates: ClassVar[str] = "output in raster order; a budget may replace the number of outliers"
 
     def __post_init__(self) -> None:
         whole(self, "cluster")
 
-    def encoder(self) -> EncoderSpec:
+    def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="last", rows="cls", joined_heads=True, keys="joined", features=True)
 
     def select(self, tokens: VisualTokens, n_keep: int | None) -> Selection:
@@ -54,25 +58,26 @@ class PruMerge(Policy):
         weight = attention.to(features.dtype)
         keys = F.normalize(tokens.encoder_keys.float(), dim=-1)
 
-        near = keys[kept] @ keys.T
-        near[torch.arange(len(kept), device=near.device), kept] = -torch.inf  # others only
-        members = near.topk(min(self.cluster, n - 1)).indices
+        similarity = keys[kept] @ keys.T
+        similarity[torch.arange(len(kept), device=similarity.device), kept] = -torch.inf  # not the token itself
+        members = similarity.topk(min(self.cluster, n - 1)).indices
         merged = features[kept] + (weight[members][..., None] * features[members]).sum(1)
         if n_keep == 1 or len(kept) == n:
             return with_merged(tokens, kept[:0], kept, project(merged))
-        rest = others(kept, n)
+        rest = complement(kept, n)
         extra = (weight[rest][:, None] * features[rest]).sum(0, keepdim=True)
-        places = torch.cat([kept, rest[weight[rest].argmax(0, keepdim=True)]])
-        return with_merged(tokens, places[:0], places, project(torch.cat([merged, extra])))
+        targets = torch.cat([kept, rest[weight[rest].argmax(0, keepdim=True)]])
+        return with_merged(tokens, targets[:0], targets, project(torch.cat([merged, extra])))
 
     def _kept(self, attention: Tensor, n_keep: int | None) -> Tensor:
-        """The tokens that stay, without the one that stands for those that leave."""
+        """Ascending indices of the tokens of step 1, from (N,) attention."""
         if n_keep is None:
             return topk_select(attention, self._outliers(attention))
         return topk_select(attention, max(1, n_keep - 1))
 
     @staticmethod
     def _outliers(attention: Tensor) -> int:
+        """How many of (N,) values are outliers, at least 1."""
         low, high = attention.float().quantile(torch.tensor([0.25, 0.75], device=attention.device))
         return max(1, int((attention > high + 1.5 * (high - low)).sum()))
 
@@ -80,10 +85,13 @@ class PruMerge(Policy):
 @register("prumerge_plus")
 @dataclass
 class PruMergePlus(PruMerge):
-    """PruMerge, and tokens evenly spaced over the picture beside the outliers (arXiv:2403.15388, section 3.4).
+    """PruMerge with evenly spaced tokens beside the outliers (LLaVA-PruMerge+, arXiv:2403.15388, section 3.4).
 
-    Three spaced tokens for each outlier, as in the release; with a budget, a quarter of it by attention
-    and the rest evenly spaced among the others.
+    Step 1 of `PruMerge` also keeps evenly spaced tokens of the image, three for each outlier as in the paper's code.
+    With a budget, a quarter of it is kept by attention, and the rest is evenly spaced among the other tokens.
+
+    Args:
+        cluster: how many tokens are added to each kept one, >= 0.
     """
 
     paper: ClassVar[str] = "LLaVA-PruMerge+, ICCV 2025, arXiv:2403.15388"
@@ -94,7 +102,7 @@ class PruMergePlus(PruMerge):
         n = len(attention)
         if n_keep is not None:
             total = max(1, n_keep - 1)
-            return filled(topk_select(attention, max(1, total // 4)), n, total)
+            return fill_evenly(topk_select(attention, max(1, total // 4)), n, total)
         kept = torch.zeros(n, dtype=torch.bool, device=attention.device)
         outliers = self._outliers(attention)
         kept[topk_select(attention, outliers)] = True

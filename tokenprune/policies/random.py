@@ -1,4 +1,4 @@
-"""Random: the baseline every method has to beat."""
+"""Random: a baseline that every method has to beat."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import ClassVar
 import torch
 
 from ..validate import seed
-from .base import Policy, register
+from .base import Policy
+from .registration import register
 from .types import Selection, VisualTokens
 
 
 @register("random")
 @dataclass
 class Random(Policy):
-    """A uniformly random subset.
+    """A uniformly random subset: a baseline.
 
-    Drawn from the seed, the text of the row, the number of tokens and the place of the image in its
-    row, so that every question has its own draw, and beams and batch sizes agree on it.
+    The draw depends on the seed, the text of the row, the number of tokens and the number of the visual input in its
+    row. Each question therefore has its own draw, and beams and batches of any size give the same one.
 
     Args:
-        seed: of the draw.
+        seed: of the draw, in [0, 2**64).
     """
 
     seed: int = 0
@@ -34,10 +35,10 @@ class Random(Policy):
         seed(self, "seed")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        # A few dimensions tell words apart, and embeddings are looked up: the same bits in any batch.
+        # Embeddings are looked up, so their bits are the same in any batch; a few dimensions distinguish words.
         words = b"" if tokens.text is None else tokens.text[:, :8].detach().float().cpu().numpy().tobytes()
-        draw = zlib.crc32(words, self.seed & 0xFFFFFFFF)
-        mixed = ((draw * 1_000_003 + tokens.index) * 1_000_003 + len(tokens)) % 2**63
+        hashed = zlib.crc32(words, self.seed & 0xFFFFFFFF)
+        mixed = ((hashed * 1_000_003 + tokens.index) * 1_000_003 + len(tokens)) % 2**63
         generator = torch.Generator().manual_seed(mixed)
         picks = torch.randperm(len(tokens), generator=generator)[:n_keep]
         return Selection(picks.sort().values)

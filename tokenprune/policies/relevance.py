@@ -1,4 +1,4 @@
-"""How like the question each visual token is, for policies that let the instruction choose."""
+"""Similarity of visual tokens to the question, shared by policies that read the text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from torch import Tensor
 from .types import VisualTokens
 
 
-def likeness(tokens: VisualTokens) -> Tensor:
-    """Cosines of the question's words with projected tokens, (L, N) float32; no rows without a question.
+def question_similarity(tokens: VisualTokens) -> Tensor:
+    """Cosine similarity of each text token of the question with each projected visual token.
 
-    Papers compare with CLIP's text encoder, which LLaVA and Qwen-VL checkpoints do not carry. Input
-    embeddings of the question stand in for it: weak evidence on a model whose projector was not trained
-    towards its word embeddings.
+    Papers compare with CLIP's text encoder, which LLaVA and Qwen-VL checkpoints do not contain. The language model's
+    input embeddings of the question are used in its place. They are weak evidence on a model whose projector was not
+    trained towards its word embeddings.
+
+    Returns:
+        (Q, N) float32; Q is 0 without a question.
     """
     words = tokens.question
     if words is None:
@@ -23,6 +26,6 @@ def likeness(tokens: VisualTokens) -> Tensor:
 
 
 def between_zero_and_one(scores: Tensor) -> Tensor:
-    """(N,) scaled to [0, 1]; all ones where they are equal."""
+    """(N,) scores, scaled so that the smallest is 0 and the largest 1; all ones where they are equal."""
     low, high = scores.min(), scores.max()
     return torch.where(high > low, (scores - low) / (high - low).clamp(min=1e-12), 1.0)

@@ -1,4 +1,4 @@
-"""SCOPE: tokens that cover the picture, the attended ones first."""
+"""SCOPE: tokens that cover the image, attended ones first."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ import torch.nn.functional as F
 
 from ..ops import coverage_select
 from ..validate import real
-from .base import Policy, register
+from .base import Policy
 from .merging import mergeable
+from .registration import register
 from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("scope")
 @dataclass
 class Scope(Policy):
-    """Saliency-coverage oriented pruning (arXiv:2510.24214, section 3).
+    """Saliency-coverage oriented pruning (SCOPE, arXiv:2510.24214, section 3).
 
-    Greedy coverage of all tokens by those kept (cosine similarity before the projector, where tokens are
-    one-to-one), a candidate's gain times its CLS attention in the encoder layer that feeds the projector.
-    Encoders without CLS use the attention that tokens receive from all.
+    1. A set of tokens covers a token by the largest cosine similarity with it, before the projector where tokens
+       there match the projected ones one-to-one.
+    2. Tokens are added greedily. Each time it is the one with the largest gain in coverage, summed over all tokens,
+       times its saliency.
+    3. Saliency is the attention of the CLS token in the encoder layer that feeds the projector, to the power of
+       `alpha`. Encoders without a CLS token use the attention that tokens receive from all tokens.
 
     Args:
-        alpha: exponent of the attention.
+        alpha: exponent of the attention, >= 0; 0 is coverage alone.
     """
 
     alpha: float = 1.0
@@ -35,7 +39,7 @@ class Scope(Policy):
     def __post_init__(self) -> None:
         real(self, "alpha", least=0)
 
-    def encoder(self) -> EncoderSpec:
+    def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", features=True)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:

@@ -1,4 +1,4 @@
-"""Places evenly spaced among others: what needs no score. Sizes are known beforehand: nothing waits for a device."""
+"""Evenly spaced indices, and complements of index sets. All sizes are known beforehand: nothing waits for a device."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import torch
 from torch import Tensor
 
 
-def even(count: int, length: int, device: torch.device | None = None) -> Tensor:
-    """`count` places in `range(length)`, evenly spaced and centred, int64."""
+def evenly_spaced(count: int, length: int, device: torch.device | None = None) -> Tensor:
+    """(count,) int64 indices in `range(length)`, ascending, evenly spaced and centred; `count` <= `length`."""
     return (2 * torch.arange(count, device=device) + 1) * length // (2 * count)
 
 
-def others(chosen: Tensor, n: int) -> Tensor:
-    """(n - M,) places in `range(n)`, ascending, without the (M,) distinct ones that are chosen, int64."""
-    taken = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
-    return taken.argsort(stable=True)[: n - len(chosen)]
+def complement(chosen: Tensor, n: int) -> Tensor:
+    """(n - M,) int64 indices in `range(n)`, ascending, that are not among the (M,) distinct ones in `chosen`."""
+    is_chosen = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
+    return is_chosen.argsort(stable=True)[: n - len(chosen)]
 
 
-def filled(chosen: Tensor, n: int, k: int) -> Tensor:
-    """(k,) places in `range(n)`, ascending: those chosen, and of the others as many as are missing, evenly spaced.
+def fill_evenly(chosen: Tensor, n: int, k: int) -> Tensor:
+    """(k,) int64 indices in `range(n)`, ascending: the chosen ones, and evenly spaced ones of the others.
 
     Args:
         chosen: (M,) int64, distinct, M <= k.
+        n: number of tokens.
+        k: number of indices wanted, at most n.
     """
     missing = k - len(chosen)
     if missing == 0:
         return chosen.sort().values
-    rest = others(chosen, n)
-    return torch.cat([chosen, rest[even(missing, len(rest), chosen.device)]]).sort().values
+    rest = complement(chosen, n)
+    return torch.cat([chosen, rest[evenly_spaced(missing, len(rest), chosen.device)]]).sort().values

@@ -1,4 +1,4 @@
-"""What a policy sees of one visual input, and what it answers."""
+"""What a policy gets of a visual input, and what it answers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from torch import Tensor
 
 from ..ops import topk_select
 
-#: (T, H, W) of a raster of visual tokens, T-major, then row by row.
+#: (T, H, W): frames, rows and columns of a raster of visual tokens, stored frame by frame and row by row.
 Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What a policy wants to know of the vision encoder.
+    """What a policy reads of the vision encoder. It arrives in `VisualTokens`, one value for each visual token.
 
     Attributes:
-        layer: whose attention: `"feature"`, the one whose output becomes the features, or `"last"`.
-        rows: whose attention: of `"cls"`, or `"received"` from every token.
-        cls_query: with `"received"`: whether the CLS token is among the givers.
-        joined_heads: one softmax over full-width queries and keys instead of the mean over heads.
-        without_cls: what takes the place of `"cls"` on encoders that have none; None: nothing.
-        keys: also give the layer's keys, heads `"joined"` or their `"mean"`.
-        features: also give the tokens before the projector.
+        layer: the encoder layer whose attention and keys are read: `"feature"` is the one whose output becomes the
+            features, `"last"` the last one.
+        rows: which attention: `"cls"` is what the CLS token pays to each token, `"received"` is the mean over what
+            all tokens pay to it; None: no attention.
+        cls_query: with `"received"`, whether the CLS token is one of the tokens that pay.
+        joined_heads: one softmax over queries and keys of full width, in place of the mean over heads.
+        without_cls: what replaces `"cls"` on encoders without a CLS token; None: no attention.
+        keys: the layer's keys, with heads `"joined"` or as their `"mean"`; None: no keys.
+        features: whether tokens before the projector are read.
     """
 
     layer: Literal["feature", "last"] = "feature"
@@ -40,24 +42,25 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """The visual tokens of one image, or of one video (or video frame), as a policy sees them.
+    """The visual tokens of one image, one video or one video frame.
 
     Attributes:
-        features: (N, D) tokens after the projector, in the order the language model reads them and
-            in the model's dtype; perhaps a view of its own, not to be changed in place. Separators
-            (newline tokens of LLaVA-NeXT and LLaVA-OneVision) are not among them: they are no candidates.
-        grids: rasters that make up the input, in order, their products summing to N; one for a plain
-            image, several for an image cut into a thumbnail and a mosaic of crops. None if unknown.
+        features: (N, D) tokens after the projector, in the model's dtype and in the order in which the language
+            model reads them. It may be a view of the model's tensor and must not be changed in place. Separators
+            (newline tokens of LLaVA-NeXT and LLaVA-OneVision) are not included, since they always stay.
+        grids: rasters that make up the input, in order; the products of their sizes sum to N. One for a plain image,
+            several for an image that was cut into a thumbnail and crops. None if unknown.
         kind: `"image"` or `"video"`.
-        index: which of its row's visual inputs this is, counting video frames one by one where the
-            budget is spread over frames.
-        text: (L, D) input embeddings of the row's text, for policies that declare `"text"`.
-        question: (Q, D) those of them that follow the row's last visual token; all text, where none does.
-        encoder_features: (N, D_v) tokens before the projector, where they exist one-to-one.
-        encoder_attention: (N,) float32 saliency from the vision encoder, for policies whose `encoder`
-            asks for it. None where it asks for CLS attention alone and there is no CLS.
-        encoder_keys: (N, H * d) or, their mean over heads, (N, d) keys of that layer, if asked for.
-        project: the projector, (K, D_v) -> (K, D), where `encoder_features` are given.
+        index: number of this input among the visual inputs of its row, from 0. Frames of a video count one by one if
+            they are selected from one by one.
+        text: (L, D) input embeddings of the row's text, for policies with `"text"` in `needs`.
+        question: (Q, D) input embeddings of the text after the row's last visual token; all text if none follows it.
+        encoder_features: (N, D_v) tokens before the projector, if `encoder_spec` asks for them and they match the
+            projected ones one-to-one.
+        encoder_attention: (N,) float32 attention in the vision encoder as `encoder_spec` asks for it. None if it asks
+            for attention of the CLS token alone and there is none.
+        encoder_keys: keys of that layer, if asked for: (N, H * d), or (N, d) for their mean over heads.
+        project: the projector, (K, D_v) -> (K, D), if `encoder_features` are given.
     """
 
     features: Tensor
@@ -80,12 +83,12 @@ class VisualTokens:
         return self.grids[0] if self.grids is not None and len(self.grids) == 1 else None
 
     def frames(self) -> list[VisualTokens]:
-        """The frames of a video, each a visual input of its own; an image is its own only frame."""
+        """The frames of a video, each as a visual input; an image is its only frame."""
         if self.grid is None or self.grid[0] == 1:
             return [self]
         t, h, w = self.grid
 
-        def part(tensor: Tensor | None, i: int) -> Tensor | None:
+        def frame(tensor: Tensor | None, i: int) -> Tensor | None:
             return None if tensor is None else tensor[i * h * w : (i + 1) * h * w]
 
         return [
@@ -96,9 +99,9 @@ class VisualTokens:
                 index=self.index * t + i,
                 text=self.text,
                 question=self.question,
-                encoder_features=part(self.encoder_features, i),
-                encoder_attention=part(self.encoder_attention, i),
-                encoder_keys=part(self.encoder_keys, i),
+                encoder_features=frame(self.encoder_features, i),
+                encoder_attention=frame(self.encoder_attention, i),
+                encoder_keys=frame(self.encoder_keys, i),
                 project=self.project,
             )
             for i in range(t)
@@ -107,22 +110,25 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class DecoderView:
-    """One row of a batch, at the border of two decoder layers during prefill.
+    """One row of a batch, between two decoder layers during prefill.
+
+    M is the length of the sequence that the layer is about to get. A column is an index in `range(M)`.
 
     Attributes:
-        visual: per visual input, the places of its surviving tokens in this call's sequence, (N,) int64.
-        n_keep: per visual input, how many the budget leaves.
-        text: (T,) int64, places of text after the row's first visual token; of the prompt, where an answer so far is
-            fed with it.
-        last: place of the prompt's last token.
-        received: `received(rows)`: attention that each place gets in the layer below from the given
-            (R,) places, softmax averaged over heads and over them, (M,) float32.
-        keys: (M, H_kv * d), keys of the layer below, as its kernel got them.
-        hidden: `hidden()`: (M, D), what this layer would be fed, through the final norm.
-        embeds: `embeds()`: (M, D), what the text model was fed.
-        layer: whose input this is, of `n_layers`; tokens that leave here are gone from it on.
-        lowest: lowest layer before which this model lets tokens leave.
-        entered: per visual input, how many of its tokens entered the decoder.
+        visual: for each visual input, the columns of its remaining tokens, (N,) int64.
+        n_keep: for each visual input, how many tokens its budget leaves after the last cut.
+        text: (T,) int64, columns of the text after the row's first visual token. If part of an answer is fed with the
+            prompt, only the prompt's.
+        last: column of the prompt's last token.
+        received: `received(rows)`, attention in the layer below that each column receives from the queries at `rows`,
+            (R,) int64 columns: softmax, averaged over heads and over the queries, (M,) float32.
+        keys: (M, H_kv * d), keys of the layer below as its attention function got them.
+        hidden: `hidden()`, (M, D): the hidden states that this layer gets, after the model's final norm.
+        embeds: `embeds()`, (M, D): the input embeddings of the text model.
+        layer: index of this layer. Tokens that are dropped here are missing from it on.
+        n_layers: number of decoder layers.
+        lowest: lowest layer before which this model lets tokens be dropped.
+        entered: for each visual input, how many of its tokens entered the decoder.
     """
 
     visual: list[Tensor]
@@ -139,35 +145,39 @@ class DecoderView:
     entered: list[int]
 
     def best(self, scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """An answer of `Policy.deep_select`: the best-scored tokens of each visual input.
+        """The best-scored tokens of each visual input, as an answer of `Policy.decoder_select`.
 
         Args:
-            scores: (M,), by place.
-            counts: per visual input, how many stay.
+            scores: (M,), by column.
+            counts: for each visual input, how many tokens stay.
+
+        Returns:
+            for each visual input, a (N,) bool mask.
         """
-        kept = []
-        for places, k in zip(self.visual, counts, strict=True):
-            mask = torch.zeros(len(places), dtype=torch.bool, device=scores.device)
+        masks = []
+        for columns, k in zip(self.visual, counts, strict=True):
+            mask = torch.zeros(len(columns), dtype=torch.bool, device=scores.device)
             if k:
-                mask[topk_select(scores[places.to(scores.device)], k)] = True
-            kept.append(mask)
-        return kept
+                mask[topk_select(scores[columns.to(scores.device)], k)] = True
+            masks.append(mask)
+        return masks
 
 
 @dataclass(frozen=True)
 class TowerView:
-    """Pictures or tiles of one size, between two layers of a vision tower.
+    """A batch of images, or of tiles of images, of one size, between two layers of the vision encoder.
 
     Attributes:
-        hidden: (B, M, D), what the layer above would be fed; CLS is token 0 where there is one.
-        query, key, value: (B, H, M, d) of the layer below, as its kernel got them.
-        scaling: of its scores.
-        cls: whether there is a CLS token, which has to stay.
+        hidden: (B, M, D), the hidden states that the layer above gets. Token 0 is the CLS token if there is one.
+        query, key, value: (B, H, M, d) of the layer below, as its attention function got them.
+        scaling: factor of the attention scores in that layer.
+        cls: whether there is a CLS token. It has to stay.
         sizes: (B, M) float32 or wider, how many patches each token stands for.
-        cut: which border this is, from 0, of `n_cuts`.
-        n_before: tokens of a picture at the first border, CLS not counted.
-        n_keep: how many are to be left behind the last border.
-        memory: the policy's own notes, kept from border to border of one call.
+        cut: number of this border between layers, from 0.
+        n_cuts: number of borders at which tokens may be dropped.
+        n_before: tokens of an image at the first border, without the CLS token.
+        n_keep: how many tokens have to be left after the last border, without the CLS token.
+        memory: a dictionary for the policy's own use, kept from border to border of one call.
     """
 
     hidden: Tensor
@@ -185,7 +195,7 @@ class TowerView:
 
     @property
     def surplus(self) -> int:
-        """How many tokens have to leave yet."""
+        """How many tokens still have to be dropped."""
         return self.hidden.shape[1] - int(self.cls) - self.n_keep
 
 
@@ -194,9 +204,9 @@ class TowerCut:
     """What stays at such a border.
 
     Attributes:
-        keep: (B, M') int64, ascending, CLS included.
-        hidden: (B, M', D) in their place, if they have changed.
-        sizes: (B, M') float32, how many patches each stands for now, if that has changed.
+        keep: (B, M') int64, indices of tokens that stay, ascending, the CLS token included.
+        hidden: (B, M', D) new hidden states of these tokens; None: unchanged.
+        sizes: (B, M') float32, how many patches each stands for now; None: unchanged.
     """
 
     keep: Tensor
@@ -209,15 +219,15 @@ class Selection:
     """A policy's answer for one visual input.
 
     Attributes:
-        indices: (K,) int64, the tokens that stay, ascending and distinct; on their device or on the host.
-        features: optional (K, D) that replace the kept tokens (merging, pooling).
+        indices: (K,) int64, the tokens that stay, ascending and distinct; on the tokens' device or on the host.
+        features: (K, D) features that replace those of the kept tokens (merging, pooling); None: unchanged.
     """
 
     indices: Tensor
     features: Tensor | None = None
 
     def check_form(self, tokens: VisualTokens, policy: str) -> None:
-        """Raise `ValueError` unless the answer has the form it should have, whatever its values."""
+        """Raise `ValueError` unless types, dtypes and shapes are right. Values are not looked at."""
         indices, features, width = self.indices, self.features, tokens.features.shape[1]
         if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1 or indices.is_meta:
             raise ValueError(f"policy {policy!r} must return 1-D int64 indices, got {indices!r}")

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..budget import apportion_by_weight
 from ..ops import topk_select
 from ..validate import real
-from .base import Policy, register
-from .quota import shares
+from .base import Policy
+from .registration import register
 from .types import Selection, VisualTokens
 
 _WIDTHS = tuple(2.0**i for i in range(-3, 3))  # of the Gaussians
@@ -21,17 +22,20 @@ _WIDTHS = tuple(2.0**i for i in range(-3, 3))  # of the Gaussians
 @register("vidcom2")
 @dataclass
 class VidCom2(Policy):
-    """Video compression commander (arXiv:2505.14454, section 3).
+    """Video compression commander (VidCom2, arXiv:2505.14454, section 3).
 
-    Of normalised tokens, in the half of the channels that vary least, the distance to the mean of the
-    video and to that of the frame is seen through a sum of Gaussians of six widths: large values are
-    common tokens. Frames get the budget by how uncommon they are in the video: an equal share plus what
-    a softmax over frames (temperature `sharpness`) gives above it; within a frame the least common tokens
-    stay. An image is a video of one frame.
+    1. Tokens are reduced to the share `channels` of the channels with the least variance, and normalised.
+    2. How common a token is in the video, and in its frame, is the sum of Gaussians of six widths of its distance to
+       the mean of the video, and of the frame.
+    3. Each frame gets an equal share of the budget, plus what a softmax over frames of minus their mean commonness in
+       the video gives above an equal share.
+    4. In each frame the tokens stay that are least common in video and frame together.
+
+    An image is a video of one frame.
 
     Args:
-        sharpness: temperature of the softmax over frames.
-        channels: share of the channels that are compared.
+        sharpness: temperature of the softmax over frames, > 0.
+        channels: share of the channels that are compared, in (0, 1].
     """
 
     sharpness: float = 0.01
@@ -47,14 +51,14 @@ class VidCom2(Policy):
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         t = tokens.grid[0] if tokens.grid is not None else 1
         features = tokens.features.float()
-        calm = features.var(0, correction=0).argsort(stable=True)
-        features = F.normalize(features[:, calm[: max(1, int(self.channels * len(calm)))]], dim=-1)
+        by_variance = features.var(0, correction=0).argsort(stable=True)
+        features = F.normalize(features[:, by_variance[: max(1, int(self.channels * len(by_variance)))]], dim=-1)
         frames = features.view(t, -1, features.shape[-1])
-        in_video = self._common(frames, frames.mean((0, 1), keepdim=True))
-        in_frame = self._common(frames, frames.mean(1, keepdim=True))
+        in_video = self._commonness(frames, frames.mean((0, 1), keepdim=True))
+        in_frame = self._commonness(frames, frames.mean(1, keepdim=True))
         weight = (-in_video.mean(1) / self.sharpness).softmax(0)
         sizes = [frames.shape[1]] * t
-        quotas = shares(1 + weight - 1 / t, sizes, n_keep)
+        quotas = apportion_by_weight(n_keep, sizes, (1 + weight - 1 / t).tolist())
         picks = [
             topk_select(-common, quota) + i * len(common)
             for i, (common, quota) in enumerate(zip(in_video + in_frame, quotas, strict=True))
@@ -63,7 +67,7 @@ class VidCom2(Policy):
         return Selection(torch.cat(picks))
 
     @staticmethod
-    def _common(frames: Tensor, centre: Tensor) -> Tensor:
-        """(T, P) of (T, P, D)."""
+    def _commonness(frames: Tensor, centre: Tensor) -> Tensor:
+        """(T, P) of (T, P, D) tokens, by their distance to (1 or T, 1, D) centres."""
         distance = (frames - centre).square().sum(-1)
         return torch.stack([torch.exp(-distance / (2 * width)) for width in _WIDTHS]).sum(0)

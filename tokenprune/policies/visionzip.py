@@ -1,4 +1,4 @@
-"""VisionZip: tokens that CLS attends to, and averages of the rest."""
+"""VisionZip: tokens that the CLS token attends to, and averages of the rest."""
 
 from __future__ import annotations
 
@@ -10,39 +10,42 @@ import torch.nn.functional as F
 
 from ..ops import topk_select
 from ..validate import real
-from .base import Policy, register
-from .merging import mergeable, summed, with_merged
-from .spacing import others
+from .base import Policy
+from .merging import group_sum, mergeable, with_merged
+from .registration import register
+from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("visionzip")
 @dataclass
 class VisionZip(Policy):
-    """Dominant tokens by CLS attention, contextual ones by merging (arXiv:2412.04467, sections 3.2 and 3.3).
+    """Dominant and contextual tokens (VisionZip, arXiv:2412.04467, sections 3.2 and 3.3).
 
-    Dominant: the most attended tokens of the encoder layer that feeds the projector. Of the rest, evenly
-    spaced ones are targets; every other token joins the target whose key (mean over heads) is most like
-    its own, and a target becomes itself plus the mean of those that joined it.
+    1. Dominant tokens: those with most CLS attention in the encoder layer that feeds the projector stay.
+    2. Of the rest, evenly spaced tokens are targets. Every other token joins the target with the most similar key
+       (mean over heads, cosine similarity).
+    3. Contextual tokens: a target becomes itself plus the mean of the tokens that joined it.
 
-    Other than in the release, CLS itself is not kept, since the language model has no place for it, and
-    merged tokens stand where their targets stood instead of at the end. Encoders without CLS use the
-    attention that tokens receive from all. Keys are those that the kernel gets: rotated in Qwen's towers.
+    Other than in the paper's code, the CLS token itself is not kept, since the language model has no column for it,
+    and contextual tokens stay at the positions of their targets instead of at the end. Encoders without a CLS token
+    use the attention that tokens receive from all tokens. Keys are those that the attention function gets; in Qwen's
+    encoders they are rotated.
 
     Args:
-        contextual: share of the budget for merged tokens; 10 of 64 in the paper.
+        contextual: share of the budget for contextual tokens, in [0, 1); 10 of 64 in the paper.
     """
 
     contextual: float = 10 / 64
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "VisionZip, CVPR 2025, arXiv:2412.04467"
     keeps: ClassVar[str] = "what CLS attends to, and averages of the rest"
-    deviates: ClassVar[str] = "CLS itself is not kept; merged tokens stand where their targets stood"
+    deviates: ClassVar[str] = "CLS itself is not kept; merged tokens keep the positions of their targets"
 
     def __post_init__(self) -> None:
         real(self, "contextual", least=0, below=1, what="a share of the budget")
 
-    def encoder(self) -> EncoderSpec:
+    def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", keys="mean", features=True)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
@@ -51,12 +54,12 @@ class VisionZip(Policy):
         dominant = topk_select(tokens.encoder_attention, n_keep - n_merged)
         if n_merged == 0:
             return Selection(dominant)
-        rest = others(dominant, len(tokens))
+        rest = complement(dominant, len(tokens))
         spaced = torch.arange(n_merged, device=rest.device) * (len(rest) // n_merged)
-        targets, joining = rest[spaced], rest[others(spaced, len(rest))]
+        targets, joining = rest[spaced], rest[complement(spaced, len(rest))]
 
         features, project = mergeable(tokens)
         keys = F.normalize(tokens.encoder_keys.float(), dim=-1)
         joined = (keys[joining] @ keys[targets].T).argmax(1)
-        total, count = summed(features[joining], joined, n_merged)
+        total, count = group_sum(features[joining], joined, n_merged)
         return with_merged(tokens, dominant, targets, project(features[targets] + total / count.clamp(min=1)))

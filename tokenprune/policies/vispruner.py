@@ -1,4 +1,4 @@
-"""VisPruner: tokens that CLS attends to, and of the rest those without a double."""
+"""VisPruner: tokens that the CLS token attends to, and tokens of the rest that are no duplicates."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import real, whole
-from .base import Policy, register
+from .base import Policy
 from .merging import mergeable
-from .spacing import others
+from .registration import register
+from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
 
 
 @register("vispruner")
 @dataclass
 class VisPruner(Policy):
-    """Important tokens by attention, diverse ones by removing duplicates (arXiv:2412.01818, section 3.3).
+    """Important tokens by attention, diverse ones by removing duplicates (VisPruner, arXiv:2412.01818, section 3.3).
 
-    Important: a share of the budget, by CLS attention in the encoder layer that feeds the projector. The
-    rest is cut down in rounds: of every second token, those most like one of the others in between leave,
-    `step` at a time, until the budget is met. Features before the projector where they are one-to-one.
-    The release needs an even number of such tokens; here the odd one is in the half that may leave.
-    Encoders without CLS use the attention that tokens receive from all.
+    1. Important tokens: a share of the budget is kept by CLS attention in the encoder layer that feeds the projector.
+    2. Diverse tokens: the rest is reduced in rounds to the rest of the budget. In a round, tokens at even indices are
+       compared with those at odd ones (cosine similarity of features, before the projector where they match the
+       projected ones one-to-one), and the `step` even tokens most similar to an odd one are dropped.
+
+    The paper's code needs an even number of tokens in a round; here an odd last one counts as even and may be dropped.
+    Encoders without a CLS token use the attention that tokens receive from all tokens.
 
     Args:
-        important: share of the budget for attention; the release's default.
-        step: tokens that leave in a round.
+        important: share of the budget for important tokens, in [0, 1]; the default is that of the paper's code.
+        step: tokens that are dropped in a round, >= 1.
     """
 
     important: float = 0.5
     step: int = 8
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "VisPruner, ICCV 2025, arXiv:2412.01818"
-    keeps: ClassVar[str] = "what CLS attends to, and of the rest what has no double"
+    keeps: ClassVar[str] = "what CLS attends to, and of the rest what is no duplicate"
     deviates: ClassVar[str] = "takes an odd number of tokens too"
 
     def __post_init__(self) -> None:
         real(self, "important", least=0, most=1, what="a share of the budget")
         whole(self, "step", least=1)
 
-    def encoder(self) -> EncoderSpec:
+    def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", features=True)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
@@ -53,20 +56,20 @@ class VisPruner(Policy):
         important = topk_select(tokens.encoder_attention, n_important)
         if n_keep == n_important:
             return Selection(important)
-        rest = others(important, len(tokens))
+        rest = complement(important, len(tokens))
         unit = F.normalize(mergeable(tokens)[0][rest].float(), dim=-1)
-        diverse = rest[self._without_doubles(unit, n_keep - n_important)]
+        diverse = rest[self._without_duplicates(unit, n_keep - n_important)]
         return Selection(torch.cat([important, diverse]).sort().values)
 
-    def _without_doubles(self, unit: Tensor, n_keep: int) -> Tensor:
+    def _without_duplicates(self, unit: Tensor, n_keep: int) -> Tensor:
         """Ascending indices of `n_keep` of (M, D) unit vectors."""
         similarity = unit @ unit.T
-        left = torch.arange(len(unit), device=unit.device)
-        while len(left) > n_keep:
-            even, odd = left[::2], left[1::2]
+        remaining = torch.arange(len(unit), device=unit.device)
+        while len(remaining) > n_keep:
+            even, odd = remaining[::2], remaining[1::2]
             if len(odd) == 0:
                 break
-            leaving = min(self.step, len(left) - n_keep, len(even))
-            doubles = topk_select(similarity[even][:, odd].amax(1), leaving)
-            left = left[others(2 * doubles, len(left))]
-        return left
+            n_dropped = min(self.step, len(remaining) - n_keep, len(even))
+            duplicates = topk_select(similarity[even][:, odd].amax(1), n_dropped)
+            remaining = remaining[complement(2 * duplicates, len(remaining))]
+        return remaining

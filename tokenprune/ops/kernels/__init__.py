@@ -1,4 +1,4 @@
-"""The ops as Triton kernels."""
+"""The ops as Triton kernels. `ops/reference.py` defines what they return."""
 
 from .attention import attention_received
 from .coverage import coverage_select

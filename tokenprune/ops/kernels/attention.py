@@ -1,7 +1,7 @@
 """Attention received, in two passes of streamed softmax.
 
-The first pass leaves each query's maximum and denominator, the second adds up every key's share over
-the queries, head by head. Scores exist as tiles only.
+The first pass stores the maximum and the denominator of each query's softmax. The second sums each key's attention
+over the queries, head by head. Scores exist as tiles only, never as a whole map.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
     n = key.shape[2]
     weighted = rows is not None and rows.dtype == torch.bool
     listed = rows is not None and not weighted
-    asked = rows.numel() if rows is not None and listed else length
+    n_queries = rows.numel() if rows is not None and listed else length
     like: dict[str, Any] = dict(dtype=torch.float32, device=query.device)
     received = torch.zeros(batch, heads, n, **like)
-    if asked == 0:
+    if n_queries == 0:
         return received[:, 0]
     query, key = query.contiguous(), key.contiguous()
-    top, inverse = torch.empty(batch, heads, asked, **like), torch.empty(batch, heads, asked, **like)
+    top, inverse = torch.empty(batch, heads, n_queries, **like), torch.empty(batch, heads, n_queries, **like)
+    # A pointer that a kernel does not read still has to be one: `query` stands in for it.
     which = query if rows is None else rows.contiguous().view(torch.int8) if weighted else rows.to(query.device)
-    seen = query if mask is None else mask.contiguous().view(torch.int8)
+    visible = query if mask is None else mask.contiguous().view(torch.int8)
     image_stride = 0 if mask is None else mask[0].numel()
     query_stride = n if mask is not None and mask.ndim == 3 else 0
     tile = 32 if query.dtype == torch.float32 else 64
@@ -46,19 +47,23 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
         WHOLE=width <= depth,
         num_warps=4,
     )
-    sizes = (heads, length, asked, n, width, image_stride, query_stride, scaling)
-    _denominators[(triton.cdiv(asked, tile), batch * heads)](query, key, which, seen, top, inverse, *sizes, **shared)
-    _received[(triton.cdiv(n, tile), batch * heads)](query, key, which, seen, top, inverse, received, *sizes, **shared)
-    count = rows.sum(1, keepdim=True).clamp(min=1) if rows is not None and weighted else asked
+    sizes = (heads, length, n_queries, n, width, image_stride, query_stride, scaling)
+    _denominators[(triton.cdiv(n_queries, tile), batch * heads)](
+        query, key, which, visible, top, inverse, *sizes, **shared
+    )
+    _received[(triton.cdiv(n, tile), batch * heads)](
+        query, key, which, visible, top, inverse, received, *sizes, **shared
+    )
+    count = rows.sum(1, keepdim=True).clamp(min=1) if rows is not None and weighted else n_queries
     return received.sum(1) / (heads * count)
 
 
 @triton.jit
 def _product(queries, keys, score, start, width, inside, within, WIDEN: tl.constexpr, DEPTH: tl.constexpr):
-    """A tile of scores, and what DEPTH columns of queries and keys add to it."""
-    real = start + tl.arange(0, DEPTH) < width
-    query = tl.load(queries + start, mask=inside[:, None] & real[None, :], other=0)
-    key = tl.load(keys + start, mask=within[None, :] & real[:, None], other=0)
+    """A (TILE, TILE) tile of scores plus the product of DEPTH columns of queries and keys."""
+    in_head = start + tl.arange(0, DEPTH) < width
+    query = tl.load(queries + start, mask=inside[:, None] & in_head[None, :], other=0)
+    key = tl.load(keys + start, mask=within[None, :] & in_head[:, None], other=0)
     if WIDEN:
         query, key = query.to(tl.float32), key.to(tl.float32)
     return tl.dot(query, key, score, input_precision="ieee")
@@ -74,7 +79,7 @@ def _tile(
     first_query,
     first_key,
     length,
-    asked,
+    n_queries,
     n,
     width,
     query_stride,
@@ -87,27 +92,30 @@ def _tile(
     DEPTH: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Scores of a tile, -inf where a query may not look; and of its queries their number among the asked ones, where
-    in the sequence they stand, and whether they are any."""
-    order, place = first_query + tl.arange(0, TILE), first_key + tl.arange(0, TILE)
-    inside, within = order < asked, place < n
+    """A (TILE, TILE) tile of scores, -inf where a query may not attend to a key.
+
+    Also, (TILE,) each, its queries' numbers among the given ones, their indices in the sequence, and whether they
+    exist.
+    """
+    order, token = first_query + tl.arange(0, TILE), first_key + tl.arange(0, TILE)
+    inside, within = order < n_queries, token < n
     row = order
     if LISTED:
         row = tl.load(which_ptr + order, mask=inside, other=0).to(tl.int32)
     column = tl.arange(0, DEPTH)
     queries = query_ptr + (head * length + row.to(tl.int64))[:, None] * width + column[None, :]
-    keys = key_ptr + (head // GROUP * n + place.to(tl.int64))[None, :] * width + column[:, None]
+    keys = key_ptr + (head // GROUP * n + token.to(tl.int64))[None, :] * width + column[:, None]
     score = tl.zeros((TILE, TILE), tl.float32)
-    if WHOLE:  # without a loop of its own, so that the one around it is pipelined
+    if WHOLE:  # no inner loop, so that Triton pipelines the outer one
         score = _product(queries, keys, score, 0, width, inside, within, WIDEN, DEPTH)
     else:
         for start in range(0, width, DEPTH):
             score = _product(queries, keys, score, start, width, inside, within, WIDEN, DEPTH)
-    look = inside[:, None] & within[None, :]
+    visible = inside[:, None] & within[None, :]
     if MASKED:
-        pointer = mask_ptr + row.to(tl.int64)[:, None] * query_stride + place[None, :]
-        look = look & (tl.load(pointer, mask=look, other=0) != 0)
-    return tl.where(look, score * scaling, -float("inf")), order, row, inside
+        pointer = mask_ptr + row.to(tl.int64)[:, None] * query_stride + token[None, :]
+        visible = visible & (tl.load(pointer, mask=visible, other=0) != 0)
+    return tl.where(visible, score * scaling, -float("inf")), order, row, inside
 
 
 @triton.jit
@@ -120,7 +128,7 @@ def _denominators(
     inverse_ptr,
     heads,
     length,
-    asked,
+    n_queries,
     n,
     width,
     image_stride,
@@ -137,23 +145,23 @@ def _denominators(
 ):
     head = tl.program_id(1).to(tl.int64)
     mask_ptr += (head // heads) * image_stride
-    mine = tl.program_id(0) * TILE
+    first = tl.program_id(0) * TILE
     top = tl.full((TILE,), -float("inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
     for start in range(0, n, TILE):
         score, _, _, _ = _tile(
-            query_ptr, key_ptr, which_ptr, mask_ptr, head, mine, start, length, asked, n, width, query_stride, scaling,
-            GROUP, MASKED, LISTED, WIDEN, TILE, DEPTH, WHOLE,
+            query_ptr, key_ptr, which_ptr, mask_ptr, head, first, start, length, n_queries, n, width, query_stride,
+            scaling, GROUP, MASKED, LISTED, WIDEN, TILE, DEPTH, WHOLE,
         )  # fmt: skip
         new = tl.maximum(top, tl.max(score, 1))
-        base = tl.where(new == -float("inf"), 0.0, new)  # nothing to look at so far
+        base = tl.where(new == -float("inf"), 0.0, new)  # no visible key so far
         total = total * tl.exp(top - base) + tl.sum(tl.exp(score - base[:, None]), 1)
         top = new
-    order = mine + tl.arange(0, TILE)
-    tl.store(top_ptr + head * asked + order, tl.where(top == -float("inf"), 0.0, top), mask=order < asked)
-    looked = total > 0
-    inverse = tl.where(looked, 1.0 / tl.where(looked, total, 1.0), 0.0)
-    tl.store(inverse_ptr + head * asked + order, inverse, mask=order < asked)
+    order = first + tl.arange(0, TILE)
+    tl.store(top_ptr + head * n_queries + order, tl.where(top == -float("inf"), 0.0, top), mask=order < n_queries)
+    attends = total > 0
+    inverse = tl.where(attends, 1.0 / tl.where(attends, total, 1.0), 0.0)
+    tl.store(inverse_ptr + head * n_queries + order, inverse, mask=order < n_queries)
 
 
 @triton.jit
@@ -167,7 +175,7 @@ def _received(
     received_ptr,
     heads,
     length,
-    asked,
+    n_queries,
     n,
     width,
     image_stride,
@@ -185,18 +193,18 @@ def _received(
     head = tl.program_id(1).to(tl.int64)
     image = head // heads
     mask_ptr += image * image_stride
-    mine = tl.program_id(0) * TILE
+    first = tl.program_id(0) * TILE
     total = tl.zeros((TILE,), tl.float32)
-    for start in range(0, asked, TILE):
+    for start in range(0, n_queries, TILE):
         score, order, row, inside = _tile(
-            query_ptr, key_ptr, which_ptr, mask_ptr, head, start, mine, length, asked, n, width, query_stride, scaling,
-            GROUP, MASKED, LISTED, WIDEN, TILE, DEPTH, WHOLE,
+            query_ptr, key_ptr, which_ptr, mask_ptr, head, start, first, length, n_queries, n, width, query_stride,
+            scaling, GROUP, MASKED, LISTED, WIDEN, TILE, DEPTH, WHOLE,
         )  # fmt: skip
-        top = tl.load(top_ptr + head * asked + order, mask=inside, other=0)
-        share = tl.load(inverse_ptr + head * asked + order, mask=inside, other=0)
+        top = tl.load(top_ptr + head * n_queries + order, mask=inside, other=0)
+        share = tl.load(inverse_ptr + head * n_queries + order, mask=inside, other=0)
         if WEIGHTED:
-            wanted = tl.load(which_ptr + image * length + row, mask=inside, other=0)
-            share = share * (wanted != 0)
+            is_given = tl.load(which_ptr + image * length + row, mask=inside, other=0)
+            share = share * (is_given != 0)
         total += tl.sum(tl.exp(score - top[:, None]) * share[:, None], 0)
-    place = mine + tl.arange(0, TILE)
-    tl.store(received_ptr + head * n + place, total, mask=place < n)
+    token = first + tl.arange(0, TILE)
+    tl.store(received_ptr + head * n + token, total, mask=token < n)

@@ -1,7 +1,7 @@
-"""Greedy coverage on the device: first gains of all tokens, then all picks, one launch each.
+"""Greedy coverage on the device: one launch for the first gains of all tokens, one for all picks.
 
-Gains never grow, so a pick computes only those again that could be the largest. Both kernels sum a
-token's gain in the same order, without which a bound would not be one.
+Gains never grow, so for a pick only those are computed again that could be the largest. Both kernels sum a token's
+gain in the same order; otherwise an old gain would not be an upper bound of the new one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .greedy import warps
 
 @torch.no_grad()
 def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Tensor | None) -> Tensor:
-    scores = similarity.float().mT.contiguous()  # a token's similarities side by side
+    scores = similarity.float().mT.contiguous()  # (B, N, R): the similarities of a token are contiguous
     batch, n, targets = scores.shape
     gains = torch.empty(batch, n, dtype=torch.float32, device=scores.device)
     factor = gains if quality is None else quality.float().contiguous()
@@ -45,6 +45,7 @@ def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Te
 
 @triton.jit
 def _gain(scores_ptr, covered, token, targets, BLOCK: tl.constexpr):
+    """What a token adds to (BLOCK,) coverage of the targets."""
     target = tl.arange(0, BLOCK)
     scores = tl.load(scores_ptr + token.to(tl.int64) * targets + target, mask=target < targets, other=0)
     return tl.sum(tl.maximum(scores - covered, 0.0), 0)
@@ -52,7 +53,7 @@ def _gain(scores_ptr, covered, token, targets, BLOCK: tl.constexpr):
 
 @triton.jit
 def _gains(scores_ptr, factor_ptr, gains_ptr, n, targets, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
-    """What a token would cover on its own."""
+    """The gain of each token before any pick."""
     token, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     gain = _gain(scores_ptr + image * n * targets, tl.zeros((BLOCK,), tl.float32), token, targets, BLOCK)
     if WEIGHTED:
@@ -80,12 +81,12 @@ def _cover(
     scores_ptr += image * n * targets
     factor_ptr += image * n
     picks_ptr += image * k
-    place, target = tl.arange(0, TOKENS), tl.arange(0, BLOCK)
-    open = place < n
-    bound = tl.load(gains_ptr + image * n + place, mask=open, other=0)
+    token, target = tl.arange(0, TOKENS), tl.arange(0, BLOCK)
+    is_open = token < n
+    bound = tl.load(gains_ptr + image * n + token, mask=is_open, other=0)
     if MASKED:
-        open = open & (tl.load(mask_ptr + image * n + place, mask=open, other=0) != 0)
-    bound = tl.where(open, bound, -float("inf"))
+        is_open = is_open & (tl.load(mask_ptr + image * n + token, mask=is_open, other=0) != 0)
+    bound = tl.where(is_open, bound, -float("inf"))
     covered = tl.zeros((BLOCK,), tl.float32)
     for step in range(0, k):
         most, best = tl.max(bound, 0, return_indices=True, return_indices_tie_break_left=True)
@@ -95,13 +96,13 @@ def _cover(
             gain = _gain(scores_ptr, covered, best, targets, BLOCK)
             if WEIGHTED:
                 gain *= tl.load(factor_ptr + best)
-            bound = tl.where(place == best, gain, bound)
+            bound = tl.where(token == best, gain, bound)
             most, again = tl.max(bound, 0, return_indices=True, return_indices_tie_break_left=True)
             settled = again == best
             best = again
             tried += 1
-            settled = settled | (tried > n)  # of a NaN
+            settled = settled | (tried > n)  # a NaN never settles
         tl.store(picks_ptr + step, tl.where(most == -float("inf"), -1, best.to(tl.int64)))
         row = tl.load(scores_ptr + best.to(tl.int64) * targets + target, mask=target < targets, other=0)
         covered = tl.maximum(covered, row)
-        bound = tl.where(place == best, -float("inf"), bound)
+        bound = tl.where(token == best, -float("inf"), bound)

@@ -1,7 +1,7 @@
-"""Greedy DPP on the device: similarities as of the other greedy ops, then all picks in one launch.
+"""Greedy DPP on the device: similarities as in the other greedy ops, then all picks in one launch.
 
-One program per image keeps the variances in registers; rows of the Cholesky factor go to a workspace
-that stays in the L2 cache.
+One program for each image keeps the variances in registers. Rows of the Cholesky factor go to a workspace that fits
+the L2 cache.
 """
 
 from __future__ import annotations
@@ -65,26 +65,26 @@ def _volume(
     factor_ptr += image * k * n
     quality_ptr += image * n
     picks_ptr += image * k
-    place = tl.arange(0, BLOCK)
-    inside = place < n
-    open = inside
+    token = tl.arange(0, BLOCK)
+    inside = token < n
+    is_open = inside
     if MASKED:
-        open = open & (tl.load(mask_ptr + image * n + place, mask=inside, other=0) != 0)
-    quality = tl.load(quality_ptr + place, mask=inside, other=0)
-    own = tl.load(similarity_ptr + place.to(tl.int64) * stride + place, mask=inside, other=0) * quality * quality
-    variance = own
+        is_open = is_open & (tl.load(mask_ptr + image * n + token, mask=inside, other=0) != 0)
+    quality = tl.load(quality_ptr + token, mask=inside, other=0)
+    prior = tl.load(similarity_ptr + token.to(tl.int64) * stride + token, mask=inside, other=0) * quality * quality
+    variance = prior
     for step in range(0, k):
-        left = tl.where(open, tl.where(variance > least * own, variance, 0.0), -float("inf"))
-        most, index = tl.max(left, 0, return_indices=True, return_indices_tie_break_left=True)
+        score = tl.where(is_open, tl.where(variance > least * prior, variance, 0.0), -float("inf"))
+        most, index = tl.max(score, 0, return_indices=True, return_indices_tie_break_left=True)
         best = index.to(tl.int64)
         tl.store(picks_ptr + step, tl.where(most == -float("inf"), -1, best))
-        row = tl.load(similarity_ptr + best * stride + place, mask=inside, other=0)
+        row = tl.load(similarity_ptr + best * stride + token, mask=inside, other=0)
         row = row * quality * tl.load(quality_ptr + best)
         for before in range(0, step):
-            column = tl.load(factor_ptr + before * n + place, mask=inside, other=0)
+            column = tl.load(factor_ptr + before * n + token, mask=inside, other=0)
             row -= column * tl.load(factor_ptr + before * n + best)
         row = tl.where(most > 0, row / tl.sqrt(tl.maximum(most, 1e-30)), 0.0)
-        tl.store(factor_ptr + step * n + place, row, mask=inside)
+        tl.store(factor_ptr + step * n + token, row, mask=inside)
         tl.debug_barrier()  # its other threads read it at the next step
         variance -= row * row
-        open = open & (place != best)
+        is_open = is_open & (token != best)

@@ -1,8 +1,8 @@
-"""Greedy diversity on the device: norms, similarities, and the whole loop, one launch each.
+"""Greedy diversity on the device: norms, similarities and the whole loop, one launch each.
 
-Similarities are products of the raw features on tensor cores (float32 sums), scaled by float32 norms
-afterwards: as exact as products of float32 unit vectors. The loop is one program per image: its scores
-stay in registers, a step is one row of similarities out of the L2 cache and one reduction.
+Similarities are products of the raw features on tensor cores (float32 sums), scaled by float32 norms afterwards. This
+is as exact as products of float32 unit vectors. The loop is one program for each image. Its scores stay in registers;
+a step reads one row of similarities from the L2 cache and does one reduction.
 """
 
 from __future__ import annotations
@@ -38,80 +38,70 @@ def _select(
     picks = torch.empty(batch, k, dtype=torch.int64, device=features.device)
     mask = None if mask is None else mask.contiguous()
     first = None if first is None else first.contiguous()
+    block = triton.next_power_of_2(n)
     for start in range(0, batch, images):
         some = slice(start, start + images)
-        _launch(
-            features[some],
-            k,
-            None if first is None else first[some],
-            None if mask is None else mask[some],
+        similarity, nearest, candidates = cosines(
+            features[some], None if mask is None else mask[some], stride, first is None, length
+        )
+        _greedy[(len(similarity),)](
+            similarity,
+            nearest,
+            candidates,
+            picks[some] if first is None else first[some],  # a pointer that is not read still has to be one
             picks[some],
+            n,
+            k,
+            0 if first is None else first.shape[1],
             stride,
-            summed,
-            length,
+            MASKED=mask is not None,
+            SEEK=first is None,
+            SUM=summed,
+            BLOCK=block,
+            num_warps=warps(block),
         )
     return picks
 
 
-def _launch(
-    features: Tensor,
-    k: int,
-    first: Tensor | None,
-    mask: Tensor | None,
-    picks: Tensor,
-    stride: int,
-    summed: bool,
-    length: float,
-) -> None:
-    batch, n, _ = features.shape
-    seek = first is None
-    similarity, likeness, candidates = cosines(features, mask, stride, seek, length)
-    block = triton.next_power_of_2(n)
-    _greedy[(batch,)](
-        similarity,
-        likeness,
-        candidates,
-        picks if first is None else first,  # a pointer that is not read still has to be one
-        picks,
-        n,
-        k,
-        0 if first is None else first.shape[1],
-        stride,
-        MASKED=mask is not None,
-        SEEK=seek,
-        SUM=summed,
-        BLOCK=block,
-        num_warps=warps(block),
-    )
-
-
 def warps(block: int) -> int:
-    """Of a program that holds a value per token; 1024 threads at most, and an AMD GPU's warps have 64."""
+    """Warps of a program with `block` values: 1024 threads at most, with 32 threads in a warp (64 on AMD GPUs)."""
     return max(1, min(32 if torch.version.hip is None else 16, block // 512))
 
 
 def row_stride(n: int) -> int:
-    """Rows of similarities start where vector loads want them."""
-    return triton.cdiv(n, 16) * 16
+    """Elements from one row of similarities to the next: a multiple of 16, for aligned vector loads."""
+    stride: int = triton.cdiv(n, 16) * 16
+    return stride
 
 
 def images_at_once(n: int, stride: int) -> int:
-    """How many images' similarities fit into the workspace."""
+    """Number of images whose similarities fit into the workspace."""
     return max(1, _WORKSPACE // (4 * n * stride))
 
 
 def cosines(
     features: Tensor, mask: Tensor | None, stride: int, seek: bool, length: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarities (B, N, stride) of (B, N, D); if `seek`, the largest of each token's; and the mask to hand on."""
+    """Similarities of tokens.
+
+    Args:
+        features: (B, N, D), contiguous.
+        mask: (B, N) bool, True for candidates.
+        stride: of a row of similarities, as `row_stride` gives it.
+        seek: whether each token's largest similarity to another candidate is computed, too.
+        length: weight of lengths, as in `max_min_select`.
+
+    Returns:
+        (B, N, stride) float32 similarities, (B, N) largest ones, and a pointer to the mask for other kernels.
+    """
     batch, n, d = features.shape
     like: dict[str, Any] = dict(dtype=torch.float32, device=features.device)
-    inverse, likeness = torch.empty(batch, n, **like), torch.empty(batch, n, **like)
+    inverse, nearest = torch.empty(batch, n, **like), torch.empty(batch, n, **like)
     similarity = torch.empty(batch, n, stride, **like)
     candidates = inverse if mask is None else mask.view(torch.int8)
-    _norms[(triton.cdiv(batch * n, 8),)](features, inverse, likeness, batch * n, d, ROWS=8, BLOCK=512)
+    _norms[(triton.cdiv(batch * n, 8),)](features, inverse, nearest, batch * n, d, ROWS=8, BLOCK=512)
     mean = inverse
-    if length:  # of the lengths of candidates, float32 (B,)
+    if length:  # (B,) float32, mean length of the candidates
         lengths = 1 / inverse if mask is None else torch.where(mask, 1 / inverse, 0)
         mean = lengths.sum(1) / (n if mask is None else mask.sum(1).clamp(min=1))
     wide = features.dtype == torch.float32
@@ -122,7 +112,7 @@ def cosines(
         inverse,
         candidates,
         similarity,
-        likeness,
+        nearest,
         mean,
         n,
         d,
@@ -137,23 +127,23 @@ def cosines(
         num_warps=4 if tile == 64 else 8,
         num_stages=3,
     )
-    return similarity, likeness, candidates
+    return similarity, nearest, candidates
 
 
 @triton.jit
-def _norms(x_ptr, inverse_ptr, likeness_ptr, tokens, d, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """1 / |x| of a few tokens; and nobody is like them yet."""
+def _norms(x_ptr, inverse_ptr, nearest_ptr, tokens, d, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """1 / |x| of a few tokens, and -inf for their largest similarity so far."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    real = token < tokens
+    is_token = token < tokens
     squares = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, d, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        pointer = x_ptr + token[:, None] * d + place[None, :]
-        x = tl.load(pointer, mask=real[:, None] & (place < d)[None, :], other=0).to(tl.float32)
+        column = start + tl.arange(0, BLOCK)
+        pointer = x_ptr + token[:, None] * d + column[None, :]
+        x = tl.load(pointer, mask=is_token[:, None] & (column < d)[None, :], other=0).to(tl.float32)
         squares += x * x
     norm = tl.sqrt_rn(tl.sum(squares, 1))
-    tl.store(inverse_ptr + token, tl.div_rn(1.0, tl.maximum(norm, 1e-12)), mask=real)
-    tl.store(likeness_ptr + token, tl.full((ROWS,), -float("inf"), tl.float32), mask=real)
+    tl.store(inverse_ptr + token, tl.div_rn(1.0, tl.maximum(norm, 1e-12)), mask=is_token)
+    tl.store(nearest_ptr + token, tl.full((ROWS,), -float("inf"), tl.float32), mask=is_token)
 
 
 @triton.jit
@@ -162,7 +152,7 @@ def _similarities(
     inverse_ptr,
     mask_ptr,
     similarity_ptr,
-    likeness_ptr,
+    nearest_ptr,
     mean_ptr,
     n,
     d,
@@ -175,9 +165,9 @@ def _similarities(
     TILE: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """One tile of cosines and its mirror image; LENGTH: that count lengths; SEEK: also each token's largest.
+    """One tile of cosine similarities and its mirror image. LENGTH: with lengths. SEEK: also each token's largest.
 
-    All factors are symmetric: tokens that are each other's nearest are a tie.
+    All factors are symmetric, so two tokens that are each other's nearest are a tie.
     """
     i, j = tl.program_id(0), tl.program_id(1)
     if i > j:
@@ -204,10 +194,10 @@ def _similarities(
     total = total * (row_scale[:, None] * column_scale[None, :])
     if LENGTH:
         mean = tl.load(mean_ptr + image)
-        row_own = tl.where(row_scale > 0, 1 / tl.maximum(row_scale, 1e-30) / tl.maximum(mean, 1e-12), 0)
-        column_own = tl.where(column_scale > 0, 1 / tl.maximum(column_scale, 1e-30) / tl.maximum(mean, 1e-12), 0)
-        total *= (1 - length) + length * (row_own[:, None] * column_own[None, :])
-        total -= length / 2 * ((row_own * row_own)[:, None] + (column_own * column_own)[None, :])
+        row_norm = tl.where(row_scale > 0, 1 / tl.maximum(row_scale, 1e-30) / tl.maximum(mean, 1e-12), 0)
+        column_norm = tl.where(column_scale > 0, 1 / tl.maximum(column_scale, 1e-30) / tl.maximum(mean, 1e-12), 0)
+        total *= (1 - length) + length * (row_norm[:, None] * column_norm[None, :])
+        total -= length / 2 * ((row_norm * row_norm)[:, None] + (column_norm * column_norm)[None, :])
     similarity_ptr += image * n * stride
     both = row_in[:, None] & column_in[None, :]
     tl.store(similarity_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], total, mask=both)
@@ -218,17 +208,17 @@ def _similarities(
         if MASKED:
             row_in = row_in & (tl.load(mask_ptr + image * n + row, mask=row_in, other=0) != 0)
             column_in = column_in & (tl.load(mask_ptr + image * n + column, mask=column_in, other=0) != 0)
-        others = row_in[:, None] & column_in[None, :] & (row[:, None] != column[None, :])
-        total = tl.where(others, total, -float("inf"))
-        tl.atomic_max(likeness_ptr + image * n + row, tl.max(total, 1), mask=row_in, sem="relaxed")
+        is_other = row_in[:, None] & column_in[None, :] & (row[:, None] != column[None, :])
+        total = tl.where(is_other, total, -float("inf"))
+        tl.atomic_max(nearest_ptr + image * n + row, tl.max(total, 1), mask=row_in, sem="relaxed")
         if i != j:
-            tl.atomic_max(likeness_ptr + image * n + column, tl.max(total, 0), mask=column_in, sem="relaxed")
+            tl.atomic_max(nearest_ptr + image * n + column, tl.max(total, 0), mask=column_in, sem="relaxed")
 
 
 @triton.jit
 def _greedy(
     similarity_ptr,
-    likeness_ptr,
+    nearest_ptr,
     mask_ptr,
     first_ptr,
     picks_ptr,
@@ -245,29 +235,29 @@ def _greedy(
     image = tl.program_id(0).to(tl.int64)
     similarity_ptr += image * n * stride
     picks_ptr += image * k
-    place = tl.arange(0, BLOCK)
-    candidate = place < n
+    token = tl.arange(0, BLOCK)
+    candidate = token < n
     if MASKED:
-        candidate = candidate & (tl.load(mask_ptr + image * n + place, mask=candidate, other=0) != 0)
-    anybody = tl.max(candidate.to(tl.int32), 0) > 0
+        candidate = candidate & (tl.load(mask_ptr + image * n + token, mask=candidate, other=0) != 0)
+    has_candidates = tl.max(candidate.to(tl.int32), 0) > 0
     if SEEK:
-        likeness = tl.load(likeness_ptr + image * n + place, mask=candidate, other=float("inf"))
-        last = tl.argmin(likeness, 0).to(tl.int64)
+        nearest = tl.load(nearest_ptr + image * n + token, mask=candidate, other=float("inf"))
+        last = tl.argmin(nearest, 0).to(tl.int64)
     else:
         last = tl.load(first_ptr + image * given).to(tl.int64)
-    tl.store(picks_ptr, tl.where(anybody, last, -1))
+    tl.store(picks_ptr, tl.where(has_candidates, last, -1))
     start = 0.0 if SUM else -float("inf")
     score = tl.where(candidate, start, float("inf"))
     for step in range(1, k):
-        row = tl.load(similarity_ptr + last * stride + place, mask=place < n, other=0)
+        row = tl.load(similarity_ptr + last * stride + token, mask=token < n, other=0)
         if SUM:
             score += row
         else:
             score = tl.maximum(score, row)
-        score = tl.where(place == last, float("inf"), score)  # never twice
+        score = tl.where(token == last, float("inf"), score)  # never picked twice
         least, index = tl.min(score, 0, return_indices=True, return_indices_tie_break_left=True)
         last = index.to(tl.int64)
         if not SEEK:
-            told = tl.load(first_ptr + image * given + step, mask=step < given, other=-1).to(tl.int64)
-            last = tl.where(told >= 0, told, last)
+            forced = tl.load(first_ptr + image * given + step, mask=step < given, other=-1).to(tl.int64)
+            last = tl.where(forced >= 0, forced, last)
         tl.store(picks_ptr + step, tl.where(least == float("inf"), -1, last))

@@ -1,4 +1,4 @@
-"""Whether kernels run in Triton's interpreter, on the CPU."""
+"""Triton's interpreter, which runs kernels on the CPU."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ import os
 
 
 def interpreted() -> bool:
-    """The interpreter multiplies bfloat16 matrices as raw bits: there they are widened first."""
+    """Whether kernels run in the interpreter.
+
+    It multiplies bfloat16 matrices as raw bits, so kernels convert operands of `tl.dot` to float32 there.
+    """
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,8 +1,8 @@
 """Selection by score and the gather in one launch.
 
-Scores become integers of the same order; the k-th largest is found bit by bit with 32 counts in
-registers, and running counts give every kept token its place: nothing is sorted. Each program repeats
-that for its image and copies a few of the kept rows.
+Scores are mapped to integers in the same order. The k-th largest is found by bisection, with 32 counts in registers,
+and a cumulative sum gives each kept token its row in the output. Nothing is sorted. Each program repeats this for its
+image and copies a few of the kept rows.
 """
 
 from __future__ import annotations
@@ -68,43 +68,43 @@ def _topk_gather(
     WIDTH: tl.constexpr,
 ):
     image = tl.program_id(1).to(tl.int64)
-    place = tl.arange(0, BLOCK)
-    inside = place < n
-    score = tl.load(scores_ptr + image * n + place, mask=inside, other=0).to(tl.float32)
-    score = tl.where(score == 0, 0.0, score)  # -0.0 is no less than 0.0
+    token = tl.arange(0, BLOCK)
+    inside = token < n
+    score = tl.load(scores_ptr + image * n + token, mask=inside, other=0).to(tl.float32)
+    score = tl.where(score == 0, 0.0, score)  # -0.0 and 0.0 are equal
     score = tl.where(score != score, float("inf"), score)
     score = tl.maximum(score, -3.4028234663852886e38)
     bits = score.to(tl.int32, bitcast=True)
     key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
     candidate = inside
     if MASKED:
-        candidate = inside & (tl.load(mask_ptr + image * n + place, mask=inside, other=0) != 0)
+        candidate = inside & (tl.load(mask_ptr + image * n + token, mask=inside, other=0) != 0)
     key = tl.where(candidate, key, -(1 << 40))
-    want = tl.minimum(tl.sum(candidate.to(tl.int32), 0), k)
+    n_kept = tl.minimum(tl.sum(candidate.to(tl.int32), 0), k)
     low = tl.full((), -(1 << 31), tl.int64)
     high = tl.full((), (1 << 31) - 1, tl.int64)
     for _ in range(32):
         middle = low + (high - low + 1) // 2
-        enough = tl.sum((key >= middle).to(tl.int32), 0) >= want
+        enough = tl.sum((key >= middle).to(tl.int32), 0) >= n_kept
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
     above = key > low
     tie = key == low
-    missing = want - tl.sum(above.to(tl.int32), 0)
+    missing = n_kept - tl.sum(above.to(tl.int32), 0)
     kept = above | (tie & (tl.cumsum(tie.to(tl.int32), 0) <= missing))
     order = tl.where(kept, tl.cumsum(kept.to(tl.int32), 0) - 1, -1)
     for i in range(ROWS):
         row = tl.program_id(0) * ROWS + i
         if row < k:
-            real = row < want
-            index = tl.sum(tl.where(order == row, place, 0), 0).to(tl.int64)
+            is_kept = row < n_kept
+            index = tl.sum(tl.where(order == row, token, 0), 0).to(tl.int64)
             out = image * k + row
-            tl.store(indices_ptr + out, tl.where(real, index, -1))
+            tl.store(indices_ptr + out, tl.where(is_kept, index, -1))
             for plane in range(planes):
                 start = (plane * batch + image).to(tl.int64)
                 position = tl.load(positions_ptr + start * n + index)
-                tl.store(moved_ptr + start * k + row, tl.where(real, position, 0))
+                tl.store(moved_ptr + start * k + row, tl.where(is_kept, position, 0))
             for begin in range(0, d, WIDTH):
                 column = begin + tl.arange(0, WIDTH)
                 values = tl.load(features_ptr + (image * n + index) * d + column, mask=column < d, other=0)
-                tl.store(gathered_ptr + out * d + column, tl.where(real, values, 0), mask=column < d)
+                tl.store(gathered_ptr + out * d + column, tl.where(is_kept, values, 0), mask=column < d)

@@ -1,0 +1,82 @@
+"""Policies by name: those of this package, and those of installed packages that declare an entry point."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from .base import Policy
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "tokenprune.policies"
+
+_REGISTRY: dict[str, type[Policy]] = {}
+P = TypeVar("P", bound=type[Policy])
+
+
+class UnknownPolicyError(ValueError):
+    """The policy name is not registered."""
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Class decorator that makes a policy reachable as `apply_pruning(model, name)`.
+
+    Raises:
+        TypeError: if the class is not a dataclass that derives from `Policy`.
+        ValueError: if another class has the name already.
+    """
+
+    def decorate(cls: P) -> P:
+        if not dataclasses.is_dataclass(cls) or not issubclass(cls, Policy):
+            raise TypeError(f"{cls.__name__} must be a dataclass that derives from Policy")
+        if _REGISTRY.setdefault(name, cls) is not cls:
+            raise ValueError(f"a policy named {name!r} is already registered: {_REGISTRY[name]}")
+        cls.name = name
+        return cls
+
+    return decorate
+
+
+def registry() -> dict[str, type[Policy]]:
+    """All policies by name, sorted: our own, and those of installed packages (entry points)."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name not in _REGISTRY:
+            try:
+                register(entry.name)(entry.load())
+            except Exception as error:  # a broken package of others must not make our policies unusable
+                logger.warning("policy %r of %s could not be loaded: %s", entry.name, entry.value, error)
+    return dict(sorted(_REGISTRY.items()))
+
+
+def make_policy(policy: str | Policy, **options: Any) -> Policy:
+    """The policy of a name with its options, or a policy instance as it is.
+
+    Raises:
+        UnknownPolicyError: unknown name; the message lists the known ones and suggests the nearest.
+        ValueError: an unknown option, or options beside a policy instance.
+        TypeError: neither a name nor a policy.
+    """
+    if isinstance(policy, Policy):
+        if options:
+            raise ValueError(f"options {sorted(options)} go into the policy instance, not beside it: {policy!r}")
+        return policy
+    if not isinstance(policy, str):
+        hint = " (an instance is wanted, not the class)" if isinstance(policy, type) else ""
+        raise TypeError(f"policy must be a name or a Policy instance, got {policy!r}{hint}")
+    known = registry()
+    if policy not in known:
+        near = difflib.get_close_matches(policy.lower(), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownPolicyError(f"unknown policy {policy!r}.{hint} Known policies: {', '.join(known)}")
+    cls = known[policy]
+    accepted = [f.name for f in dataclasses.fields(cls) if f.init]
+    for option in options:
+        if option not in accepted:
+            takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes none"
+            raise ValueError(f"unknown option {option!r} for policy {policy!r}; {takes}")
+    return cls(**options)

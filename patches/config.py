@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import transformers
 from torch import nn
 
-from ..budget import AdaptiveBudget, Budget, PartBudget
+from ..budget import TokenBudget
 from ..policies.base import Policy
 from .cache import CACHE_NAME
 from .families.base import Family
@@ -24,7 +24,12 @@ class Acting(NamedTuple):
     """Who chooses tokens at a stage, and its budget."""
 
     policy: Policy
-    budget: Any  # Budget, PartBudget or AdaptiveBudget
+    budget: TokenBudget
+
+    def count(self, n: int) -> int:
+        """Tokens that the budget leaves of `n`; all of them where the policy finds its own number."""
+        count = self.budget.count(n)
+        return n if count is None else count
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class PruningConfig:
         cls,
         model: nn.Module,
         family: Family,
-        acting: Mapping[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]],
+        acting: Mapping[str, tuple[Policy, TokenBudget]],
         positions: Positions,
     ) -> PruningConfig:
         """What `apply_pruning` was asked for.
@@ -145,13 +150,13 @@ def _decoder_cuts(policy: Policy, base: Any, family: Family) -> tuple[int, ...]:
             "(todre: removal=False)"
         )
     n, lowest = len(base.get_submodule(family.text_model).layers), family.first_decoder_cut(base.config)
-    answer = policy.deep_layers(n, lowest)
+    answer = policy.decoder_layers(n, lowest)
     if not isinstance(answer, list | tuple) or not all(isinstance(i, int) and not isinstance(i, bool) for i in answer):
         raise ValueError(f"policy {policy.label!r} must name its decoder layers as a list of int, got {answer!r}")
     cuts = list(answer)
     if not cuts or cuts != sorted(set(cuts)):
         raise ValueError(
-            f"policy {policy.label!r} must name one decoder layer or more, ascending (deep_layers), got {cuts}"
+            f"policy {policy.label!r} must name one decoder layer or more, ascending (decoder_layers), got {cuts}"
         )
     for layer in cuts:
         if not lowest <= layer < n:

@@ -110,7 +110,7 @@ class DecoderStage:
             return None
         views = [self._view(decoder, prefill, layer, hidden, row) for row in rows]
         with guarded():
-            answers = self.policy.deep_select_many(views)
+            answers = self.policy.decoder_select_many(views)
         inputs: list[tuple[int, DecoderInput]] = []
         masks: list[Tensor] = []
         for row, chosen in zip(rows, checked_masks(self.policy.label, views, answers), strict=True):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..budget import Budget, PartBudget
+from ..budget import Budget, IntermediateBudget, TokenBudget
 from ..device import to_host
 from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
@@ -88,7 +88,9 @@ class EncoderStage:
         ValueError: where the model's vision encoder, or its attention implementation, does not allow it.
     """
 
-    def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: Budget | PartBudget):
+    def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
+        if not isinstance(budget, Budget | IntermediateBudget):
+            raise ValueError(f"policy {policy!r} acts inside the vision tower, where it needs a number: pass keep")
         self.base, self.policy, self.budget = base, policy, budget
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
         if encoder is None or encoder.layers is None:
@@ -102,7 +104,7 @@ class EncoderStage:
         self.embeddings: Any = encoder.embeddings(base)
         self.projector = base.get_submodule(encoder.projector)
         self.n_cls = int(encoder.has_cls(base))
-        self.resizes = type(policy).resized is not Policy.resized
+        self.resizes = type(policy).resized_shape is not Policy.resized_shape
         self._refuse_what_does_not_fit()
         self._taps = [AttentionTap(layer.self_attn, self._read) for layer in self.layers[:-1]]
         self._handles: list[Any] = []
@@ -196,7 +198,7 @@ class EncoderStage:
         pixels = args[0] if args else kwargs["pixel_values"]
         height, width = (side // module.patch_size for side in pixels.shape[-2:])
         n_keep = self.budget.count(height * width)
-        size = None if n_keep >= height * width else self.policy.resized(height, width, n_keep)
+        size = None if n_keep >= height * width else self.policy.resized_shape(height, width, n_keep)
         if size is None:
             return None
         rows, columns = size
@@ -206,7 +208,7 @@ class EncoderStage:
             mode="bicubic",
             antialias=True,
         ).to(pixels.dtype)
-        sources = self.policy.places(height, width, rows, columns)
+        sources = self.policy.source_indices(height, width, rows, columns)
         call.n, call.n_keep = height * width, len(sources)
         call.kept = torch.tensor(sources, device=pixels.device).expand(len(pixels), -1)
         kwargs = {**kwargs, "interpolate_pos_encoding": True}
@@ -251,7 +253,7 @@ class EncoderStage:
             memory=call.memory,
         )
         with guarded():
-            answer = checked_cut(self.policy.label, view, self.policy.tower_select(view))
+            answer = checked_cut(self.policy.label, view, self.policy.encoder_select(view))
         if answer is not None:
             call.orderly.append(orderly(view, answer))
             # Wrong indices are refused by `mark_kept`; until then they must not stop a device.

@@ -19,7 +19,7 @@ def kept_in_encoder(config: PruningConfig, visual: VisualInput) -> Tensor | None
         ValueError: if the features were computed without the stage.
     """
     stage, n = config.encoder, len(visual.columns)
-    if stage is None or stage.budget.count(n) >= n:
+    if stage is None or stage.count(n) >= n:
         return None
     if visual.activations is None:
         raise ValueError(
@@ -47,7 +47,7 @@ def encoder_values(
     """
     assert config.vision is not None
     policy = config.vision.policy
-    if policy.encoder() is None:
+    if policy.encoder_spec() is None:
         return {}
     if visual.activations is None:
         raise ValueError(

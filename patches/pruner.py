@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..budget import AdaptiveBudget, Budget, PartBudget
+from ..budget import TokenBudget
 from ..pickling import Unpicklable
 from ..policies.base import Policy
 from .attachment import Attachment, Hooks
@@ -78,7 +78,7 @@ class Pruner(Unpicklable):
         self,
         model: nn.Module,
         family: Family,
-        acting: Mapping[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]],
+        acting: Mapping[str, tuple[Policy, TokenBudget]],
         positions: Positions,
     ):
         config = PruningConfig.of(model, family, acting, positions)
@@ -87,7 +87,7 @@ class Pruner(Unpicklable):
         self.records: list[Record] = []
         self.last: tuple[int, Packing | None] = (0, None)
         self._warned_of_loss = False
-        spec = None if config.vision is None else config.vision.policy.encoder()
+        spec = None if config.vision is None else config.vision.policy.encoder_spec()
         self.capture = EncoderCapture(config.base, family.encoder, spec) if spec and family.encoder else None
         self.encoder = None if config.encoder is None else EncoderStage(config.base, family, *config.encoder)
         self.decoder = None if config.decoder is None else DecoderStage(config, self.calls)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..device import index_rows, to_device
-from ..policies.base import select
+from ..policies.run import run_policy
 from ..policies.types import Selection, VisualTokens
 from .cache import cache_among
 from .call import unchanged
@@ -214,7 +214,7 @@ class _Work:
         if asked:
             assert self.policy is not None
             with unchanged(self.embeds, self.policy.label):
-                answers = select(
+                answers = run_policy(
                     self.policy,
                     [each.tokens for each in asked if each.tokens is not None],
                     [each.n_keep for each in asked],
@@ -226,7 +226,7 @@ class _Work:
                 each.kept = self._keep(each, Selection(torch.arange(len(each.candidates))))
             elif each.tokens is None:
                 each.kept = each.all_visible
-        elapsed = (time.perf_counter() - started) * 1e3  # `select` has waited for the device
+        elapsed = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
         total = sum(len(each.visual.columns) for each in asked)
         records = [_record(each, elapsed / total if each.tokens is not None else 0.0) for each in inputs]
         if logger.isEnabledFor(logging.DEBUG):
@@ -275,7 +275,7 @@ class _Work:
             if self._is_cut_in_decoder(record.n_before):
                 columns = each.visual.columns[each.kept]
                 columns = columns if new_columns is None else new_columns[record.sample, columns]
-                n_keep = min(self.config.decoder.budget.count(record.n_before), len(columns))
+                n_keep = min(self.config.decoder.count(record.n_before), len(columns))
                 rows[record.sample].append(DecoderInput(i, columns, record.indices, n_keep, len(columns)))
         return rows
 

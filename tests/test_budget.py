@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenprune import apply_pruning, list_policies, pruning, pruning_report, remove_pruning
-from tokenprune.budget import Budget, spread
+from tokenprune.budget import Budget, apportion
 from tokenprune.policies import make_policy
 
 from .support.families import get_model, ragged_batch
@@ -39,15 +39,15 @@ def test_budgets(keep, n, count):
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.data())
-def test_spread(sizes, data):
+def test_apportion(sizes, data):
     total = data.draw(st.integers(0, sum(sizes)))
     if sum(sizes) == 0:
         return
-    shares = spread(total, sizes)
+    shares = apportion(total, sizes)
     assert sum(shares) == total
     assert all(0 <= share <= size for share, size in zip(shares, sizes, strict=True))
     with pytest.raises(ValueError, match="cannot share"):
-        spread(sum(sizes) + 1, sizes)
+        apportion(sum(sizes) + 1, sizes)
 
 
 @pytest.mark.parametrize(("family", "n_after"), [("llava", 9), ("qwen2_vl", 3)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenprune import VisualTokens
-from tokenprune.policies import base
+from tokenprune.policies import registration
 
 from .support.families import FAMILIES, get_model, ragged_batch
 from .support.oracles import check_against_oracles
@@ -25,7 +25,7 @@ def brightest():
     sys.modules["brightest"] = module
     spec.loader.exec_module(module)
     yield module.Brightest
-    base._REGISTRY.pop("brightest")
+    registration._REGISTRY.pop("brightest")
     del sys.modules["brightest"]
 
 

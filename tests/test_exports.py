@@ -57,6 +57,7 @@ OPS = {
 }
 POLICIES = {
     "Auto",
+    "BatchedPolicy",
     "CDPruner",
     "DART",
     "DivPrune",
@@ -76,8 +77,10 @@ POLICIES = {
     "PyramidDrop",
     "Random",
     "Recoverable",
+    "ScheduledPolicy",
     "Scope",
     "SparseVLM",
+    "Stage",
     "ToDRE",
     "ToMe",
     "TokenFlex",
@@ -93,12 +96,14 @@ POLICIES = {
 #: What a policy declares or overrides.
 POLICY_MEMBERS = {
     "adaptive",
-    "deep_layers",
-    "deep_select",
-    "deep_select_many",
-    "deeper",
+    "budget_weight",
+    "decoder_follow_up",
+    "decoder_layers",
+    "decoder_select",
+    "decoder_select_many",
     "deviates",
-    "encoder",
+    "encoder_select",
+    "encoder_spec",
     "exact",
     "keeps",
     "label",
@@ -106,12 +111,23 @@ POLICY_MEMBERS = {
     "needs",
     "paper",
     "per_frame",
-    "places",
     "proportional",
-    "resized",
+    "resized_shape",
     "select",
     "select_many",
+    "source_indices",
     "stage",
+    "stages",
+}
+#: Former names of these, which work with a warning.
+FORMER_MEMBERS = {
+    "deep_layers",
+    "deep_select",
+    "deep_select_many",
+    "deeper",
+    "encoder",
+    "places",
+    "resized",
     "tower_select",
     "way",
 }
@@ -151,6 +167,20 @@ def test_names_that_patches_of_others_use_are_there():
 
 def test_members_of_a_policy_are_there():
     assert {name for name in POLICY_MEMBERS if not hasattr(tokenprune.Policy, name)} == set()
+
+
+@pytest.mark.parametrize("name", sorted(FORMER_MEMBERS))
+def test_former_members_of_a_policy_are_there(name):
+    with pytest.warns(DeprecationWarning, match=name):
+        assert hasattr(tokenprune.Policy, name)
+
+
+@pytest.mark.parametrize("name", ["DecoderView", "TowerCut", "VisualTokens"])
+def test_the_former_place_of_types_still_has_them(name):
+    from tokenprune import visual
+
+    with pytest.warns(DeprecationWarning, match=f"import {name} from tokenprune"):
+        assert getattr(visual, name) is getattr(tokenprune, name)
 
 
 def test_public_functions_take_these_arguments():

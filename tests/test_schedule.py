@@ -11,14 +11,14 @@ from tokenprune import Schedule
 def test_geometric_steps_are_pyramiddrops():
     schedule = Schedule((1 / 4, 1 / 2, 3 / 4))
     assert schedule.cuts(32) == {8: 0, 16: 1, 24: 2}
-    assert [schedule.left(i, 576, 72) for i in range(3)] == [288, 144, 72]
+    assert [schedule.kept(i, 576, 72) for i in range(3)] == [288, 144, 72]
 
 
 def test_counts_in_proportion_are_sparsevlms():
     schedule = Schedule((2 / 32, 6 / 32, 15 / 32), (303, 110, 36))
     assert schedule.cuts(32) == {2: 0, 6: 1, 15: 2}
-    assert [schedule.left(i, 576, 36) for i in range(3)] == [303, 110, 36]
-    assert [schedule.left(i, 576, 144) for i in range(3)] == [576, 440, 144]  # never more than there were
+    assert [schedule.kept(i, 576, 36) for i in range(3)] == [303, 110, 36]
+    assert [schedule.kept(i, 576, 144) for i in range(3)] == [576, 440, 144]  # never more than there were
 
 
 def test_cuts_on_one_layer_are_the_last_of_them():
@@ -30,7 +30,7 @@ def test_the_last_cut_meets_the_budget_whatever_came_before():
     schedule = Schedule((0.2, 0.6))
     for n in range(1, 30):
         for k in range(1, n + 1):
-            first, last = schedule.left(0, n, k), schedule.left(1, n, k)
+            first, last = schedule.kept(0, n, k), schedule.kept(1, n, k)
             assert n >= first >= last == k
 
 

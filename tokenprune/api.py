@@ -11,14 +11,15 @@ from typing import Any, TypeVar, cast, get_args
 
 from torch import Tensor, nn
 
-from .budget import AdaptiveBudget, Budget, PartBudget
+from .budget import AdaptiveBudget, Budget, TokenBudget
 from .patches import Positions as Positions
 from .patches import Pruner, Record, family_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
 from .patches.config import allows_decoder_stage
 from .patches.modules import base_of
 from .policies import Policy, make_policy, registry
-from .policies.base import STAGES, check_policy
+from .policies.base import check_policy
+from .policies.stages import Stage
 
 M = TypeVar("M", bound=nn.Module)
 PolicyLike = str | Policy | Sequence[str | Policy]
@@ -71,7 +72,7 @@ def apply_pruning(
     provided = {"text"} | ({"encoder_attention"} if family.encoder is not None else set())
     for stage in stages:
         missing = set(stage.needs - provided)
-        if family.encoder is None and stage.encoder() is not None:
+        if family.encoder is None and stage.encoder_spec() is not None:
             missing.add("the vision encoder")
         if missing:
             reason = f" ({family.no_encoder_stage})" if family.encoder is None else ""
@@ -80,11 +81,11 @@ def apply_pruning(
                 f"{model_type!r}{reason}"
             )
     # Several policies share the way to one budget; a policy's own second stage has none to reach.
-    done = list(itertools.accumulate(stage.way for stage in stages))
-    shared = [budgets[0].part(way, done[-1]) for way in done] if len(budgets) == 1 else budgets
-    acting: dict[str, tuple[Policy, Budget | PartBudget | AdaptiveBudget]] = {}
+    done = list(itertools.accumulate(stage.budget_weight for stage in stages))
+    shared = [budgets[0].intermediate(weight, done[-1]) for weight in done] if len(budgets) == 1 else budgets
+    acting: dict[str, tuple[Policy, TokenBudget]] = {}
     for stage, share in zip(stages, shared, strict=True):
-        for where in stage.stage.split(", "):
+        for where in stage.stages:
             acting[where] = (stage, AdaptiveBudget() if keep is None and stage.adaptive else share)
     pruner, before = Pruner(model, family, acting, positions), _pruner(model)
     remove_pruning(model)
@@ -110,15 +111,15 @@ def _stages(
     stages = [make_policy(p, **options) for p in given]
     if not stages:
         raise ValueError("expected a policy, got an empty list")
-    if deep and not isinstance(keep, list | tuple) and not any("decoder" in s.stage for s in stages):
-        stages += [more for s in stages if (more := s.deeper()) is not None]
+    if deep and not isinstance(keep, list | tuple) and not any(Stage.DECODER in s.stages for s in stages):
+        stages += [more for s in stages if (more := s.decoder_follow_up()) is not None]
     for each in stages:
         check_policy(each)
-    for where in STAGES:
-        acting = [s for s in stages if where in s.stage]
+    for where in Stage:
+        acting = [s for s in stages if where in s.stages]
         if len(acting) > 1:
             raise ValueError(f"only one policy can act at the {where} stage, got {acting!r}")
-    order = sorted(range(len(stages)), key=lambda i: list(STAGES).index(stages[i].stage.split(", ")[0]))
+    order = sorted(range(len(stages)), key=lambda i: list(Stage).index(stages[i].stages[0]))
     keeps: list[Any] = [keep]
     if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
         if len(keep) != len(stages):

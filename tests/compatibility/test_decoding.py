@@ -93,7 +93,7 @@ def test_without_cache(family):
     alike(family, do_sample=False, use_cache=False)
     model, batch = get_model(family), ragged_batch(family)
     for policy in list_policies() if ENCODES_FIRST else ("divprune", "grid", "fopru"):
-        if family == "qwen2_5_vl" and "encoder" in make_policy(policy).stage:
+        if family == "qwen2_5_vl" and "encoder" in make_policy(policy).stages:
             continue
         with pruning(model, policy, 0.3):
             chosen = []

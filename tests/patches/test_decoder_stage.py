@@ -38,10 +38,10 @@ class SomeRows(Policy):
     def __post_init__(self):
         self.row = -1
 
-    def deep_layers(self, n_layers, lowest):
+    def decoder_layers(self, n_layers, lowest):
         return [2]
 
-    def deep_select(self, view):
+    def decoder_select(self, view):
         self.row += 1
         if self.row in self.rows:
             return [torch.zeros(len(places), dtype=torch.bool) for places in view.visual]
@@ -98,10 +98,10 @@ class Stagewise(Policy):
     def __post_init__(self):
         self.calls = []
 
-    def deep_layers(self, n_layers, lowest):
+    def decoder_layers(self, n_layers, lowest):
         return [1, 2]
 
-    def deep_select(self, view):
+    def decoder_select(self, view):
         if self.halve:
             return [torch.arange(len(places)) % 2 == 0 for places in view.visual]
         self.calls.append(view)  # three rows at layer 1, then those at layer 2 that still have tokens

@@ -24,7 +24,7 @@ class Ear(Policy):
     def __init__(self, spec):
         self.spec, self.seen = spec, []
 
-    def encoder(self):
+    def encoder_spec(self):
         return self.spec
 
     def select(self, tokens, n_keep):

@@ -112,7 +112,7 @@ def test_features_from_before_are_refused(deep):
 
 def test_a_policy_that_misses_its_budget_is_told(deep):
     class Deaf(FlowCut):
-        def tower_select(self, view):
+        def encoder_select(self, view):
             return None if view.cut else TowerCut(torch.arange(view.hidden.shape[1] - 1).expand(len(view.hidden), -1))
 
     with (

@@ -4,12 +4,12 @@ import torch
 from hypothesis import strategies as st
 
 from tokenprune import DecoderView, TowerView, VisualTokens
-from tokenprune.policies.base import select as select_all
+from tokenprune.policies.run import run_policy
 
 
 def select(policy, tokens, n_keep):
     """The answer for one input, as the library asks for it: videos frame by frame where the policy wants that."""
-    return select_all(policy, [tokens], [n_keep])[0]
+    return run_policy(policy, [tokens], [n_keep])[0]
 
 
 def picture(h, w, t=1, **kwargs):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenprune import Policy, Selection, apply_pruning, pruning, remove_pruning
-from tokenprune.policies.base import select
+from tokenprune.policies.run import run_policy
 from tokenprune.policies.types import TowerCut, VisualTokens
 
 from ..support.families import Picture, get_model, make_batch
@@ -41,10 +41,10 @@ class TheirsInTheDecoder(Policy):
     layers: Any = (1,)
     stage = "decoder"
 
-    def deep_layers(self, n_layers, lowest):
+    def decoder_layers(self, n_layers, lowest):
         return list(self.layers) if isinstance(self.layers, tuple) else self.layers
 
-    def deep_select(self, view):
+    def decoder_select(self, view):
         return self.answer(view)
 
 
@@ -53,7 +53,7 @@ class TheirsInTheTower(Policy):
     answer: Any = None
     stage = "encoder"
 
-    def tower_select(self, view):
+    def encoder_select(self, view):
         return self.answer(view)
 
 
@@ -214,8 +214,8 @@ def test_policies_that_cannot_act_are_refused_beforehand():
         (Nothing(), r"'Nothing' acts at the vision stage and must define select\(\)"),
         (Nowhere(), "'Nowhere' has the unknown stage 'nowhere'; accepted: 'encoder', 'vision', 'decoder'"),
         (Twice(), "unknown stage 'vision, vision'"),
-        (InTheDecoder(), r"must define deep_select\(\)"),
-        (InTheTower(), r"must define tower_select\(\)"),
+        (InTheDecoder(), r"must define decoder_select\(\)"),
+        (InTheTower(), r"must define encoder_select\(\)"),
     ):
         with pytest.raises(ValueError, match=message):
             apply_pruning(get_model("llava"), policy, 0.25)
@@ -232,7 +232,7 @@ def test_features_of_frames_stand_at_their_own_tokens():
 
     features = torch.arange(101.0, 113.0)[:, None].expand(12, 4)
     video = VisualTokens(features, grids=((3, 2, 2),), kind="video")
-    (chosen,) = select(Sometimes(), [video], [10])
+    (chosen,) = run_policy(Sometimes(), [video], [10])
     assert chosen.indices.tolist() == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
     signs = torch.tensor([-1] * 3 + [1] * 7)
     assert torch.equal(chosen.features[:, 0], signs * features[chosen.indices, 0])

@@ -44,9 +44,9 @@ def test_auto_spaces_what_is_beyond_its_share():
     assert picks(auto.select(VisualTokens(features), 5)) == chosen_and_spaced
     assert picks(Auto(diverse=0.01).select(VisualTokens(features), 1)) == [3]  # one at least
     seen = functools.partial(decoder_view, [list(range(10))], layer=2, hidden=features)
-    assert kept_places(auto.deeper().deep_select(seen([5]))) == [chosen_and_spaced]
+    assert kept_places(auto.decoder_follow_up().decoder_select(seen([5]))) == [chosen_and_spaced]
     # of twenty that entered four may be chosen: two that stand out, and the first of equals
-    assert kept_places(auto.deeper().deep_select(seen([4], entered=[20]))) == [[0, 1, 3, 8]]
+    assert kept_places(auto.decoder_follow_up().decoder_select(seen([4], entered=[20]))) == [[0, 1, 3, 8]]
 
 
 def test_auto_answers_inputs_of_all_kinds_in_one_call():
@@ -64,12 +64,12 @@ def test_auto_answers_inputs_of_all_kinds_in_one_call():
 def test_auto_chooses_again_in_the_decoder():
     """Text and two pictures; of the first, tokens 0, 1 and 2 have become nearly the same, token 3 lies across."""
     hidden = directions(45, 0, 1, 2, 90, 0, 180)
-    deeper = Auto(depths=(0.25, 0.5), diverse=1).deeper()
-    assert deeper.deep_layers(32, 3) == [8, 16] and deeper.deep_layers(4, 3) == [3]
+    deeper = Auto(depths=(0.25, 0.5), diverse=1).decoder_follow_up()
+    assert deeper.decoder_layers(32, 3) == [8, 16] and deeper.decoder_layers(4, 3) == [3]
     seen = functools.partial(decoder_view, [[1, 2, 3, 4], [5, 6]], layer=2, hidden=hidden)
-    assert kept_places(deeper.deep_select(seen([2, 2]))) == [[0, 3], [0, 1]]
-    assert kept_places(deeper.deep_select(seen([3, 1]))) == [[0, 2, 3], [0]]
+    assert kept_places(deeper.decoder_select(seen([2, 2]))) == [[0, 3], [0, 1]]
+    assert kept_places(deeper.decoder_select(seen([3, 1]))) == [[0, 2, 3], [0]]
     # at the first cut half of the way: of four that shall be one, two
-    assert kept_places(deeper.deep_select(seen([1, 2], layer=1))) == [[0, 3], [0, 1]]
-    assert kept_places(deeper.deep_select(seen([4, 2]))) == [[0, 1, 2, 3], [0, 1]]
-    assert Auto(depths=()).deeper() is None
+    assert kept_places(deeper.decoder_select(seen([1, 2], layer=1))) == [[0, 3], [0, 1]]
+    assert kept_places(deeper.decoder_select(seen([4, 2]))) == [[0, 1, 2, 3], [0, 1]]
+    assert Auto(depths=()).decoder_follow_up() is None

@@ -13,8 +13,8 @@ def test_dart_by_hand():
     hidden = torch.cat([directions(0, 60, 20, 90), directions(110)])
     one = decoder_view([[0, 1, 2, 3]], [3], text=(4,), keys=keys, hidden=hidden)
     # 3 is 90 degrees from 0; of 1 and 2, 20 degrees is farther from 110
-    assert kept_places(DART(pivots=1).deep_select(one)) == [[0, 2, 3]]
+    assert kept_places(DART(pivots=1).decoder_select(one)) == [[0, 2, 3]]
     assert kept_places(
-        DART(pivots=4).deep_select(decoder_view([[0, 1, 2, 3]], [1], text=(4,), keys=keys, hidden=hidden))
+        DART(pivots=4).decoder_select(decoder_view([[0, 1, 2, 3]], [1], text=(4,), keys=keys, hidden=hidden))
     ) == [[0]]
-    assert DART().deep_select(decoder_view([[0, 1]], [2], keys=keys, hidden=hidden)) is None
+    assert DART().decoder_select(decoder_view([[0, 1]], [2], keys=keys, hidden=hidden)) is None

@@ -15,7 +15,7 @@ def test_flowcut_is_its_definition():
     q, k, v = torch.randn(3, 7, 4, generator=generator).double()
     memory = {"score": torch.rand(1, 6).double()}
     before = memory["score"].clone()
-    cut = FlowCut(every=1, momentum=0.25).tower_select(
+    cut = FlowCut(every=1, momentum=0.25).encoder_select(
         tower_view(v, k, 2, cls=True, query=q, value=v, n_cuts=3, cut=1, memory=memory)
     )
     paid = (q[0] @ k.T).softmax(-1)[1:]
@@ -30,7 +30,8 @@ def test_flowcut_is_its_definition():
 def test_flowcut_steps_end_at_the_last_border():
     hidden = F.normalize(torch.randn(9, 4), dim=-1)
     acts = [
-        FlowCut(every=2).tower_select(tower_view(hidden, hidden, 2, n_cuts=5, cut=cut)) is not None for cut in range(5)
+        FlowCut(every=2).encoder_select(tower_view(hidden, hidden, 2, n_cuts=5, cut=cut)) is not None
+        for cut in range(5)
     ]
     assert acts == [True, False, True, False, True]
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune.budget import apportion_by_weight
 from tokenprune.ops import max_min_select, max_sum_select
-from tokenprune.policies.greedy import together
-from tokenprune.policies.quota import shares
-from tokenprune.policies.spacing import filled
+from tokenprune.policies.greedy import select_padded
+from tokenprune.policies.spacing import fill_evenly
 
 
 @settings(max_examples=300, deadline=None)
@@ -18,14 +18,14 @@ from tokenprune.policies.spacing import filled
 def test_shares_are_whole_and_fit(parts, data):
     sizes, weights = [s for s, _ in parts], torch.tensor([w for _, w in parts])
     total = data.draw(st.integers(0, sum(sizes)))
-    out = shares(weights, sizes, total)
+    out = apportion_by_weight(total, sizes, weights.tolist())
     assert sum(out) == total and all(0 <= n <= size for n, size in zip(out, sizes, strict=True))
 
 
 def test_shares_by_hand():
-    assert shares(torch.tensor([1.0, 1, 1]), [9, 9, 9], 7) == [3, 2, 2]
-    assert shares(torch.tensor([8.0, 1, 1]), [3, 9, 9], 9) == [3, 3, 3]
-    assert shares(torch.tensor([0.0, 0]), [2, 2], 3) == [2, 1]
+    assert apportion_by_weight(7, [9, 9, 9], [1.0, 1, 1]) == [3, 2, 2]
+    assert apportion_by_weight(9, [3, 9, 9], [8.0, 1, 1]) == [3, 3, 3]
+    assert apportion_by_weight(3, [2, 2], [0.0, 0]) == [2, 1]
 
 
 @settings(max_examples=200, deadline=None)
@@ -34,7 +34,7 @@ def test_filled_keeps_what_is_chosen_and_spaces_the_rest(data):
     n = data.draw(st.integers(1, 40))
     k = data.draw(st.integers(0, n))
     chosen = data.draw(st.permutations(range(n)))[: data.draw(st.integers(0, k))]
-    out = filled(torch.tensor(chosen, dtype=torch.int64), n, k).tolist()
+    out = fill_evenly(torch.tensor(chosen, dtype=torch.int64), n, k).tolist()
     assert out == sorted(set(out)) and len(out) == k and set(chosen) <= set(out)
     others = [i for i in range(n) if i not in chosen]
     ranks = [-1, *(others.index(i) for i in out if i not in chosen), len(others)]
@@ -50,6 +50,6 @@ def test_inputs_of_any_sizes_in_one_call(op):
     features = [torch.randn(n, 32, generator=generator) for n in (30, 7, 18)]
     n_keep, first = [6, 6, 15], [torch.tensor(4), torch.tensor(0), torch.tensor(17)]
     for pivot in [None, first] if op is max_min_select else [first]:
-        picks = together(op, features, n_keep, pivot)
+        picks = select_padded(op, features, n_keep, pivot)
         for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
             assert picks[i].tolist() == op(x[None], k, None if pivot is None else pivot[i][None])[0].tolist()

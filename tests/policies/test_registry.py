@@ -51,7 +51,7 @@ def test_a_custom_policy_instance_and_by_name():
         with pytest.raises(ValueError, match="already registered"):
             register("loudest")(DivPrune)
     finally:
-        tokenprune.policies.base._REGISTRY.pop("loudest")
+        tokenprune.policies.registration._REGISTRY.pop("loudest")
     with pytest.raises(TypeError, match="dataclass"):
         register("nothing")(int)
     assert "loudest" not in registry()
@@ -62,7 +62,7 @@ def test_policies_of_other_packages(monkeypatch, caplog):
     good = EntryPoint("elsewhere", "tokenprune.policies.random:Elsewhere", "tokenprune.policies")
     bad = EntryPoint("broken", "no_such_package:Policy", "tokenprune.policies")
     monkeypatch.setattr("tokenprune.policies.random.Elsewhere", type("Elsewhere", (Random,), {}), raising=False)
-    monkeypatch.setattr("tokenprune.policies.base.entry_points", lambda group: [good, bad])
+    monkeypatch.setattr("tokenprune.policies.registration.entry_points", lambda group: [good, bad])
     try:
         assert "elsewhere" in list_policies()
         assert "broken" not in list_policies()
@@ -70,7 +70,7 @@ def test_policies_of_other_packages(monkeypatch, caplog):
         apply_pruning(get_model("llava"), "elsewhere", seed=4)
         remove_pruning(get_model("llava"))
     finally:
-        tokenprune.policies.base._REGISTRY.pop("elsewhere")
+        tokenprune.policies.registration._REGISTRY.pop("elsewhere")
 
 
 def test_every_policy_of_ours_says_what_it_keeps_and_where_it_comes_from():

@@ -14,5 +14,5 @@ def test_sparsevlm_listens_to_telling_words():
     attention = torch.tensor([[0.0] * 4, [0.0] * 4, [0.9, 0.1, 0, 0], [0.1, 0.9, 0, 0]])
     one = decoder_view([[0, 1]], [1], attention, text=(2, 3), embeds=embeds)
     assert SparseVLM.raters(one).tolist() == [2]
-    assert kept_places(SparseVLM(Schedule((0.5,))).deep_select(one)) == [[0]]
+    assert kept_places(SparseVLM(Schedule((0.5,))).decoder_select(one)) == [[0]]
     assert SparseVLM.raters(decoder_view([[0, 1]], [1], attention)).tolist() == [3]

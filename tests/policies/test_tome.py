@@ -17,28 +17,28 @@ def test_tome_by_hand():
     """Tokens 0 and 2 propose to 1 and 3; 2 is most like 3 and joins it, weighted by its two patches."""
     keys = torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1.0], [0.1, 1.0]])
     hidden = torch.tensor([[1.0], [2], [3], [6]])
-    cut = ToMe().tower_select(tower_view(hidden, keys, 3, sizes=[1.0, 1, 2, 1]))
+    cut = ToMe().encoder_select(tower_view(hidden, keys, 3, sizes=[1.0, 1, 2, 1]))
     assert cut.keep.tolist() == [[0, 1, 3]] and cut.sizes.tolist() == [[1, 1, 3]]
     torch.testing.assert_close(cut.hidden[0, :, 0], torch.tensor([1.0, 2, 4]))
-    both = ToMe().tower_select(tower_view(hidden, keys, 2))
+    both = ToMe().encoder_select(tower_view(hidden, keys, 2))
     assert both.keep.tolist() == [[1, 3]] and both.hidden[0, :, 0].tolist() == [1.5, 4.5]
-    one = ToMe().tower_select(tower_view(hidden, keys, 1))  # a second round: 1 joins 3
+    one = ToMe().encoder_select(tower_view(hidden, keys, 1))  # a second round: 1 joins 3
     assert one.keep.tolist() == [[3]] and one.hidden.item() == 3 and one.sizes.item() == 4
-    assert ToMe().tower_select(tower_view(hidden, keys, 4)) is None
+    assert ToMe().encoder_select(tower_view(hidden, keys, 4)) is None
 
 
 def test_tome_never_merges_cls():
     keys, hidden = torch.ones(5, 2), torch.arange(5.0)[:, None]
     for n_keep in (1, 2, 3):
-        cut = ToMe().tower_select(tower_view(hidden, keys, n_keep, cls=True))
+        cut = ToMe().encoder_select(tower_view(hidden, keys, n_keep, cls=True))
         assert cut.keep[0, 0] == 0 and cut.hidden[0, 0] == 0 and cut.sizes[0, 0] == 1
         assert cut.keep.shape[1] == n_keep + 1 and cut.sizes.sum() == 5
 
 
 def test_tome_shares_the_surplus_out_over_the_borders():
     keys, hidden = torch.randn(11, 3), torch.randn(11, 3)
-    assert ToMe().tower_select(tower_view(hidden, keys, 4, n_cuts=3)).keep.shape[1] == 11 - 3
-    assert ToMe().tower_select(tower_view(hidden, keys, 4, n_cuts=3, cut=2)).keep.shape[1] == 4
+    assert ToMe().encoder_select(tower_view(hidden, keys, 4, n_cuts=3)).keep.shape[1] == 11 - 3
+    assert ToMe().encoder_select(tower_view(hidden, keys, 4, n_cuts=3, cut=2)).keep.shape[1] == 4
 
 
 @torch.no_grad()

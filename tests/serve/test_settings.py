@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tokenprune.policies import Auto, UnknownPolicyError
-from tokenprune.policies.base import registry
 from tokenprune.policies.random import Random
+from tokenprune.policies.registration import registry
 from tokenprune.serve.settings import (
     CLIP,
     KEEP,
@@ -50,7 +50,7 @@ def test_frames_one_by_one(monkeypatch):
     monkeypatch.setenv(PER_FRAME, "1")
     found = Settings.of(LLAVA)
     assert found.per_frame
-    assert found.policy.per_frame
+    assert not found.policy.per_frame  # nor the policy
     assert not registry()["divprune"].per_frame  # the class is not touched
 
 

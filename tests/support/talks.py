@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tokenprune.policies.base import Policy, make_policy
+from tokenprune.policies import Policy, make_policy
 
 from .families import ANYRES, FAMILIES, PLAIN_FAMILIES, TOWER_FAMILIES, Picture
 from .policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
@@ -91,7 +91,7 @@ def stages(label: str) -> tuple[list[Policy], bool]:
         kind, _, name = part.rpartition(" ")
         names, options = {"": POLICIES, "deep": DEEP, "tower": TOWER}[kind][name]
         made += [make_policy(n, **options) for n in ([names] if isinstance(names, str) else names)]
-    changes = any(policy.name in CHANGES_FEATURES or policy.stage == "encoder" for policy in made)
+    changes = any(policy.name in CHANGES_FEATURES or policy.stages == ("encoder",) for policy in made)
     return made, changes
 
 

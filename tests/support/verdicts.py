@@ -41,7 +41,8 @@ def refusal(talk: Any, turn: Turn, error: Exception) -> str | None:
         "window": sliding and blocks and talk.turn > 0 and pictures,
         "masks": static and removed and (sliding or blocks),
         # A picture has none that is hidden in part, or has left tokens in the vision tower.
-        "raster": pictures and (bool(turn.hidden) or any(p.stage == "encoder" for p in stages(talk.setting.policy)[0])),
+        "raster": pictures
+        and (bool(turn.hidden) or any(p.stages == ("encoder",) for p in stages(talk.setting.policy)[0])),
     }
     return next((name for name, can in may.items() if can and says(error, name)), None)
 
@@ -57,8 +58,8 @@ def _cuts(talk: Any) -> list[int]:
     lowest = len(getattr(talk.stock.config.vision_config, "deepstack_visual_indexes", ())) or 1
     policies, _ = stages(talk.setting.policy)
     if not isinstance(talk.setting.keep, list):
-        policies += [more for p in policies if (more := p.deeper()) is not None]
-    return [layer for p in policies for layer in p.deep_layers(layers, lowest)]
+        policies += [more for p in policies if (more := p.decoder_follow_up()) is not None]
+    return [layer for p in policies for layer in p.decoder_layers(layers, lowest)]
 
 
 def account(talk: Any, turn: Turn, visuals: list, visible: torch.Tensor) -> torch.Tensor:
@@ -114,7 +115,7 @@ def _read(
 def _exact(talk: Any) -> Budget | None:
     """The budget of a policy that acts alone and meets it."""
     (one, *others), _ = stages(talk.setting.policy)
-    alone = not others and one.stage == "vision" and one.exact and one.deeper() is None
+    alone = not others and one.stages == ("vision",) and one.exact and one.decoder_follow_up() is None
     return Budget(talk.setting.keep) if alone else None
 
 

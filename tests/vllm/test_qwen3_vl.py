@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tokenprune import pruning
-from tokenprune.policies.base import registry
+from tokenprune.policies.registration import registry
 from tokenprune.serve.settings import PER_FRAME
 
 from .support import NEW_TOKENS, tokens

@@ -26,8 +26,9 @@ def _defaults(cls: type[Policy]) -> list[str]:
 
 def _acts(cls: type[Policy]) -> str:
     """The stages that a policy acts at, by comma, with that of its follow-up in the decoder."""
-    deeper = cls().deeper()
-    return cls.stage if deeper is None else f"{cls.stage}, {deeper.stage}"
+    policy = cls()
+    follow_up = policy.decoder_follow_up()
+    return ", ".join([*policy.stages, *(() if follow_up is None else follow_up.stages)])
 
 
 def _link(paper: str) -> str:

@@ -45,7 +45,7 @@ class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._spec = self.settings.policy.encoder()
+        self._spec = self.settings.policy.encoder_spec()
         self._captured: dict[str, list[Tensor]] = {}
         if self._spec is None:
             return

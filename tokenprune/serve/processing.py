@@ -12,7 +12,7 @@ from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm.multimodal.processing.context import InputProcessingContext
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
-from ..budget import Budget, spread
+from ..budget import Budget, apportion
 from ..policies.types import EncoderSpec
 from .settings import PER_FRAME, Settings, check_encoder
 
@@ -137,7 +137,7 @@ class PruningProcessor(BaseMultiModalProcessor):
                 f"to know beforehand how many tokens each frame keeps; set {PER_FRAME}=1 to have it choose in each "
                 "frame on its own, or send keep=1.0 with this request"
             )
-        shares = spread(k, [stop - start for start, stop in runs])
+        shares = apportion(k, [stop - start for start, stop in runs])
         for (start, stop), share in reversed(list(zip(runs, shares, strict=True))):
             del full[start + share : stop]
         return full if details is None else dataclasses.replace(details, full=full)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..device import index_rows
-from ..policies.base import select
-from ..policies.spacing import even
+from ..policies.run import run_policy
+from ..policies.spacing import evenly_spaced
 from ..policies.types import Grid, Selection, VisualTokens
 from .positions import pack
 from .processing import BUDGET, QUESTION, TEXT, decoded
@@ -51,7 +51,7 @@ class PrunedModel:
         if multimodal.is_multimodal_pruning_enabled():
             raise ValueError("--video-pruning-rate prunes once more what tokenprune prunes; leave one of them out")
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        if multimodal.enable_mm_embeds and settings.policy.encoder() is not None:
+        if multimodal.enable_mm_embeds and settings.policy.encoder_spec() is not None:
             raise ValueError(
                 f"policy {settings.name!r} reads the vision tower, and --enable-mm-embeds lets requests do without it; "
                 "leave one of them out"
@@ -123,13 +123,13 @@ class PrunedModel:
     def _choose(self, tokens: Sequence[VisualTokens], counts: Sequence[int]) -> list[Selection]:
         """The policy's choice. An input that it fails on keeps evenly spaced tokens, so that the engine goes on."""
         try:
-            return select(self.settings.policy, tokens, counts)
+            return run_policy(self.settings.policy, tokens, counts, self.settings.per_frame)
         except Exception as error:
             if len(tokens) > 1:
                 return [self._choose([each], [k])[0] for each, k in zip(tokens, counts, strict=True)]
             n, k = len(tokens[0]), counts[0]
             logger.error("policy %r failed, so %d of %d tokens are kept evenly: %s", self.settings.name, k, n, error)
-            return [Selection(even(k, n))]
+            return [Selection(evenly_spaced(k, n))]
 
     def visual_width(self, embedding: Tensor) -> int:
         """Columns of an embedding that are the visual token; others go to deeper layers."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..budget import Budget
 from ..patches.families.registry import family_by_type
-from ..policies.base import Policy, UnknownPolicyError, make_policy, registry
+from ..policies.base import Policy
+from ..policies.registration import UnknownPolicyError, make_policy, registry
 from ..policies.types import EncoderSpec
 from ..validate import shortened, shown
 
@@ -45,17 +46,15 @@ class Settings:
         policy: a vision-stage policy whose count is known beforehand.
         keep: budget of a request that names none.
         name, options: what `policy` was made of; they enter the hash of every image and video.
+        per_frame: whether a video's budget is split over its frames, as Qwen3-VL's prompts need it; the policy may
+            do so by itself.
     """
 
     policy: Policy
     keep: float | int
     name: str
     options: Mapping[str, Any]
-
-    @property
-    def per_frame(self) -> bool:
-        """Whether a video's budget is spread over its frames, as Qwen3-VL's prompts need it."""
-        return self.policy.per_frame
+    per_frame: bool
 
     @classmethod
     def of(cls, config: Any) -> Settings:
@@ -84,9 +83,7 @@ class Settings:
         keep = _budget(keep, names["keep"])
         policy = _policy(name, options, names)
         _refuse(policy)
-        if per_frame:
-            policy.per_frame = True  # type: ignore[misc]
-        return cls(policy, keep, name, options)
+        return cls(policy, keep, name, options, per_frame or policy.per_frame)
 
 
 _VARIABLES = {"policy": POLICY, "keep": KEEP, "options": OPTIONS, "per_frame": PER_FRAME}
@@ -178,9 +175,9 @@ def _policy(policy: Any, options: dict[str, Any], names: Mapping[str, str]) -> P
 def _refuse(policy: Policy) -> None:
     """Raise for what no engine that sizes its cache beforehand can do."""
     name = policy.name or type(policy).__name__
-    if "encoder" in policy.stage:
+    if "encoder" in policy.stages:
         raise UnservablePolicyError(name, "vision tower", "acts inside the vision tower, which is the engine's own")
-    if "decoder" in policy.stage:
+    if "decoder" in policy.stages:
         off = " (its option removal=False leaves the vision stage)" if hasattr(policy, "removal") else ""
         raise UnservablePolicyError(
             name,
@@ -205,7 +202,7 @@ def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
     Raises:
         UnservablePolicyError: naming what is missing.
     """
-    spec, name = policy.encoder(), policy.name
+    spec, name = policy.encoder_spec(), policy.name
     if spec is None or (spec.rows is None and spec.keys is None):
         return
     if readable is None:

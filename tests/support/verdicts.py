@@ -37,7 +37,7 @@ def refusal(talk: Any, turn: Turn, error: Exception) -> str | None:
     before = layout_of(talk.caches[0])
     removed = not talk.faithful and (pictures or not bool(talk.seen.layers.all()))
     may = {
-        "other cuts": before is not None and list(before.upper) != _cuts(talk),
+        "other cuts": before is not None and list(before.by_decoder_layer) != _cuts(talk),
         "window": sliding and blocks and talk.turn > 0 and pictures,
         "masks": static and removed and (sliding or blocks),
         # A picture has none that is hidden in part, or has left tokens in the vision tower.

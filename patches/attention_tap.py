@@ -1,4 +1,4 @@
-"""Listening to one attention module: its queries and keys, whatever kernel computes the attention.
+"""Reading the queries and keys of one attention module, under any kernel that computes the attention.
 
 transformers looks the kernel up by `module.config._attn_implementation` in a table. The tapped module
 alone gets a copy of its config that names a proxy; the proxy reads queries and keys and calls the

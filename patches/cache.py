@@ -31,7 +31,7 @@ else:  # a mixin: the class of the cache at hand comes after it
 #: What models call the KV cache, in their arguments and in their outputs: renamed in transformers 5.24.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-#: Attribute of a pruned base model; its absence tells a cache that pruning was removed.
+#: Attribute of a pruned base model; where it is missing, pruning was removed.
 STATE_ATTRIBUTE = "_tokenprune"
 
 

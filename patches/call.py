@@ -129,7 +129,7 @@ _CALL: ContextVar[ForwardCall | None] = ContextVar("tokenprune_call", default=No
 
 
 def innermost() -> ForwardCall | None:
-    """The innermost call of this thread, of whatever model."""
+    """The innermost call of this thread, of any model."""
     return _CALL.get()
 
 
@@ -181,7 +181,7 @@ class Calls:
         return self.begin(depth, frame)
 
     def begin(self, depth: int, frame: FrameType) -> ForwardCall:
-        """A call of its own, whatever runs around it. Raises as `enter` does."""
+        """Begin a call, inside of the one that runs, if any. Raises as `enter` does."""
         call = ForwardCall(self, depth, depth, frame, outer=_drop_interrupted())
         self.in_flight[id(call)] = call
         if self.closed:

@@ -68,7 +68,7 @@ class PruningConfig:
         acting: Mapping[str, tuple[Policy, TokenBudget]],
         positions: Positions,
     ) -> PruningConfig:
-        """What `apply_pruning` was asked for.
+        """From the arguments of `apply_pruning`.
 
         Args:
             model: as the user holds it.
@@ -108,7 +108,7 @@ class PruningConfig:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing can leave, whatever comes."""
+        """Whether all tokens stay, of any input."""
         acting = (self.encoder, self.vision, self.decoder)
         return all(each.budget.keeps_all for each in acting if each is not None)
 

@@ -32,7 +32,7 @@ def read_attention(
         scaling: of its scores; None: 1 / sqrt(d).
 
     Returns:
-        of the N tokens that are not CLS, what is asked for: `"attention"` (B, N, 1) float32, `"keys"` (B, N, C).
+        of the N tokens that are not CLS, what the spec names: `"attention"` (B, N, 1) float32, `"keys"` (B, N, C).
     """
     skip, values = int(has_cls), {}
     if spec.keys is not None:

@@ -32,10 +32,10 @@ def register() -> None:
     from .settings import POLICY
 
     asked = bool(os.environ.get(POLICY))
-    for name, place in ARCHITECTURES.items():
-        ModelRegistry.register_model(PREFIX + name, place)
+    for name, path in ARCHITECTURES.items():
+        ModelRegistry.register_model(PREFIX + name, path)
         if asked:
-            ModelRegistry.register_model(name, place)
+            ModelRegistry.register_model(name, path)
     if asked:
         logger = init_logger("vllm.tokenprune")  # ours has no handler in the engine's processes
         logger.info("visual tokens will be pruned: %s=%s", POLICY, os.environ[POLICY])

@@ -38,19 +38,19 @@ def number(length: int, media: Iterable[tuple[int, int, int]]) -> tuple[Tensor, 
 
     Returns:
         (3, length) int64, where visual tokens have the position their picture begins at; and what to add
-        to a place in the sequence for the position of generated tokens.
+        to a column of the sequence for the position of generated tokens.
     """
     positions = torch.empty(length, dtype=torch.int64)
-    place = following = 0
+    column = following = 0
     for offset, kept, span in media:
-        text = offset - place
-        positions[place:offset] = torch.arange(following, following + text)
+        text = offset - column
+        positions[column:offset] = torch.arange(following, following + text)
         following += text
         positions[offset : offset + kept] = following
         following += span
-        place = offset + kept
-    positions[place:] = torch.arange(following, following + length - place)
-    return positions.expand(3, -1).clone(), following - place
+        column = offset + kept
+    positions[column:] = torch.arange(following, following + length - column)
+    return positions.expand(3, -1).clone(), following - column
 
 
 class Offsets:
@@ -76,10 +76,10 @@ class Offsets:
         self.buffer.zero_()
         if embeddings:
             assert visual is not None
-            places = visual.to(self.buffer.device).nonzero()[:, 0]
-            self.buffer[:, places] = unpack(torch.cat([each[:, -COLUMNS:] for each in embeddings])).T
+            columns = visual.to(self.buffer.device).nonzero()[:, 0]
+            self.buffer[:, columns] = unpack(torch.cat([each[:, -COLUMNS:] for each in embeddings])).T
         return [each[:, :-COLUMNS] for each in embeddings]
 
     def add(self, positions: Tensor) -> Tensor:
-        """(3, M) positions with the visual tokens at their places."""
+        """(3, M) positions, those of visual tokens corrected."""
         return positions + self.buffer[:, : positions.shape[-1]]

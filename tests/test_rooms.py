@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,13 @@ MOST_LINES, MOST_PARAMETERS = 300, 6
 
 
 def _modules() -> dict[str, Path]:
-    """Files of the library by module name, `tokenprune` left out; the package itself is \"\"."""
+    """Files of the library by module name, `tokenprune` left out; the package itself is ""."""
     found = {}
-    for folder, package in (("tokenprune", ""), ("patches", "patches"), ("eval", "eval")):
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            if folder == "tokenprune" and parts[0] in ("patches", "eval"):
-                continue  # links to the folders at the top
-            if parts[:2] == ("lmms", "tasks"):
-                continue  # read by lmms-eval, as files that stand alone
-            name = ".".join([*filter(None, [package]), *(part for part in parts if part != "__init__")])
-            found[name] = path
+    for folder, _, files in os.walk(ROOT / "tokenprune", followlinks=True):  # patches and eval are links
+        for path in (Path(folder, file) for file in files if file.endswith(".py")):
+            parts = path.relative_to(ROOT / "tokenprune").with_suffix("").parts
+            if parts[:3] != ("eval", "lmms", "tasks"):  # lmms-eval reads those as files that stand alone
+                found[".".join(part for part in parts if part != "__init__")] = path
     return found
 
 

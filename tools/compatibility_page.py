@@ -18,8 +18,8 @@ Further tests:
 - `tests/test_oracle.py` compares families and policies with oracles.
 - `tests/test_fuzz.py` runs random batches with random settings: 500 cases by default, 10,000 with `make fuzz`. The last
   long run had 10,000 cases (SEED=58, transformers 5.24.0) and no failure.
-- `tests/test_conversations.py` runs random conversations of one to four turns. Each turn is compared with the stock model
-  under the same calls, with the dropped tokens masked layer by layer: 200 conversations by default, 3,000 with
+- `tests/test_conversations.py` runs random conversations of one to four turns. Each turn is compared with the stock
+  model under the same calls, with the dropped tokens masked layer by layer: 200 conversations by default, 3,000 with
   `make fuzz`. The last long run had 3,000 conversations (SEED=102, transformers 5.24.0) and no failure.
 """
 

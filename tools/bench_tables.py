@@ -18,7 +18,7 @@ def rows(model: str, file: str = "results") -> list[dict[str, str]]:
 
 
 def budget(keep: float) -> str:
-    """One row per policy at a budget, the best mean over the models first; empty where a policy cannot prune a model."""
+    """One row per policy at a budget, the best mean over the models first; empty cells if it cannot prune a model."""
     found = {(m, r["policy"]): r for m in NAMES for r in rows(m) if float(r["keep"]) == keep and r["policy"] != "full"}
     order = lambda policy: (-sum(float(found[m, policy]["exact_match"]) for m in NAMES if (m, policy) in found), policy)
     policies = sorted({policy for _, policy in found}, key=order)

@@ -1,1 +1,1 @@
-"""What maintains the repository, and is not part of the package."""
+"""Tools for maintaining the repository. They are not part of the package."""

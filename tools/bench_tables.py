@@ -1,4 +1,4 @@
-"""Tables of docs/bench.md, from the committed results."""
+"""Makes the tables of docs/bench.md from the committed results."""
 
 import csv
 from collections.abc import Callable
@@ -12,16 +12,16 @@ _FOLDER = Path(__file__).parents[1] / "docs" / "bench"
 
 
 def rows(model: str, file: str = "results") -> list[dict[str, str]]:
-    """Rows over all tasks."""
+    """The rows of a results file that are means over all tasks."""
     with (_FOLDER / model / f"{file}.csv").open() as lines:
         return [row for row in csv.DictReader(lines) if row["task"] == "all"]
 
 
 def budget(keep: float) -> str:
-    """Policies by models at a budget, the best mean first; where one cannot run it has nothing."""
+    """One row per policy at a budget, the best mean over the models first; empty cells if it cannot prune a model."""
     found = {(m, r["policy"]): r for m in NAMES for r in rows(m) if float(r["keep"]) == keep and r["policy"] != "full"}
-    place = lambda policy: (-sum(float(found[m, policy]["exact_match"]) for m in NAMES if (m, policy) in found), policy)
-    policies = sorted({policy for _, policy in found}, key=place)
+    order = lambda policy: (-sum(float(found[m, policy]["exact_match"]) for m in NAMES if (m, policy) in found), policy)
+    policies = sorted({policy for _, policy in found}, key=order)
 
     def cells(row: dict[str, str] | None) -> str:
         if row is None:
@@ -35,7 +35,7 @@ def budget(keep: float) -> str:
 
 
 def positions(model: str) -> str:
-    """Policies with positions kept and renumbered, the best first."""
+    """One row per policy with positions kept and renumbered, the best first."""
     found = {(r["policy"], r["positions"]): 100 * float(r["exact_match"]) for r in rows(model, "positions")}
     policies = sorted((p for p, kind in found if kind == "compact"), key=lambda p: (-found[p, "original"], p))
     line = lambda p, kept, renumbered: f"| `{p}` | {kept:.1f} | {renumbered:.1f} | {renumbered - kept:+.1f} |"
@@ -43,7 +43,7 @@ def positions(model: str) -> str:
     return "\n".join([f"| | {model}: original | compact | difference |", "|---|--:|--:|--:|", *lines])
 
 
-#: By the marker that a table follows.
+#: Tables by marker.
 TABLES: dict[str, Callable[[], str]] = {
     "bench 0.25": lambda: budget(0.25),
     "bench 0.1": lambda: budget(0.1),

@@ -1,4 +1,4 @@
-"""docs/compatibility.md, and its summary in the README, from the cells of `tests/compatibility`."""
+"""Makes docs/compatibility.md and its summary in the README from the cells of `tests/compatibility`."""
 
 from importlib import import_module
 
@@ -9,15 +9,18 @@ MODULES = ("decoding", "training", "caches", "inputs", "around_the_model")
 HEAD = """\
 # What works with pruning
 
-Every line is a test, on the families named, through the stock `generate` or `forward`:
-`tests/compatibility` is both the tests and this page. The masked original is the stock model with the
-dropped tokens masked in attention. Oracles over all families and policies are in `tests/test_oracle.py`,
-random batches on random settings in `tests/test_fuzz.py`: 500 in every run of the tests; `make fuzz` runs
-10,000. The last long run: 10,000 cases, SEED=58, transformers 5.24.0, no failure.
+Each line of the tables is a test in `tests/compatibility`, and the tables are generated from these tests. A test
+calls the stock `generate` or `forward` on the families that the line names. The *masked original* is the stock model
+with the dropped tokens masked in attention.
 
-Random conversations of one to four turns are in `tests/test_conversations.py`, held turn by turn against the
-stock model under the same calls, with what was dropped hidden layer by layer: 200 in every run of the tests,
-3,000 by `make fuzz`. The last long run: 3,000 conversations, SEED=102, transformers 5.24.0, no failure.
+Further tests:
+
+- `tests/test_oracle.py` compares families and policies with oracles.
+- `tests/test_fuzz.py` runs random batches with random settings: 500 cases by default, 10,000 with `make fuzz`. The last
+  long run had 10,000 cases (SEED=58, transformers 5.24.0) and no failure.
+- `tests/test_conversations.py` runs random conversations of one to four turns. Each turn is compared with the stock
+  model under the same calls, with the dropped tokens masked layer by layer: 200 conversations by default, 3,000 with
+  `make fuzz`. The last long run had 3,000 conversations (SEED=102, transformers 5.24.0) and no failure.
 """
 
 
@@ -40,6 +43,6 @@ def page() -> str:
 
 def summary() -> str:
     """The README's table: what is tested, by area."""
-    rows = ["| | tested against the masked original, or to fail clearly |", "|---|---|"]
+    rows = ["| | tested: equal to the masked original, or a clear error |", "|---|---|"]
     rows += [f"| **{area}** | {'; '.join(cell.feature for cell in cells)} |" for area, cells in areas().items()]
     return "\n".join(rows)

@@ -19,25 +19,25 @@ from . import bench_tables, compatibility_page
 from .marked_tables import put
 
 ROOT = Path(__file__).parents[1]
-#: Tables by page, and in it by marker.
+#: Tables by page and marker.
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"policies": summary, "matrix": compatibility_page.summary},
     "docs/policies.md": {"policies: tokenprune policies --markdown": markdown},
     "docs/serving.md": {"served": served},
     "docs/bench.md": bench_tables.TABLES,
 }
-#: Pages that are made as a whole.
+#: Pages that are generated as a whole.
 PAGES: dict[str, Callable[[], str]] = {"docs/compatibility.md": compatibility_page.page}
 
 
 def written(name: str) -> str:
-    """A page as it should be.
+    """The text of a page with its tables generated anew.
 
     Args:
-        name: path from the root of the repository, of `TABLES` or `PAGES`.
+        name: path from the root of the repository; a key of `TABLES` or `PAGES`.
 
     Raises:
-        KeyError: the page has no table that is made here.
+        KeyError: no table of the page is generated.
     """
     if name in PAGES:
         return PAGES[name]()

@@ -4,12 +4,12 @@ import re
 
 
 def marked(marker: str) -> re.Pattern[str]:
-    """A pattern of the marker, its table, and the `<!-- end -->` that follows."""
+    """A pattern that matches a marker, its table, and the next `<!-- end -->`."""
     return re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?(<!-- end -->)", re.S)
 
 
 def put(text: str, marker: str, table: str) -> str:
-    """The text with the table behind its marker.
+    """The text with the table after its marker replaced.
 
     Raises:
         ValueError: the marker is missing, or there is more than one.

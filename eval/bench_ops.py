@@ -183,9 +183,10 @@ def table(results: dict[str, Any]) -> str:
 def write_docs(results: Path, docs: Path) -> None:
     """Write a page with the tables of all results files of a folder."""
     parts = [
-        "# Speed of the selection ops\n\nMade by `make bench` and `make bench-gpu`. `max_min` finds its own start "
-        "(DivPrune); with a pivot it need not. The reference loop is the method's definition in plain torch: each step "
-        "gathers the similarities to all picks so far. It is left out where it would gather more than 2e9 of them.\n"
+        "# Speed of the selection ops\n\nWritten by `make bench` and `make bench-gpu`. `max_min` computes its "
+        "first pick itself (DivPrune); `with a pivot`, the first pick is given. The reference loop is the definition "
+        "in plain torch: each step gathers the similarities to all tokens picked so far. It is omitted where it would "
+        "gather more than 2e9 of them.\n"
     ]
     for path in sorted(results.glob("ops-*.json")):
         parts.append(table(json.loads(path.read_text())))

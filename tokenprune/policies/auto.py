@@ -65,7 +65,8 @@ class Auto(BatchedPolicy):
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "tokenprune"
     keeps: ClassVar[str] = (
-        "what the question names, what is unlike it, the rest evenly; less by quarters of the decoder"
+        "tokens similar to words of the question, tokens unlike those, the rest evenly spaced; fewer at each quarter "
+        "of the decoder"
     )
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ class FlowCut(Policy):
     momentum: float = 0.5
     stage: ClassVar[Literal["encoder"]] = "encoder"
     paper: ClassVar[str] = "FlowCut, NeurIPS 2025, arXiv:2505.19536"
-    keeps: ClassVar[str] = "tokens from which much flows to CLS, layer by layer in the vision tower"
+    keeps: ClassVar[str] = "tokens that contribute much to CLS, layer by layer in the vision encoder"
     deviates: ClassVar[str] = "the number dropped at a step does not depend on the entropy of attention"
 
     def __post_init__(self) -> None:

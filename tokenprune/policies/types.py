@@ -47,7 +47,8 @@ class VisualTokens:
     Attributes:
         features: (N, D) tokens after the projector, in the model's dtype and in the order in which the language
             model reads them. It may be a view of the model's tensor and must not be changed in place. Separators
-            (newline tokens of LLaVA-NeXT and LLaVA-OneVision) are not included, since they always stay.
+            (newline tokens of LLaVA-NeXT and LLaVA-OneVision) are not included: no policy chooses them, and
+            they leave before all others.
         grids: rasters that make up the input, in order; the products of their sizes sum to N. One for a plain image,
             several for an image that was cut into a thumbnail and crops. None if unknown.
         kind: `"image"` or `"video"`.

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tokenprune import cli
-from tokenprune.eval import grid_report, published
+from tokenprune.eval import published
+from tokenprune.eval.lmms import grid_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 from tokenprune import UnsupportedModelError, apply_pruning, list_supported_models, pruning, pruning_report
 from tokenprune.policies import Random
 
-from .support.families import FAMILIES, NEWER, PLAIN_FAMILIES, get_model, ragged_batch
-from .support.oracles import generate
+from .families import FAMILIES, NEWER, PLAIN_FAMILIES, get_model, ragged_batch
+from .oracles import generate
 
 
 def test_unsupported_model_lists_the_supported():

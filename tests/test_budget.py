@@ -13,8 +13,8 @@ from tokenprune import apply_pruning, list_policies, pruning, pruning_report, re
 from tokenprune.budget import Budget, apportion
 from tokenprune.policies import make_policy
 
-from .support.families import get_model, ragged_batch
-from .support.oracles import generate
+from .families import get_model, ragged_batch
+from .oracles import generate
 from .support.snapshot import snapshot
 
 

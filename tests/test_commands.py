@@ -2,7 +2,7 @@
 
 from tokenprune import cli, list_policies
 
-from .support.families import FAMILIES
+from .families import FAMILIES
 
 
 def test_models_command(capsys):

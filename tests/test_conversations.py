@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tokenprune import Policy
 
+from .families import ENCODES_FIRST, FAMILIES, Picture
 from .support import conversations
 from .support.conversations import hold
-from .support.families import ENCODES_FIRST, FAMILIES, Picture
 from .support.hiding import Hiding
 from .support.talks import Setting, Turn, talks
 

@@ -12,8 +12,8 @@ import torch
 from tokenprune import VisualTokens
 from tokenprune.policies import registration
 
-from .support.families import FAMILIES, get_model, ragged_batch
-from .support.oracles import check_against_oracles
+from .families import FAMILIES, get_model, ragged_batch
+from .oracles import check_against_oracles
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_policy"
 

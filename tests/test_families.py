@@ -16,8 +16,8 @@ from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, re
 from tokenprune.patches.families import registry
 from tokenprune.patches.families.base import feature_layer, layers_below_feature
 
-from .support.families import FAMILIES, get_model, ragged_batch
-from .support.oracles import check_against_oracles
+from .families import FAMILIES, get_model, ragged_batch
+from .oracles import check_against_oracles
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_family"
 

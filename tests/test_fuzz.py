@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from .support.families import ANYRES, FAMILIES, PLAIN_FAMILIES, TOWER_FAMILIES, Picture, get_model, make_batch
-from .support.oracles import check_against_oracles, check_decoder_stage
-from .support.policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
+from .families import ANYRES, FAMILIES, PLAIN_FAMILIES, TOWER_FAMILIES, Picture, get_model, make_batch
+from .oracles import check_against_oracles, check_decoder_stage
+from .policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
 
 DEEP_LABELS = [f"deep {label}" for label in DEEP]
 TOWER_LABELS = [f"tower {label}" for label in TOWER if "fastv" not in label]

@@ -6,9 +6,9 @@ import torch
 from tokenprune import pruning, pruning_report
 from tokenprune.policies import make_policy
 
-from .support.families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
-from .support.oracles import assert_same, check_against_oracles, generate, keep_mask, masked
-from .support.policies_table import CHANGES_FEATURES, POLICIES
+from .families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from .oracles import assert_same, check_against_oracles, generate, keep_mask, masked
+from .policies_table import CHANGES_FEATURES, POLICIES
 from .support.products import product
 
 

@@ -14,8 +14,8 @@ from tokenprune.policies.base import check_policy
 from tokenprune.policies.renamed import RENAMED
 from tokenprune.policies.types import EncoderSpec, TowerCut
 
-from .support.families import get_model, ragged_batch
-from .support.oracles import assert_same, generate
+from .families import get_model, ragged_batch
+from .oracles import assert_same, generate
 
 CREATION = "policy class Mine uses former names"
 USE = r"\.\w+ is deprecated: use \w+"

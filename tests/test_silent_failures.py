@@ -11,9 +11,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.cache import physical_length
 
-from .support.builders import IMAGE
-from .support.families import ENCODES_FIRST, FAMILIES, PLAIN_FAMILIES, Batch, get_model, one_row, ragged_batch, text_of
-from .support.oracles import generate, keep_mask, native_short, text_inputs
+from .builders import IMAGE
+from .families import ENCODES_FIRST, FAMILIES, PLAIN_FAMILIES, Batch, get_model, one_row, ragged_batch, text_of
+from .oracles import generate, keep_mask, native_short, text_inputs
 
 
 def without_mask(batch: Batch) -> dict:

@@ -16,8 +16,8 @@ import torch
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.cache import cache_among
 
-from ..support.families import BOTH, ENCODES_FIRST, get_model, make_batch, picture, ragged_batch, text_of
-from ..support.oracles import keep_mask
+from ..families import BOTH, ENCODES_FIRST, get_model, make_batch, picture, ragged_batch, text_of
+from ..oracles import keep_mask
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch._dynamo.testing import CompileCounter
 
 from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
 
+from ..builders import spread_weights
+from ..families import FAMILIES, get_model, one_row, ragged_batch, text_of
+from ..oracles import assert_same, generate, keep_mask, masked
 from ..patches import test_attachment, test_copies
-from ..support.builders import spread_weights
-from ..support.families import FAMILIES, get_model, one_row, ragged_batch, text_of
-from ..support.oracles import assert_same, generate, keep_mask, masked
 from .cells import area
 
 AREA = "Around the model"

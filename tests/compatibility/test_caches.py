@@ -11,10 +11,10 @@ import transformers
 from tokenprune import pruning
 
 from .. import test_silent_failures
+from ..families import ENCODES_FIRST, FAMILIES, get_model, one_row, ragged_batch
+from ..oracles import assert_same, generate
 from ..patches import test_cache, test_copies, test_later_turns, test_sliding_windows
 from ..patches import test_static_cache as static_caches
-from ..support.families import ENCODES_FIRST, FAMILIES, get_model, one_row, ragged_batch
-from ..support.oracles import assert_same, generate
 from .cells import area
 
 AREA = "Caches"

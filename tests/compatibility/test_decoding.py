@@ -9,9 +9,9 @@ import transformers
 from tokenprune import list_policies, pruning, pruning_report
 from tokenprune.policies import make_policy
 
+from ..builders import TEXT
+from ..families import ENCODES_FIRST, get_model, one_row, ragged_batch, text_of
 from ..patches import test_logits
-from ..support.builders import TEXT
-from ..support.families import ENCODES_FIRST, get_model, one_row, ragged_batch, text_of
 from .cells import alike, area, rows_to_copy
 
 AREA = "Decoding"

@@ -10,9 +10,9 @@ import torch
 
 from tokenprune import pruning, pruning_report
 
+from ..families import Picture, get_model, make_batch, one_row, picture, ragged_batch
+from ..oracles import assert_same, generate
 from ..patches import test_visual_inputs
-from ..support.families import Picture, get_model, make_batch, one_row, picture, ragged_batch
-from ..support.oracles import assert_same, generate
 from .cells import alike, area
 
 AREA = "Inputs"

@@ -10,10 +10,10 @@ import torch
 
 from tokenprune import apply_pruning, pruning, pruning_report
 
+from ..builders import IMAGE
+from ..families import ENCODES_FIRST, get_model, one_row, text_of
+from ..oracles import keep_mask
 from ..patches import test_labels, test_packing
-from ..support.builders import IMAGE
-from ..support.families import ENCODES_FIRST, get_model, one_row, text_of
-from ..support.oracles import keep_mask
 from .cells import area, hidden
 
 AREA = "Training"

@@ -8,8 +8,8 @@ import torch
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.families.registry import family_of
 
-from ..support.families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
-from ..support.policies_table import DEEP, POLICIES, TOWER
+from ..families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from ..policies_table import DEEP, POLICIES, TOWER
 from .device import DEVICE, SECOND, blocks, device_mode, moved
 
 TABLE = {**POLICIES, **TOWER, **DEEP}

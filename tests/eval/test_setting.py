@@ -6,7 +6,7 @@ from tokenprune import UnknownPolicyError
 from tokenprune.eval.setting import FULL, PruningSetting, label, settings_grid
 from tokenprune.policies import DivPrune, FastV, Random
 
-from ..support.families import get_model
+from ..families import get_model
 
 
 def test_names_are_joined_and_parsed():

@@ -11,7 +11,7 @@ from tokenprune import cli, pruning, pruning_report
 from tokenprune.eval import show
 from tokenprune.eval.pictures import dim, fitted, kept_masks, model_crop
 
-from ..support import families
+from .. import families
 
 
 @pytest.mark.parametrize("name", list(families.FAMILIES))

@@ -12,8 +12,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from ..support import builders
-from ..support.families import FAMILIES
+from .. import builders
+from ..families import FAMILIES
 
 WORDS = ("Is", "there", "a", "What", "colour", "is", "the", "?", "Where", "How", "many", "shapes", "are", "user", "yes")
 SPECIAL = {

@@ -8,7 +8,7 @@ from torch import nn
 from tokenprune import apply_pruning, remove_pruning
 from tokenprune.patches.attention_tap import AttentionTap
 
-from ..support.families import get_model, text_of
+from ..families import get_model, text_of
 
 
 def test_a_config_that_somebody_puts_on_a_tapped_module_stays():

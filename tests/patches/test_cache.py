@@ -8,8 +8,8 @@ import torch
 from tokenprune import PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.patches.cache import layout_of, physical_length
 
-from ..support.families import ENCODES_FIRST, PLAIN_FAMILIES, Picture, get_model, make_batch, ragged_batch
-from ..support.oracles import keep_mask
+from ..families import ENCODES_FIRST, PLAIN_FAMILIES, Picture, get_model, make_batch, ragged_batch
+from ..oracles import keep_mask
 
 
 @pytest.mark.parametrize("family", PLAIN_FAMILIES)

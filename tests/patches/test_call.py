@@ -11,10 +11,10 @@ import torch
 from tokenprune import apply_pruning, pruning, remove_pruning
 from tokenprune.patches.call import _CALL
 
-from ..support.builders import IMAGE
+from ..builders import IMAGE
+from ..families import Picture, get_model, make_batch, one_row, ragged_batch, text_of
+from ..oracles import generate
 from ..support.calls import ENDS, Calls, interrupt, loop, places
-from ..support.families import Picture, get_model, make_batch, one_row, ragged_batch, text_of
-from ..support.oracles import generate
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from transformers import DynamicCache
 
 from tokenprune import PrunedCacheError, apply_pruning, pruning, pruning_report, remove_pruning
 
+from ..families import FAMILIES, get_model, one_row, ragged_batch, text_of
+from ..oracles import generate
 from ..support.calls import interrupt
-from ..support.families import FAMILIES, get_model, one_row, ragged_batch, text_of
-from ..support.oracles import generate
 from ..support.snapshot import snapshot
 
 

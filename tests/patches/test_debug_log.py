@@ -6,8 +6,8 @@ import pytest
 
 from tokenprune import pruning
 
-from ..support.families import get_model, ragged_batch
-from ..support.oracles import generate
+from ..families import get_model, ragged_batch
+from ..oracles import generate
 
 
 def lines(caplog, family, policy, keep):

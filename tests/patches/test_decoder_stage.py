@@ -13,8 +13,8 @@ from tokenprune import Policy, PrunedCacheError, apply_pruning, pruning, pruning
 from tokenprune.patches.cache import layout_of
 from tokenprune.policies import FastV
 
-from ..support.families import FAMILIES, PLAIN_FAMILIES, Batch, even_batch, get_model, ragged_batch, text_of
-from ..support.oracles import (
+from ..families import FAMILIES, PLAIN_FAMILIES, Batch, even_batch, get_model, ragged_batch, text_of
+from ..oracles import (
     assert_same,
     check_decoder_stage,
     deep_masked,
@@ -24,7 +24,7 @@ from ..support.oracles import (
     upper_masks,
     without,
 )
-from ..support.policies_table import DEEP
+from ..policies_table import DEEP
 from ..support.products import product
 
 

@@ -12,8 +12,8 @@ from tokenprune.patches.families.base import EncoderValues
 from tokenprune.patches.families.qwen2_vl import _window_order, regroup
 from tokenprune.policies.types import EncoderSpec
 
-from ..support.families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, Picture, get_model, make_batch, ragged_batch
-from ..support.oracles import generate
+from ..families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, Picture, get_model, make_batch, ragged_batch
+from ..oracles import generate
 
 
 class Ear(Policy):

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenprune import TowerCut, apply_pruning, pruning, remove_pruning
 from tokenprune.policies import FlowCut
 
-from ..support.families import FAMILIES, TOWER_FAMILIES, get_model, ragged_batch
-from ..support.oracles import assert_same, check_against_oracles, deep_masked, generate, keep_mask, prune, upper_masks
-from ..support.policies_table import TOWER
+from ..families import FAMILIES, TOWER_FAMILIES, get_model, ragged_batch
+from ..oracles import assert_same, check_against_oracles, deep_masked, generate, keep_mask, prune, upper_masks
+from ..policies_table import TOWER
 from ..support.towers import features, pixels, tower_of
 
 

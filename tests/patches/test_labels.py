@@ -19,9 +19,9 @@ from tokenprune import (
     remove_pruning,
 )
 
-from ..support.builders import IMAGE, TRANSFORMERS_4
-from ..support.families import BOTH, get_model, make_batch, picture, ragged_batch, text_of
-from ..support.oracles import keep_mask, text_inputs
+from ..builders import IMAGE, TRANSFORMERS_4
+from ..families import BOTH, get_model, make_batch, picture, ragged_batch, text_of
+from ..oracles import keep_mask, text_inputs
 
 
 def supervised(family):

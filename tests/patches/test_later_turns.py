@@ -8,9 +8,9 @@ from transformers import DynamicCache
 
 from tokenprune import PrunedCacheError, pruning, pruning_report
 
-from ..support.builders import IMAGE
-from ..support.families import ENCODES_FIRST, FAMILIES, Batch, Picture, get_model, make_batch, picture, ragged_batch
-from ..support.oracles import assert_same, deep_masked, generate, keep_mask, masked, native_short, upper_masks
+from ..builders import IMAGE
+from ..families import ENCODES_FIRST, FAMILIES, Batch, Picture, get_model, make_batch, picture, ragged_batch
+from ..oracles import assert_same, deep_masked, generate, keep_mask, masked, native_short, upper_masks
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])

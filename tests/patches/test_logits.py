@@ -7,8 +7,8 @@ import torch
 
 from tokenprune import pruning, pruning_report
 
-from ..support.families import ENCODES_FIRST, get_model, make_batch, picture, ragged_batch
-from ..support.oracles import assert_same, generate, keep_mask
+from ..families import ENCODES_FIRST, get_model, make_batch, picture, ragged_batch
+from ..oracles import assert_same, generate, keep_mask
 
 
 @pytest.mark.parametrize("policy", ["grid", "fastv", ["grid", "fastv"]])

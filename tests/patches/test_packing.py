@@ -5,7 +5,7 @@ import torch
 
 from tokenprune import pruning, pruning_report
 
-from ..support.families import BOTH, get_model, make_batch, one_row, picture, ragged_batch
+from ..families import BOTH, get_model, make_batch, one_row, picture, ragged_batch
 
 
 def right_padded(batch, lengths):

@@ -7,9 +7,9 @@ import torch
 
 from tokenprune import PrunedCacheError, pruning, pruning_report
 
-from ..support.builders import IMAGE
-from ..support.families import ENCODES_FIRST, get_model, make_batch, picture, ragged_batch, text_of
-from ..support.oracles import assert_same, generate, keep_mask, native_short
+from ..builders import IMAGE
+from ..families import ENCODES_FIRST, get_model, make_batch, picture, ragged_batch, text_of
+from ..oracles import assert_same, generate, keep_mask, native_short
 
 
 def with_window(family, window):

@@ -6,8 +6,8 @@ from transformers import DynamicCache, StaticCache
 
 from tokenprune import pruning, pruning_report
 
-from ..support.families import FAMILIES, get_model, make_batch, picture, ragged_batch
-from ..support.oracles import assert_same, generate, keep_mask, native_short
+from ..families import FAMILIES, get_model, make_batch, picture, ragged_batch
+from ..oracles import assert_same, generate, keep_mask, native_short
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])

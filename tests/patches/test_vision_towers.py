@@ -7,10 +7,10 @@ from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditi
 from tokenprune import apply_pruning, list_policies, pruning, pruning_report, remove_pruning
 from tokenprune.policies import make_policy
 
-from ..support.builders import IMAGE, PATCH, TEXT, spread_weights
-from ..support.families import Batch
-from ..support.oracles import check_against_oracles, check_decoder_stage, generate
-from ..support.policies_table import CHANGES_FEATURES, DEEP, POLICIES
+from ..builders import IMAGE, PATCH, TEXT, spread_weights
+from ..families import Batch
+from ..oracles import check_against_oracles, check_decoder_stage, generate
+from ..policies_table import CHANGES_FEATURES, DEEP, POLICIES
 
 SIZES = ((24, 32), (16, 24), (32, 16))  # pixels
 BREAK = 7

@@ -7,8 +7,8 @@ import torch
 
 from tokenprune import pruning, pruning_report
 
-from ..support.families import Batch, get_model, make_batch, picture, ragged_batch
-from ..support.oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_masks
+from ..families import Batch, get_model, make_batch, picture, ragged_batch
+from ..oracles import assert_same, deep_masked, generate, keep_mask, masked, upper_masks
 
 STAGES = {
     "vision": ("divprune", 0.3),

@@ -11,8 +11,8 @@ from tokenprune import Policy, Selection, apply_pruning, pruning, remove_pruning
 from tokenprune.policies.run import run_policy
 from tokenprune.policies.types import TowerCut, VisualTokens
 
-from ..support.families import Picture, get_model, make_batch
-from ..support.oracles import generate
+from ..families import Picture, get_model, make_batch
+from ..oracles import generate
 
 WIDTH = 32
 

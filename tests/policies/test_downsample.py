@@ -7,7 +7,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from tokenprune import apply_pruning, pruning
 
-from ..support.builders import CLIP, IMAGE, LLAVA_SIDE, PATCH, TEXT
+from ..builders import CLIP, IMAGE, LLAVA_SIDE, PATCH, TEXT
 from ..support.towers import features, pixels, tower_of
 
 

@@ -4,8 +4,8 @@ import torch
 
 from tokenprune import pruning, pruning_report
 
-from ..support.families import even_batch, get_model, text_of
-from ..support.oracles import generate
+from ..families import even_batch, get_model, text_of
+from ..oracles import generate
 
 
 def test_fastv_ranks_by_the_last_token():

@@ -27,8 +27,8 @@ from tokenprune.policies import (
     VisPruner,
 )
 
-from ..support.families import get_model, ragged_batch, text_of
-from ..support.oracles import generate
+from ..families import get_model, ragged_batch, text_of
+from ..oracles import generate
 from .inputs import picture, select
 
 

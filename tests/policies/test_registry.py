@@ -20,8 +20,8 @@ from tokenprune import (
 )
 from tokenprune.policies import DivPrune, Random, registry
 
-from ..support.families import get_model, ragged_batch
-from ..support.oracles import generate
+from ..families import get_model, ragged_batch
+from ..oracles import generate
 
 
 def test_unknown_policy_lists_the_known_and_suggests():

@@ -11,9 +11,9 @@ from tokenprune import VisualTokens, pruning, pruning_report
 from tokenprune.ops import max_sum_select
 from tokenprune.policies import ToDRE
 
-from ..support.builders import IMAGE
-from ..support.families import Picture, get_model, make_batch, ragged_batch, text_of
-from ..support.oracles import assert_same, deep_masked, generate, keep_mask, upper_masks
+from ..builders import IMAGE
+from ..families import Picture, get_model, make_batch, ragged_batch, text_of
+from ..oracles import assert_same, deep_masked, generate, keep_mask, upper_masks
 from .inputs import exact_features
 
 

@@ -8,7 +8,7 @@ import torch
 from tokenprune import pruning
 from tokenprune.policies import ToMe
 
-from ..support.builders import LLAVA_SIDE
+from ..builders import LLAVA_SIDE
 from ..support.towers import features, tower_of
 from .inputs import tower_view
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tokenprune.serve.positions import COLUMNS, Offsets, number, pack, unpack
 
-from ..support.families import get_model
+from ..families import get_model
 
 
 @given(st.lists(st.integers(0, 65535), min_size=3, max_size=30), st.sampled_from(["bfloat16", "float16", "float32"]))

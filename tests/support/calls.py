@@ -7,7 +7,7 @@ import torch
 
 from tokenprune import Policy, Selection
 
-from .families import text_of
+from ..families import text_of
 
 ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit, RuntimeError)
 

@@ -19,8 +19,8 @@ from transformers import StaticCache
 
 from tokenprune import PrunedCacheError, apply_pruning, remove_pruning
 
-from .builders import EOS, IMAGE, VIDEO, spread_weights
-from .families import FAMILIES, make_batch, text_of
+from ..builders import EOS, IMAGE, VIDEO, spread_weights
+from ..families import FAMILIES, make_batch, text_of
 from .hiding import Hiding, Seen, listening
 from .talks import EXPANDED, Setting, Turn, stages
 from .verdicts import account, compare, hold_hybrid, refusal, says

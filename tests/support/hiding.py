@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from tokenprune.patches.cache import cache_among
 
-from .families import text_of
+from ..families import text_of
 
 
 @dataclass

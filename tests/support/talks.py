@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tokenprune.policies import Policy, make_policy
 
-from .families import ANYRES, FAMILIES, PLAIN_FAMILIES, TOWER_FAMILIES, Picture
-from .policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
+from ..families import ANYRES, FAMILIES, PLAIN_FAMILIES, TOWER_FAMILIES, Picture
+from ..policies_table import CHANGES_FEATURES, DEEP, POLICIES, TOWER
 
 EXPANDED = {"beams": 3, "copies": 2}  # rows that a way of generating makes of one
 

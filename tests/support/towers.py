@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from tokenprune import apply_pruning, remove_pruning
 from tokenprune.patches.families.llava import inner_tower
 
-from .builders import CLIP, IMAGE, LLAVA_SIDE, PATCH, TEXT, spread_weights
+from ..builders import CLIP, IMAGE, LLAVA_SIDE, PATCH, TEXT, spread_weights
 
 
 def deep_llava():

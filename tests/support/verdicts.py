@@ -11,9 +11,9 @@ from tokenprune import PrunedCacheError, pruning_report
 from tokenprune.budget import Budget
 from tokenprune.patches.cache import layout_of
 
-from .families import FAMILIES, text_of
+from ..families import FAMILIES, text_of
+from ..oracles import Run, assert_same, keep_mask, native_short
 from .hiding import held, listening
-from .oracles import Run, assert_same, keep_mask, native_short
 from .talks import EXPANDED, Turn, stages
 
 #: Errors that are documented behaviour, and what they say; `refusal` tells when they may come.

@@ -18,6 +18,7 @@ from .builders import (
     IMAGE,
     LLAVA_SIDE,
     PATCH,
+    TEXT,
     TRANSFORMERS_4,
     VIDEO,
     VISION_END,
@@ -45,6 +46,8 @@ from .builders import (
     video_llava,
     vipllava,
 )
+
+__all__ = ["TEXT", "spread_weights"]  # for tests that build a model of their own from a family's config
 
 # generate() encodes pictures before it calls the model
 ENCODES_FIRST = hasattr(transformers.GenerationMixin, "_expand_multimodal_outputs")

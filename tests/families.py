@@ -65,7 +65,8 @@ class Picture:
 class FamilyCase:
     """Attributes:
     build: makes the model.
-    sizes: of pictures, in patches for Qwen and in pixels elsewhere.
+    sizes: of pictures: in patches for Qwen, in pixels for families of any resolution; elsewhere every picture is
+        `LLAVA_SIDE` square.
     video: whether it takes videos.
     hybrid: whether it has linear-attention layers: a token that is masked in attention still passes
         those, so the masked oracle says nothing; and they compute in float32.

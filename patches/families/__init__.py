@@ -1,7 +1,8 @@
 """Model families, one file of facts each.
 
-To add one: a file here with a `Family` that is registered, its import below, and a builder in `tests/families.py`.
-From another package: `tokenprune.register_family`, or an entry point of the group `tokenprune.families`.
+To add one: a file here with a `Family` that is registered, its import below, a builder in `tests/builders.py` and a row
+in `tests/families.py`. From another package: `tokenprune.register_family`, or an entry point of the group
+`tokenprune.families`.
 """
 
 from . import (

@@ -145,7 +145,8 @@ class Family:
         encoder: facts about the vision encoder, for policies that read it.
         masks: who builds 4-D attention masks: the `"text"` model, or the `"base"` model above it.
         first_position: position id of a sequence's first token.
-        no_encoder_stage: why tokens cannot leave inside the vision encoder, where `encoder` names no layers.
+        no_encoder_stage: why policies cannot act inside the vision encoder, where `encoder` names no layers, and cannot
+            read it, where `encoder` is None.
         no_decoder_stage: why tokens cannot leave between decoder layers; None where they can.
         first_decoder_cut: lowest decoder layer before which tokens can leave, of the base's config.
         usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about;

@@ -16,8 +16,9 @@ from ..support.snapshot import snapshot
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_removal_leaves_nothing(family):
+def test_removal_leaves_nothing(family, request):
     model, batch = get_model(family), ragged_batch(family)
+    request.addfinalizer(lambda: remove_pruning(model))  # other tests share the model, whatever fails here
     generate(model, batch.inputs, steps=1)  # transformers hangs hooks of its own on first use
     before, config = snapshot(model), copy.deepcopy(model.config.to_dict())
     assert apply_pruning(model, "divprune") is model

@@ -123,12 +123,22 @@ def test_a_broken_package_does_not_take_the_others_down(monkeypatch, caplog):
             raise ImportError("no such module")
 
     monkeypatch.setattr(registry, "entry_points", lambda group: [Broken()])
-    registry._load_entry_points.cache_clear()
-    try:
-        assert "llava" in tokenprune.list_supported_models()
-    finally:
-        registry._load_entry_points.cache_clear()
+    monkeypatch.setattr(registry, "_loaded", False)
+    assert "llava" in tokenprune.list_supported_models()
     assert "family 'broken' of nowhere:FAMILY could not be loaded: no such module" in caplog.text
+
+
+def test_a_package_may_derive_its_family_from_one_of_ours(example, monkeypatch, caplog):
+    class Derived:
+        name, value = "derived", "somewhere:FAMILY"
+
+        def load(self):
+            return replace(registry.family_by_type("llava"), model_types=("derived_vl",))
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Derived()])
+    monkeypatch.setattr(registry, "_loaded", False)
+    assert "derived_vl" in tokenprune.list_supported_models()
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("index", "layer"), [(-1, 4), (-2, 3), (1, 0), (5, 4), ([1, -2], 3), ((3,), 2)])

@@ -295,3 +295,36 @@ def test_schedules_know_the_former_name_of_kept():
     schedule = Schedule((0.25, 0.5))
     with pytest.warns(DeprecationWarning, match=r"Schedule\.kept"):
         assert schedule.left(0, 100, 25) == schedule.kept(0, 100, 25) == 50
+
+
+def test_a_schedule_with_the_former_method():
+    with pytest.warns(DeprecationWarning, match=r"Mine\.left is deprecated: define kept"):
+
+        class Mine(Schedule):
+            def left(self, cut, n, n_keep):
+                return 7
+
+    assert Mine((0.5,)).kept(0, 20, 5) == 7
+    with pytest.warns(DeprecationWarning, match="call Schedule.kept"):
+        assert Schedule((0.5,)).left(0, 20, 5) == 5
+
+
+def test_an_option_that_hides_the_stages():
+    @dataclass
+    class Mine(Policy):
+        stages: int = 3
+
+        def select(self, tokens, n_keep):
+            return Selection(torch.arange(n_keep))
+
+    with pytest.raises(ValueError, match="an option or attribute 'stages'"):
+        apply_pruning(get_model("llava"), Mine())
+
+
+@pytest.mark.parametrize("name", ["UnknownPolicyError", "make_policy", "register", "registry", "select"])
+def test_former_names_in_the_module_of_the_base_class(name):
+    from tokenprune.policies import base, registration, run
+
+    with pytest.warns(DeprecationWarning, match=f"base.{name} is deprecated"):
+        found = getattr(base, name)
+    assert found is (run.run_policy if name == "select" else getattr(registration, name))

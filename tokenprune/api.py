@@ -111,10 +111,13 @@ def _stages(
     stages = [make_policy(p, **options) for p in given]
     if not stages:
         raise ValueError("expected a policy, got an empty list")
-    if deep and not isinstance(keep, list | tuple) and not any(Stage.DECODER in s.stages for s in stages):
-        stages += [more for s in stages if (more := s.decoder_follow_up()) is not None]
     for each in stages:
         check_policy(each)
+    if deep and not isinstance(keep, list | tuple) and not any(Stage.DECODER in s.stages for s in stages):
+        follow_ups = [more for s in stages if (more := s.decoder_follow_up()) is not None]
+        for each in follow_ups:
+            check_policy(each)
+        stages += follow_ups
     for where in Stage:
         acting = [s for s in stages if where in s.stages]
         if len(acting) > 1:

@@ -56,6 +56,12 @@ class Schedule:
             wanted = round(n_keep * self.counts[cut] / self.counts[-1])
         return n_keep if cut == len(self.depths) - 1 else min(n, max(n_keep, wanted))
 
+    def __init_subclass__(cls) -> None:
+        if "left" in vars(cls) and "kept" not in vars(cls):
+            message = f"{cls.__name__}.left is deprecated: define kept"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            cls.kept = vars(cls)["left"]  # type: ignore[method-assign]
+
     def left(self, cut: int, n: int, n_keep: int) -> int:
         """Former name of `kept`."""
         warnings.warn("Schedule.left is deprecated: call Schedule.kept", DeprecationWarning, stacklevel=2)

@@ -7,6 +7,16 @@ from typing import Any
 
 from .policies import types
 
+__all__ = [  # noqa: F822
+    "DecoderView",
+    "EncoderSpec",
+    "Grid",
+    "Selection",
+    "TowerCut",
+    "TowerView",
+    "VisualTokens",
+]
+
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__") or not hasattr(types, name):

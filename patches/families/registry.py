@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
+import threading
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -48,8 +48,20 @@ def register_family(family: Family, replace: bool = False) -> Family:
     return family
 
 
-@functools.cache
+_LOADING = threading.RLock()
+_loaded = False
+
+
 def _load_entry_points() -> None:
+    """Once per process. A package that asks for families while it is loaded gets those that are there."""
+    global _loaded
+    with _LOADING:
+        if not _loaded:
+            _loaded = True
+            _register_entry_points()
+
+
+def _register_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
             register_family(entry.load())

@@ -63,8 +63,12 @@ def test_a_static_cache_passes_where_nothing_leaves(family):
     """Everything kept, or no picture at all."""
     model, batch = get_model(family), make_batch(family, [[3, picture(family), 5]])
     text = make_batch(family, [[6]])
-    static = dict(cache_implementation="static")
+
+    def run(inputs):
+        vars(model).pop("_cache", None)  # transformers 4 fails when it looks whether the last one fits
+        return generate(model, inputs, cache_implementation="static")
+
     for keep, inputs in ((1.0, batch.inputs), (10**6, batch.inputs), (0.3, text.inputs)):
-        expected = generate(model, inputs, **static)
+        expected = run(inputs)
         with pruning(model, "grid", keep):
-            assert_same(generate(model, inputs, **static), expected, atol=0)
+            assert_same(run(inputs), expected, atol=0)

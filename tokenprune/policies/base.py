@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -235,6 +237,12 @@ STAGE_METHODS = {
 
 def check_policy(policy: Policy) -> None:
     """Raise `ValueError` for a policy that cannot act: an unknown stage, or a stage without the method for it."""
+    stages: object = policy.stages
+    if not isinstance(stages, tuple):
+        raise ValueError(
+            f"policy {policy.label!r} has an option or attribute 'stages', which hides the property of that name; give "
+            "it another name"
+        )
     for stage in policy.stages:
         methods = STAGE_METHODS[stage]
         if not any(_is_overridden(policy, method) for method in methods):
@@ -244,3 +252,16 @@ def check_policy(policy: Policy) -> None:
 def _is_overridden(policy: Policy, method: str) -> bool:
     """Whether a policy's class has a method of its own, not only that of `Policy` or `BatchedPolicy`."""
     return getattr(type(policy), method) not in (getattr(Policy, method), getattr(BatchedPolicy, method))
+
+
+def __getattr__(name: str) -> object:
+    """Former home of what is in `registration.py` and `run.py` now."""
+    now = {"select": "run.run_policy"} | {
+        each: f"registration.{each}" for each in ("UnknownPolicyError", "make_policy", "register", "registry")
+    }
+    if name not in now:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, new = now[name].partition(".")
+    message = f"{__name__}.{name} is deprecated: import {new} from {__package__}.{module}"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(f".{module}", __package__), new)

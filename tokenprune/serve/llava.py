@@ -102,7 +102,8 @@ class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         """The mean over all heads of what is the mean over this rank's."""
+        # Contiguous, since NCCL is handed the bare memory.
         if self._attention[0].num_heads_per_partition == self._attention[0].num_heads:
             return values
-        mean: Tensor = tensor_model_parallel_all_reduce(values) / get_tensor_model_parallel_world_size()
+        mean: Tensor = tensor_model_parallel_all_reduce(values.contiguous()) / get_tensor_model_parallel_world_size()
         return mean

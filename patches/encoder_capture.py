@@ -38,7 +38,7 @@ def read_attention(
     if spec.keys is not None:
         keys = _joined(key) if spec.keys == "joined" else key.mean(1)
         values["keys"] = keys[:, skip:]
-    rows = spec.rows if has_cls or spec.rows != "cls" else spec.without_cls
+    rows = _rows(spec, has_cls)
     if rows is None:
         return values
     if spec.joined_heads:
@@ -47,6 +47,11 @@ def read_attention(
     asking = torch.arange(start, stop, device=query.device)
     values["attention"] = attention_received(query, key, rows=asking, scaling=scaling)[:, skip:, None]
     return values
+
+
+def _rows(spec: EncoderSpec, has_cls: bool) -> str | None:
+    """Whose attention is read: of `"cls"`, what tokens `"received"` from all, or nobody's."""
+    return spec.rows if has_cls or spec.rows != "cls" else spec.without_cls
 
 
 def _joined(heads: Tensor) -> Tensor:
@@ -106,9 +111,7 @@ class EncoderCapture:
 
     @property
     def _reads_attention(self) -> bool:
-        spec = self.spec
-        rows = spec.rows if self.has_cls or spec.rows != "cls" else spec.without_cls
-        return rows is not None or spec.keys is not None
+        return _rows(self.spec, self.has_cls) is not None or self.spec.keys is not None
 
     def attach(self) -> None:
         if self._reads_attention:

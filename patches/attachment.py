@@ -103,7 +103,7 @@ class Attachment:
             part.attach()
         for kind in config.family.kinds:
             name = FeatureTap.name_of(kind)
-            if name in vars(config.base):  # somebody else's wrapper: ours goes around it, and leaves it there
+            if name in vars(config.base):  # a wrapper that is not ours stays, inside of ours
                 self._wrapped.add(name)
             tap = FeatureTap(config.base, config.family, kind, hooks.record_features, self.capture, self.encoder)
             self.taps[kind] = tap
@@ -155,9 +155,7 @@ class Attachment:
     def sources(self, encoded: Mapping[Any, Any]) -> list[FeatureSource]:
         """The same for features by kind, as `generate` hands them on."""
         found = [
-            self.taps[kind].source_of(output)
-            for kind, output in encoded.items()
-            if kind in self.taps and output is not None
+            self.source_of(kind, output) for kind, output in encoded.items() if kind in self.taps and output is not None
         ]
         return [source for source in found if source is not None]
 

@@ -78,7 +78,10 @@ class ForwardCall:
         return frame is not None
 
     def reaches(self, depth: int) -> bool:
-        """Whether the head itself calls the base model at `depth`, where a head began the call, and no hook on it."""
+        """Whether a module at `depth` is called by the model itself, not by a user's hook on the head.
+
+        Only a call that a head began is looked at, and only where it reaches the base model.
+        """
         heads = self.calls.heads
         if self.outermost >= len(heads) or depth != len(heads):
             return True
@@ -167,7 +170,11 @@ class Calls:
         return call if call is not None and call.calls is self else None
 
     def enter(self, depth: int, frame: FrameType) -> ForwardCall:
-        """A module at `depth` is called, from `frame`: go on with the call of the module around it, or begin one.
+        """The call that a module at `depth` belongs to: that of the module around it, or a new one.
+
+        Args:
+            depth: of the module that is entered.
+            frame: that calls it.
 
         Raises:
             RuntimeError: if the pruning was removed or replaced in this moment.
@@ -191,7 +198,7 @@ class Calls:
         return call
 
     def leave(self, depth: int) -> ForwardCall | None:
-        """A module at `depth`, the base model or the text model, is done, and with the outer of them the call.
+        """The base model or the text model, at `depth`, is done. The call ends with the outer one of those it entered.
 
         Returns:
             the call; None if none was begun.

@@ -84,7 +84,7 @@ class PruningConfig:
         heads = heads_of(model)
         text: Any = base.get_submodule(family.text_model)
         accepted = frozenset(inspect.signature(text.forward).parameters)
-        if CACHE_NAME not in accepted:  # rather than overlook a cache under yet another name
+        if CACHE_NAME not in accepted:  # under a third name the cache would go unnoticed
             raise UnsupportedModelError(
                 f"{type(text).__name__} takes no argument {CACHE_NAME!r}, through which transformers "
                 f"{transformers.__version__} hands on the KV cache; install a version that tokenprune was tested with"

@@ -1,4 +1,4 @@
-"""What the vision encoder gives a policy for one visual input: captured values, and which tokens it left."""
+"""What is known of one visual input from the vision encoder: captured values, and the tokens that its stage kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .visual_inputs import VisualInput
 
 
 def kept_in_encoder(config: PruningConfig, visual: VisualInput) -> Tensor | None:
-    """(K,) indices on the host, among the candidates, of those that the encoder stage left; None: all.
+    """(K,) indices on the host, among the candidates, of the tokens that the encoder stage kept; None: all.
 
     Raises:
         ValueError: if the features were computed without the stage.

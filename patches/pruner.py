@@ -204,7 +204,7 @@ class Pruner(Unpicklable):
         if layout is None and self.calls.current() is None:
             self.last = length, None
             return (args, kwargs)  # the stock model's own call
-        # Inside the encoder it is not the base model that calls.
+        # A text model that is called while features are computed begins a call of its own.
         begin = self.calls.begin if encoding(config.base) else self.calls.enter
         call = begin(self._depth(module), calling_frame())
         refuse_other_decoder_cuts(config, layout)
@@ -252,7 +252,7 @@ class Pruner(Unpicklable):
         Rotary embeddings are computed above the layers, so nothing else down here reads position ids.
         """
         if kwargs.get("position_ids") is None or not self.config.uses_flash_attention:
-            return None  # first of all: a compiler can follow this, and no further
+            return None  # comes first: a compiler follows the hook up to here without a graph break
         call = self.calls.current()
         if call is None or not call.shrunk:
             return None

@@ -14,6 +14,7 @@ from ..api import Positions, apply_pruning, pruning, pruning_report
 from ..budget import Budget
 from ..patches import Record
 from ..policies import Policy, make_policy
+from .policy_names import label_of, make_named_policy, parse_policy, policy_label, split_composition
 
 #: Name of the setting without pruning, in tables and results files.
 FULL = "full"
@@ -26,14 +27,16 @@ class PruningSetting:
     """Policies at a keep ratio, or the full model.
 
     Args:
-        policy: one policy, or several that act at different stages: names joined by `+` ("divprune+fastv"), a `Policy`
-            or a sequence of them. None is the full model.
+        policy: one policy, or several that act at different stages: names joined by `+` ("divprune+fastv"), with
+            options if wanted ("divprune+fastv:layer=3", `policy_names.py`), a `Policy` or a sequence of them. None is
+            the full model.
         keep: as in `apply_pruning`; None is the model family's default. The full model keeps 1.0.
         positions: as in `apply_pruning`.
-        options: hyper-parameters of the policy, where it is a single one given by name.
+        options: hyper-parameters of the policy, where it is a single one given by name; besides those in its name.
 
     Attributes:
         policies: the policy instances; empty for the full model.
+        labels: each policy's name with the options that were given, or those of an instance that are not its defaults.
 
     Raises:
         UnknownPolicyError: no policy of that name.
@@ -47,11 +50,13 @@ class PruningSetting:
     positions: Positions = "original"
     options: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[Policy, ...] = field(init=False, repr=False, compare=False)
+    labels: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS:
             raise ValueError(f"positions={self.positions!r} is none of {', '.join(POSITIONS)}")
-        policies = self._make_policies()
+        given = self._given()
+        policies = tuple(self._make(each) for each in given)
         keep = self.keep
         if not policies:
             if keep not in (None, 1.0) or self.positions != "original" or self.options:
@@ -60,14 +65,16 @@ class PruningSetting:
         elif keep is not None:
             keep = Budget(keep).keep
         object.__setattr__(self, "policies", policies)
+        object.__setattr__(self, "labels", tuple(map(self._label, given, policies)))
         object.__setattr__(self, "keep", keep)
 
-    def _make_policies(self) -> tuple[Policy, ...]:
+    def _given(self) -> tuple[str | Policy, ...]:
+        """The policies one by one, as they were given."""
         given: Iterable[str | Policy]
         if self.policy is None:
             given = ()
         elif isinstance(self.policy, str):
-            given = self.policy.split("+")
+            given = split_composition(self.policy)
         else:
             given = self.policy if isinstance(self.policy, Sequence) else (self.policy,)
         given = tuple(given)
@@ -75,12 +82,23 @@ class PruningSetting:
             raise ValueError(f"policy={self.policy!r} names no policy; None is the full model")
         if self.options and len(given) > 1:
             raise ValueError(f"{next(iter(self.options))}: options go with a single policy, not {self.policy!r}")
-        return tuple(make_policy(policy, **self.options) for policy in given)
+        return given
+
+    def _make(self, given: str | Policy) -> Policy:
+        if isinstance(given, str):
+            return make_named_policy(given, **self.options)
+        return make_policy(given, **self.options)
+
+    def _label(self, given: str | Policy, policy: Policy) -> str:
+        if not isinstance(given, str):
+            return label_of(policy)
+        name, options = parse_policy(given)
+        return policy_label(name, {each: getattr(policy, each) for each in (*options, *self.options)})
 
     @property
     def name(self) -> str:
-        """Names of the policies joined by `+`, or `full`."""
-        return "+".join(policy.name for policy in self.policies) or FULL
+        """The policies with their options, joined by `+` (`labels`), or `full`."""
+        return "+".join(self.labels) or FULL
 
     @property
     def is_full(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from rich import box
@@ -56,11 +57,11 @@ def _command(options: argparse.Namespace, plan: run.Plan) -> str:
     """The command line that does this again."""
     listed = ",".join
     return (
-        f"tokenprune bench --model {plan.model} --policy {listed(options.policy)} "
+        f"tokenprune bench --model {plan.model} --policy {shlex.quote(listed(options.policy))} "
         f"--keep {listed(format_keep(keep) for keep in options.keep)} --positions {listed(options.positions)} "
         f"--tasks {listed(plan.tasks)} --samples {plan.samples}"
         + f" --split {plan.split}" * (plan.split != "test")
-        + f" --against {plan.against}" * (plan.against is not None)
+        + f" --against {shlex.quote(plan.against or '')}" * (plan.against is not None)
     )
 
 

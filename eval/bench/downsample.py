@@ -41,6 +41,7 @@ class Downsampled(PruningSetting):
     def __post_init__(self) -> None:
         Budget(1.0 if self.keep is None else self.keep)
         object.__setattr__(self, "policies", ())
+        object.__setattr__(self, "labels", ())
 
     @property
     def name(self) -> str:

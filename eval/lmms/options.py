@@ -17,6 +17,8 @@ NO_POLICY = "none"
 def take_pruning(arguments: dict[str, Any]) -> PruningSetting:
     """Take `policy`, `keep`, `positions`, `policy_OPTION` and `tokenprune_version` out of a wrapper's arguments.
 
+    The policy may have its options in its name, as `fastv:layer=3`; a name with commas is in quotes.
+
     Raises:
         ValueError: an unknown policy, option or positions, or a bad keep ratio; `policy=none` with any of them; a
             version that is not the installed one; no version while the harness's response cache is on.
@@ -33,7 +35,7 @@ def take_pruning(arguments: dict[str, Any]) -> PruningSetting:
         if given:
             raise ValueError(f"policy={NO_POLICY} is the full model and takes no {' or '.join(given)}")
         return PruningSetting()
-    return PruningSetting(policy, keep, positions or "original", options)
+    return PruningSetting(_unquoted(policy), keep, positions or "original", options)
 
 
 def model_args(setting: PruningSetting) -> str:
@@ -46,10 +48,23 @@ def model_args(setting: PruningSetting) -> str:
         raise ValueError(f"policy={setting.policy!r}: --model_args take policies by name")
     given: dict[str, Any] = {"policy": NO_POLICY}
     if not setting.is_full:
-        given = {"policy": setting.name, "keep": setting.keep, "positions": setting.positions}
+        policy = setting.policy if setting.options else _quoted(setting.name)
+        given = {"policy": policy, "keep": setting.keep, "positions": setting.positions}
         given |= {f"policy_{name}": value for name, value in setting.options.items()}
     given["tokenprune_version"] = __version__
     return ",".join(f"{name}={value}" for name, value in given.items() if value is not None)
+
+
+def _quoted(policy: str) -> str:
+    """A policy as a value of `--model_args`, which the harness splits at commas outside quotes."""
+    quote = "'" if '"' in policy else '"'
+    return f"{quote}{policy}{quote}" if "," in policy else policy
+
+
+def _unquoted(policy: str) -> str:
+    """The inverse of `_quoted`: the harness leaves the quotes where they are."""
+    quoted = len(policy) > 1 and policy[0] == policy[-1] and policy[0] in "'\""
+    return policy[1:-1] if quoted else policy
 
 
 def _check_version(given: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import statistics
 import tempfile
@@ -23,10 +24,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from ...serve.settings import KEEP, POLICY
+from ...serve.settings import KEEP, OPTIONS, POLICY
 from .. import minivlm
 from ..files import write_json
 from ..machine import describe
+from ..policy_names import parse_policy
 from ..setting import FULL, PruningSetting, label, settings_grid
 from .engine_checkpoint import Checkpoint, make_checkpoint
 
@@ -174,7 +176,8 @@ def measure(
         pruning pays) and `ttft_ratio` (below 1, it does).
     """
     policy = settings[0].name
-    with _environment(**{POLICY: policy, KEEP: "1.0"}):
+    name, options = parse_policy(policy)
+    with _environment(**{POLICY: name, OPTIONS: json.dumps(options), KEEP: "1.0"}):
         server = _Server(checkpoint, load, max(concurrencies))
     keeps: list[Any] = [1.0, *(setting.keep for setting in settings)]
     times = {(keep, clients): _Times() for keep in keeps for clients in concurrencies}

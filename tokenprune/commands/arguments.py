@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..budget import Budget
 from ..eval.setting import POSITIONS
-from ..policies import make_policy
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -33,25 +32,33 @@ def add_positions(parser: argparse.ArgumentParser) -> None:
 
 def add_policy(parser: argparse.ArgumentParser, default: str) -> None:
     """Add `--policy`, policies that may be composed."""
-    parser.add_argument(
-        "--policy", type=composed_policies, default=default, metavar="A,B", help="policies; A+B composes"
-    )
+    parser.add_argument("--policy", type=policies, default=default, metavar="A,B", help="policies; A+B composes")
 
 
 def policies(text: str) -> list[str]:
-    """Names of single policies, by comma."""
-    listed = names(text, "policy")
+    """Policies by comma, each with its options (`fastv:layer=3`); `A+B` composes policies of different stages.
+
+    Returns:
+        The same in the form that tables have.
+    """
+    from ..eval.policy_names import split_list
+    from ..eval.setting import PruningSetting
+
+    listed = split_list(text)
+    if not listed:
+        raise argparse.ArgumentTypeError("no policy given")
     try:
-        for name in listed:
-            make_policy(name)
+        return [PruningSetting(part).name for part in listed]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return listed
 
 
-def composed_policies(text: str) -> list[str]:
-    """Names of policies by comma, where `A+B` composes policies of different stages."""
-    return ["+".join(policies(part.replace("+", ","))) for part in text.split(",")]
+def policy(text: str) -> str:
+    """One policy, or several that are composed."""
+    listed = policies(text)
+    if len(listed) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} names {len(listed)} policies; one is accepted")
+    return listed[0]
 
 
 def keeps(text: str) -> list[float | int]:

@@ -53,7 +53,7 @@ def add(commands: arguments.Commands) -> None:
     )
     bench.add_argument(
         "--against",
-        choices=tuple(registry()),
+        type=arguments.policy,
         metavar="NAME",
         help="also compare every policy with this one, by question",
     )
@@ -64,8 +64,7 @@ def add(commands: arguments.Commands) -> None:
 
 def _policies(text: str) -> list[str]:
     """Policies by comma. `downsample` is left out: here it names the baseline of smaller images, which always runs."""
-    names = [name for name in arguments.names(text) if name != "downsample"]
-    return arguments.composed_policies(",".join(names)) if names else []
+    return [name for name in arguments.policies(text) if name.partition(":")[0] != "downsample"]
 
 
 def _run(args: argparse.Namespace) -> None:

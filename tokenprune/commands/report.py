@@ -31,7 +31,7 @@ def add(commands: arguments.Commands) -> None:
     )
     report.add_argument("--question", metavar="TEXT", help="what to ask about them; default: to describe the picture")
     report.add_argument(
-        "--policy", type=arguments.composed_policies, metavar="A,B", help="in the gallery; default those evaluated"
+        "--policy", type=arguments.policies, metavar="A,B", help="in the gallery; default those evaluated"
     )
     report.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K", help="in the gallery")
     arguments.add_positions(report)

@@ -26,7 +26,7 @@ def add(commands: arguments.Commands) -> None:
     )
     show.add_argument(
         "--policy",
-        type=arguments.composed_policies,
+        type=arguments.policies,
         default="divprune,random",
         metavar="A,B",
         help="policies; A+B composes",

@@ -32,7 +32,8 @@ from .config import Positions
 from .families.base import EncoderFacts, EncoderValues, Family, InputFacts, PrunedSequence, VisualShape
 from .families.registry import UnsupportedModelError, family_of, register_family, supported_model_types
 from .pruner import Pruner
-from .report import Cut, Record
+from .report import Cut, PruningReport, Record
+from .status import PruningStatus, StageStatus, status_of
 
 __all__ = [
     "Cut",
@@ -43,11 +44,15 @@ __all__ = [
     "Positions",
     "PrunedSequence",
     "Pruner",
+    "PruningReport",
+    "PruningStatus",
     "Record",
+    "StageStatus",
     "UnsupportedModelError",
     "VisualShape",
     "families",
     "family_of",
     "register_family",
+    "status_of",
     "supported_model_types",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class Pruner(Unpicklable):
     Attributes:
         config: what is applied.
         calls: of this model.
+        since: when it was made, local time.
         records: the report of the last prefill.
         last: length of the last sequence that the text model was to be fed, and which columns were left of it; None:
             all.
@@ -84,6 +86,7 @@ class Pruner(Unpicklable):
         config = PruningConfig.of(model, family, acting, positions)
         self.config = config
         self.calls = Calls(config.heads)
+        self.since = datetime.now().astimezone()
         self.records: list[Record] = []
         self.last: tuple[int, Packing | None] = (0, None)
         self._warned_of_loss = False

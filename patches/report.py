@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ class Record:
         select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
             milliseconds.
         cuts: per layer of a decoder stage before which some left, what that layer and those above hold.
+        n_layers: decoder layers of the model.
     """
 
     sample: int
@@ -48,6 +50,40 @@ class Record:
     select_ms: float
     separators: tuple[int, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    n_layers: int | None = None
+
+    @property
+    def tokens_per_layer(self) -> tuple[int, ...]:
+        """Visual tokens that each decoder layer holds of this input.
+
+        Raises:
+            ValueError: if `n_layers` is None.
+        """
+        if self.n_layers is None:
+            raise ValueError("how many decoder layers there are is unknown: this record has no n_layers")
+        borders = [0, *(cut.layer for cut in self.cuts), self.n_layers]
+        held = [self.n_after, *(len(cut.indices) for cut in self.cuts)]
+        pairs = zip(held, itertools.pairwise(borders), strict=True)
+        return tuple(n for n, (first, end) in pairs for _ in range(first, end))
+
+    @property
+    def mean(self) -> float:
+        """Visual tokens that a decoder layer holds of this input, a mean over all layers: what its prefill costs.
+
+        It equals `n_after` unless tokens left between decoder layers.
+
+        Raises:
+            ValueError: if tokens left there and `n_layers` is None.
+        """
+        if not self.cuts:
+            return float(self.n_after)
+        layers = self.tokens_per_layer
+        return sum(layers) / len(layers)
+
+    @property
+    def n_last(self) -> int:
+        """Visual tokens that the last decoder layer holds of this input."""
+        return len(self.cuts[-1].indices) if self.cuts else self.n_after
 
     @property
     def deep_layer(self) -> int | None:
@@ -64,3 +100,53 @@ class Record:
         borders = [0, *(cut.layer for cut in self.cuts), n_layers]
         held = [self.n_after, *(len(cut.indices) for cut in self.cuts)]
         return sum(n * (b - a) for n, (a, b) in zip(held, itertools.pairwise(borders), strict=True)) / n_layers
+
+
+_LONGEST = 20  # rows of a summary
+_HEADS = ("sample", "input", "kind", "before", "after", "mean", "last", "select ms")
+
+
+class PruningReport(list[Record]):
+    """What the last prefill did: a list of records, one per visual input.
+
+    Printed, it is the table of `summary`. Everything else is that of a list.
+    """
+
+    def summary(self) -> str:
+        """A table as text, with a line for each visual input and their sum.
+
+        Columns: row in the batch, index among the row's visual inputs, kind, visual tokens before and after the vision
+        stage, their mean over the decoder layers and the number in the last one, and milliseconds of selecting.
+        """
+        if not self:
+            return "no visual input: the pruned model has not run yet, or its last prompt had none"
+        lines = [(str(r.sample), str(r.visual), r.kind, *_numbers([r])) for r in self[:_LONGEST]]
+        if len(self) > 1:
+            lines.append(("all", str(len(self)), "", *_numbers(self)))
+        rows = [_HEADS, *lines]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
+        text = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        if len(self) > _LONGEST:
+            text.insert(_LONGEST + 1, f"... and {len(self) - _LONGEST} more")
+        return "\n".join(text)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        before, after = sum(r.n_before for r in self), sum(r.n_after for r in self)
+        inputs = f"{len(self)} visual input{'' if len(self) == 1 else 's'}"
+        return f"<PruningReport of {inputs}, {after} of {before} tokens kept>"
+
+
+def _numbers(records: Iterable[Record]) -> tuple[str, ...]:
+    """The numbers of a line of the summary: sums over the records."""
+    records = list(records)
+    known = all(r.n_layers is not None or not r.cuts for r in records)
+    return (
+        str(sum(r.n_before for r in records)),
+        str(sum(r.n_after for r in records)),
+        f"{sum(r.mean for r in records):.1f}" if known else "",
+        str(sum(r.n_last for r in records)),
+        f"{sum(r.select_ms for r in records):.2f}",
+    )

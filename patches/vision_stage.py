@@ -228,7 +228,8 @@ class _Work:
                 each.kept = each.all_visible
         elapsed = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
         total = sum(len(each.visual.columns) for each in asked)
-        records = [_record(each, elapsed / total if each.tokens is not None else 0.0) for each in inputs]
+        n_layers = len(self.config.text.layers)
+        records = [_record(each, elapsed / total if each.tokens is not None else 0.0, n_layers) for each in inputs]
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("vision stage: kept %s tokens", [f"{r.n_after} of {r.n_before}" for r in records])
         packing_cpu = None if bool(self.keep_mask.all()) else Packing.of(self.keep_mask, self.not_padding)
@@ -280,8 +281,8 @@ class _Work:
         return rows
 
 
-def _record(each: _Input, ms_per_token: float) -> Record:
-    """The report of an input; selecting took so long for each of its tokens."""
+def _record(each: _Input, ms_per_token: float, n_layers: int) -> Record:
+    """The report of an input; selecting took so long for each of its tokens. `n_layers`: of the decoder."""
     shape, indices = each.visual.shape, each.kept.tolist()
     return Record(
         sample=each.visual.row,
@@ -294,4 +295,5 @@ def _record(each: _Input, ms_per_token: float) -> Record:
         grids=shape.grids,
         select_ms=ms_per_token * len(each.visual.columns),
         separators=shape.separators,
+        n_layers=n_layers,
     )

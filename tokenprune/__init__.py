@@ -11,6 +11,7 @@ from .api import (
     prune_labels,
     pruning,
     pruning_report,
+    pruning_status,
     remove_pruning,
 )
 from .patches import (
@@ -19,6 +20,8 @@ from .patches import (
     Family,
     InputFacts,
     PrunedSequence,
+    PruningReport,
+    PruningStatus,
     Record,
     UnsupportedModelError,
     VisualShape,
@@ -41,6 +44,8 @@ __all__ = [
     "Positions",
     "PrunedCacheError",
     "PrunedSequence",
+    "PruningReport",
+    "PruningStatus",
     "Record",
     "Schedule",
     "Selection",
@@ -58,6 +63,7 @@ __all__ = [
     "prune_labels",
     "pruning",
     "pruning_report",
+    "pruning_status",
     "register",
     "register_family",
     "remove_pruning",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .budget import AdaptiveBudget, Budget, TokenBudget
 from .patches import Positions as Positions
-from .patches import Pruner, Record, family_of, supported_model_types
+from .patches import Pruner, PruningReport, PruningStatus, family_of, status_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
 from .patches.config import allows_decoder_stage
 from .patches.modules import base_of
@@ -203,13 +203,25 @@ def _end(block: _Block, model: nn.Module) -> None:
         block.before.attach()
 
 
-def pruning_report(model: nn.Module) -> list[Record]:
-    """What the last prefill did, one record per visual input; empty before the first.
+def pruning_report(model: nn.Module) -> PruningReport:
+    """What the last prefill did: a list with one record per visual input, empty before the first.
+
+    `print(pruning_report(model))` shows it as a table.
 
     Raises:
         ValueError: if no pruning is applied.
     """
-    return list(_applied(model).records)
+    return PruningReport(_applied(model).records)
+
+
+def pruning_status(model: nn.Module) -> PruningStatus | None:
+    """How a model is pruned: policies with their options, budgets, positions, and since when.
+
+    Returns:
+        None if no pruning is applied, so that `if pruning_status(model):` asks whether it is.
+    """
+    pruner = _pruner(model)
+    return None if pruner is None else status_of(pruner)
 
 
 def prune_labels(model: nn.Module, labels: Tensor) -> Tensor:

@@ -7,19 +7,30 @@ from typing import Any
 import torch
 
 from . import minivlm
+from .errors import CommandError
+from .model_names import check_attention, find_checkpoint
 
 
 def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None) -> tuple[Any, Any]:
     """Model and processor.
 
     Args:
-        name: a path or id, `embedded` or `embedded-qwen`.
+        name: a path or id, or that of an embedded model.
         dtype: of the weights.
         device: where the model goes.
         attn: attention implementation; None: transformers' default.
+
+    Raises:
+        CommandError: there is no such checkpoint, it is no vision-language model, or a package that it needs is not
+            installed.
     """
     from transformers import AutoModelForImageTextToText
 
-    path = minivlm.checkpoint_path(name)
-    model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attn)
-    return model.to(device).eval(), minivlm.load_processor(name)
+    check_attention(attn)
+    path = find_checkpoint(name)
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attn)
+        processor = minivlm.load_processor(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise CommandError(f"{name} cannot be loaded: {error}") from error
+    return model.to(device).eval(), processor

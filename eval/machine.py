@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import transformers
 
+from .errors import CommandError
+
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
@@ -21,8 +23,20 @@ def _processor() -> str:
 
 
 def pick_device(device: torch.device | str | None = None) -> torch.device:
-    """The device of a name; None: the GPU if there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of a name; None: the GPU if there is one, else the CPU.
+
+    Raises:
+        CommandError: there is no such device on this machine.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        usable = "cpu and cuda" if torch.cuda.is_available() else "cpu"
+        reason = next(iter(str(error).splitlines()), "")
+        raise CommandError(f"device {name} cannot be used on this machine, {usable} can: {reason}") from error
+    return chosen
 
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:

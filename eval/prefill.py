@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..patches.cache import CACHE_NAME
+from ..patches.cache import cache_name
 
 WARM_UP = 2  # rounds before those that count
 
@@ -86,7 +86,7 @@ def measure_prefill(
                     before = _now(device)
                     out = model(**inputs, use_cache=True, logits_to_keep=1)
                     total = _now(device) - before
-                sizes[key] = cache_bytes(getattr(out, CACHE_NAME))
+                sizes[key] = cache_bytes(getattr(out, cache_name()))
                 vision = marks[1] - marks[0]
                 if i >= 0:
                     times[key].append((total - vision, vision))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from ..api import Positions, apply_pruning, pruning, pruning_report
+from ..api import apply_pruning, pruning, pruning_report
+from ..arguments import POSITIONS as POSITIONS
+from ..arguments import Positions
 from ..budget import Budget
 from ..patches import Record
 from ..policies import Policy, make_policy
@@ -18,8 +20,6 @@ from .policy_names import label_of, make_named_policy, parse_policy, policy_labe
 
 #: Name of the setting without pruning, in tables and results files.
 FULL = "full"
-
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 @dataclass(frozen=True)

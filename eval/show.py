@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from transformers.image_utils import load_image
 
 from ..patches import Record
 from .answers import held_out
 from .checkpoints import load_checkpoint
+from .images import open_image
 from .machine import pick_device, pick_dtype
 from .pictures import TALLEST, dim, fitted, kept_indices, kept_masks, model_crop
 from .setting import PruningSetting, settings_grid
@@ -69,12 +69,6 @@ def panel(
     record = records[0]
     title = f"{setting}: {len(kept_indices(record))} of {record.n_before}"
     return Panel(title, _dimmed(picture, record), answer)
-
-
-def _opened(path: Path) -> Image.Image:
-    """An image in RGB, turned as its EXIF orientation says."""
-    with Image.open(path) as image:
-        return load_image(image)
 
 
 def _enlarged(image: Image.Image) -> Image.Image:
@@ -131,7 +125,7 @@ def rows(
     """
     device = pick_device(options.device)
     if options.image:
-        questions = [(_opened(path), options.question or _QUESTION) for path in options.image]
+        questions = [(open_image(path), options.question or _QUESTION) for path in options.image]
     else:
         samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about a different image
         questions = [(Image.fromarray(s.scene.image), options.question or s.question.text) for s in samples]

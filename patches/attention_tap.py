@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _PREFIX = "tokenprune_"
 
@@ -37,6 +36,8 @@ class AttentionTap:
         self._config: Any = None
 
     def attach(self) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
         config: Any = self.module.config
         name = _PREFIX + (config._attn_implementation or "eager")
         if name not in ALL_ATTENTION_FUNCTIONS:
@@ -60,6 +61,8 @@ def _proxy(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, *
     if name == "eager":  # not in the table: each modelling file has its own
         kernel = sys.modules[type(module).__module__].eager_attention_forward
     else:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
         kernel = ALL_ATTENTION_FUNCTIONS[name]
     return kernel(_Untapped(module, tap._config), query, key, value, *args, **kwargs)
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
 
 from ..pickling import Unpicklable
 
@@ -28,16 +27,20 @@ if TYPE_CHECKING:
 else:  # a mixin: the class of the cache at hand comes after it
     _Cache = object
 
-#: What models call the KV cache, in their arguments and in their outputs: renamed in transformers 5.24.
-CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
-
 #: Attribute of a pruned base model; where it is missing, pruning was removed.
 STATE_ATTRIBUTE = "_tokenprune"
 
 
+def cache_name() -> str:
+    """What models call the KV cache, in their arguments and in their outputs: renamed in transformers 5.24."""
+    from transformers.masking_utils import create_causal_mask
+
+    return "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+
 def cache_among(arguments: Mapping[str, Any]) -> Any:
     """The KV cache in a model's keyword arguments, under its name or its former one; None without one."""
-    cache = arguments.get(CACHE_NAME)
+    cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
 
 

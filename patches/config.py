@@ -5,19 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
-import transformers
 from torch import nn
 
+from ..arguments import Positions as Positions
 from ..budget import TokenBudget
 from ..policies.base import Policy
-from .cache import CACHE_NAME
+from .cache import cache_name
 from .families.base import Family
 from .families.registry import UnsupportedModelError
 from .modules import base_of, heads_of
-
-Positions = Literal["original", "compact"]
 
 
 class Acting(NamedTuple):
@@ -46,6 +45,7 @@ class PruningConfig:
         encoder, vision, decoder: what acts at that stage; None: nothing.
         decoder_cuts: decoder layers before which tokens may leave, ascending; empty without a decoder stage.
         text_arguments, base_arguments: names that the text model's and the base model's forward take.
+        cache_name: what they call the KV cache.
     """
 
     base: Any
@@ -59,6 +59,7 @@ class PruningConfig:
     decoder_cuts: tuple[int, ...]
     text_arguments: frozenset[str]
     base_arguments: frozenset[str]
+    cache_name: str
 
     @classmethod
     def of(
@@ -84,10 +85,11 @@ class PruningConfig:
         heads = heads_of(model)
         text: Any = base.get_submodule(family.text_model)
         accepted = frozenset(inspect.signature(text.forward).parameters)
-        if CACHE_NAME not in accepted:  # under a third name the cache would go unnoticed
+        cache = cache_name()
+        if cache not in accepted:  # under a third name the cache would go unnoticed
             raise UnsupportedModelError(
-                f"{type(text).__name__} takes no argument {CACHE_NAME!r}, through which transformers "
-                f"{transformers.__version__} hands on the KV cache; install a version that tokenprune was tested with"
+                f"{type(text).__name__} takes no argument {cache!r}, through which transformers "
+                f"{version('transformers')} hands on the KV cache; install a version that tokenprune was tested with"
             )
         encoder, vision, decoder = (
             Acting(*acting[stage]) if stage in acting else None for stage in ("encoder", "vision", "decoder")
@@ -104,6 +106,7 @@ class PruningConfig:
             decoder_cuts=() if decoder is None else _decoder_cuts(decoder.policy, base, family),
             text_arguments=accepted,
             base_arguments=frozenset(inspect.signature(base.forward).parameters),
+            cache_name=cache,
         )
 
     @property

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
 
-from .cache import CACHE_NAME, PrunedCacheError, cache_among, layout_of
+from .cache import PrunedCacheError, cache_among, layout_of
 from .packing import Packing
 from .past import Past
 
@@ -192,6 +191,8 @@ def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: An
         valid: (B, P + M) bool padding mask over its columns.
         cache: the KV cache, or None.
     """
+    from transformers import masking_utils
+
     sliding = window_at(config, layer) is not None
     make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
     accepted = inspect.signature(make).parameters
@@ -200,7 +201,9 @@ def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: An
         attention_mask=valid,
         position_ids=None,
     )
-    arguments[CACHE_NAME] = None if cache is None else _LayerCache(cache, layer)
+    arguments["cache" if "cache" in accepted else "past_key_values"] = (
+        None if cache is None else _LayerCache(cache, layer)
+    )
     arguments["inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"] = hidden
     if "cache_position" in accepted:
         arguments["cache_position"] = torch.arange(

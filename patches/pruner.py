@@ -14,7 +14,7 @@ from ..budget import TokenBudget
 from ..pickling import Unpicklable
 from ..policies.base import Policy
 from .attachment import Attachment, Hooks
-from .cache import CACHE_NAME, adopt, cache_among, layout_of
+from .cache import adopt, cache_among, layout_of
 from .call import Calls, calling_frame
 from .config import Positions, PruningConfig
 from .decoder_stage import DecoderStage
@@ -243,7 +243,7 @@ class Pruner(Unpicklable):
         if call is None or output is None:  # the call failed
             return
         self.last = call.length, call.packing
-        cache = getattr(output, CACHE_NAME, None)
+        cache = getattr(output, self.config.cache_name, None)
         if cache is not None:
             layout = layout_after(self.config, call, cache)
             if layout is not None:

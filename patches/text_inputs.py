@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import weakref
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from ..device import to_device
@@ -245,7 +245,7 @@ def refuse_checkpointing(config: PruningConfig) -> None:
     for layer in layers:
         if getattr(layer, "gradient_checkpointing", False) and type(layer).__call__ is not nn.Module.__call__:
             raise ValueError(
-                f"gradient checkpointing under transformers {transformers.__version__} runs layers twice with their "
+                f"gradient checkpointing under transformers {version('transformers')} runs layers twice with their "
                 "hooks, which policies that act inside the decoder or the vision tower cannot follow; use a policy of "
                 "the vision stage, or model.gradient_checkpointing_disable()"
             )

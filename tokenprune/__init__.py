@@ -1,36 +1,82 @@
-"""tokenprune: drop visual tokens from Hugging Face vision-language models, without training."""
+"""tokenprune: drop visual tokens from Hugging Face vision-language models, without training.
+
+Names are imported when they are first used, so that `import tokenprune` takes no time; most need torch. None needs
+transformers before a model is pruned.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .api import (
-    Keep,
-    Positions,
-    apply_pruning,
-    expand_logits,
-    list_policies,
-    list_supported_models,
-    prune_labels,
-    pruning,
-    pruning_report,
-    pruning_status,
-    remove_pruning,
-)
-from .patches import (
-    EncoderFacts,
-    EncoderValues,
-    Family,
-    InputFacts,
-    PrunedSequence,
-    PruningReport,
-    PruningStatus,
-    Record,
-    UnsupportedModelError,
-    VisualShape,
-    register_family,
-)
-from .patches.cache import PrunedCacheError
-from .policies import Policy, UnknownPolicyError, register
-from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
-from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from .api import (
+        apply_pruning,
+        expand_logits,
+        list_policies,
+        list_supported_models,
+        prune_labels,
+        pruning,
+        pruning_report,
+        pruning_status,
+        remove_pruning,
+    )
+    from .arguments import Keep, Positions
+    from .patches import (
+        EncoderFacts,
+        EncoderValues,
+        Family,
+        InputFacts,
+        PrunedSequence,
+        PruningReport,
+        PruningStatus,
+        Record,
+        UnsupportedModelError,
+        VisualShape,
+        register_family,
+    )
+    from .patches.cache import PrunedCacheError
+    from .policies import Policy, UnknownPolicyError, register
+    from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
+    from .schedule import Schedule
+
+#: Public names by the module that has them.
+_HOMES = {
+    "api": (
+        "apply_pruning",
+        "expand_logits",
+        "list_policies",
+        "list_supported_models",
+        "prune_labels",
+        "pruning",
+        "pruning_report",
+        "pruning_status",
+        "remove_pruning",
+    ),
+    "arguments": ("Keep", "Positions"),
+    "patches": (
+        "EncoderFacts",
+        "EncoderValues",
+        "Family",
+        "InputFacts",
+        "PrunedSequence",
+        "PruningReport",
+        "PruningStatus",
+        "Record",
+        "UnsupportedModelError",
+        "VisualShape",
+        "register_family",
+    ),
+    "patches.cache": ("PrunedCacheError",),
+    "policies": ("Policy", "UnknownPolicyError", "register"),
+    "policies.types": ("DecoderView", "EncoderSpec", "Selection", "TowerCut", "TowerView", "VisualTokens"),
+    "schedule": ("Schedule",),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+#: Modules that are attributes of the package without an import of their own.
+_SUBMODULES = ("api", "arguments", "budget", "device", "ops", "patches", "pickling", "policies", "schedule", "validate")
 
 __all__ = [
     "DecoderView",
@@ -68,3 +114,17 @@ __all__ = [
     "register_family",
     "remove_pruning",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tokenprune`, for launchers that want a module."""
 
 from .cli import main

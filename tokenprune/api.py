@@ -7,12 +7,14 @@ import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
+from .arguments import POSITIONS
+from .arguments import Keep as Keep
+from .arguments import Positions as Positions
 from .budget import AdaptiveBudget, Budget, TokenBudget
-from .patches import Positions as Positions
 from .patches import Pruner, PruningReport, PruningStatus, family_of, status_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
 from .patches.config import allows_decoder_stage
@@ -23,8 +25,6 @@ from .policies.stages import Stage
 
 M = TypeVar("M", bound=nn.Module)
 PolicyLike = str | Policy | Sequence[str | Policy]
-
-Keep = float | int | Sequence[float | int] | None
 
 
 def apply_pruning(
@@ -67,8 +67,8 @@ def apply_pruning(
     model_type = cast(Any, model).config.model_type
     stages, keeps = _stages(policy, options, keep, allows_decoder_stage(base_of(model), family))
     budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
-    if positions not in get_args(Positions):
-        raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, get_args(Positions)))}")
+    if positions not in POSITIONS:
+        raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, POSITIONS))}")
     provided = {"text"} | ({"encoder_attention"} if family.encoder is not None else set())
     for stage in stages:
         missing = set(stage.needs - provided)

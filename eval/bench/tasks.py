@@ -9,19 +9,8 @@ import numpy as np
 from ..answers import Sample
 from ..minivlm.questions import Question, all_questions, compare
 from ..minivlm.scenes import SEEDS, Scene, draw_scene
+from . import TASKS as TASKS
 
-#: Types of questions in each task. The questions of a task go through its types in turn.
-TASKS = {
-    "attribute": ("colour", "shape"),
-    "existence": ("exists",),
-    "counting": ("count",),
-    "spatial": ("where", "relation"),
-    "letter": ("letter",),
-    "word": ("word",),
-    "table": ("table",),
-    "pair": ("pair",),
-    "small": ("small",),
-}
 #: Name of all tasks together.
 ALL = "all"
 #: Right answers that a task's questions go through in turn, so that a constant guess scores no better than another.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import runs
+from ..errors import CommandError
 from ..setting import PruningSetting, format_keep
 from . import tasks_path
 from .options import model_args
@@ -21,7 +22,7 @@ from .options import model_args
 BACKENDS = ("tokenprune_hf", "tokenprune_llava_hf", "tokenprune_qwen2_5_vl", "tokenprune_qwen3_vl")
 
 
-class NoHarness(RuntimeError):
+class NoHarness(CommandError):
     """lmms-eval is not installed."""
 
 
@@ -115,7 +116,7 @@ def check(plan: Plan) -> Any:
         OSError: there is no such checkpoint.
     """
     if importlib.util.find_spec("lmms_eval") is None:
-        raise NoHarness("lmms-eval is not installed: pip install 'tokenprune-vlm[eval]'")
+        raise NoHarness("lmms-eval is not installed; in a checkout of this repository: pip install '.[eval]'")
     if plan.backend not in BACKENDS:
         raise ValueError(f"backend {plan.backend!r} is none of {', '.join(BACKENDS)}")
     from loguru import logger

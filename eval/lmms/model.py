@@ -24,6 +24,7 @@ from transformers.video_utils import load_video
 from ...api import remove_pruning
 from ...patches import UnsupportedModelError, supported_model_types
 from .. import minivlm
+from ..model_names import find_checkpoint
 from .options import reject_unknown, take_pruning
 from .statistics import Statistics
 
@@ -38,11 +39,12 @@ def checkpoint(pretrained: str) -> str:
 
     Raises:
         UnsupportedModelError: its family is not supported.
-        OSError: there is no such checkpoint.
+        OSError, CommandError: there is no such checkpoint.
     """
     path = minivlm.checkpoint_path(pretrained)
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise FileNotFoundError(f"pretrained={pretrained}: there is no such folder")
+    path = find_checkpoint(pretrained)
     model_type = AutoConfig.from_pretrained(path).model_type
     if model_type not in supported_model_types():
         raise UnsupportedModelError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from ...patches.cache import CACHE_NAME
+from ...patches.cache import cache_name
 from ...patches.families.registry import family_of
 from ...patches.modules import base_of
 from ..prefill import WARM_UP, cache_bytes
@@ -162,7 +162,7 @@ def _row(model: Any, inputs: Mapping[str, Tensor], setting: PruningSetting, time
     with setting.context(model):
         with count_flops() as counter:
             out = model(**inputs, use_cache=True, logits_to_keep=1)
-        cache = getattr(out, CACHE_NAME)
+        cache = getattr(out, cache_name())
         row["flops"], row["flops_formula"] = counter.get_total_flops(), decoder_flops(model, cache)
         row["kv_cache_bytes"] = cache_bytes(cache)
         del out, cache

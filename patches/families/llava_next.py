@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from . import llava
 from .base import EncoderValues, Family, InputFacts, VisualShape
@@ -22,12 +21,21 @@ MosaicSize = Callable[[Any], tuple[int, int]]
 
 def mosaic_shape(config: Any, image_size: Any) -> tuple[int, int]:
     """(H, W) patches of the crops after unpadding, newline tokens not counted."""
+    from transformers.models.llava_next.modeling_llava_next import unpad_image
+
     _, h, w = tile_grid(config)
-    rows, columns = get_anyres_image_grid_shape(
-        image_size, config.image_grid_pinpoints, config.vision_config.image_size
-    )
+    rows, columns = _tiles(config, image_size)
     _, height, width = unpad_image(torch.empty(1, rows * h, columns * w, device="meta"), image_size).shape
     return height, width
+
+
+def _tiles(config: Any, image_size: Any) -> tuple[int, int]:
+    """Rows and columns of crops that an image is cut into."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    side = config.vision_config.image_size
+    shape: tuple[int, int] = get_anyres_image_grid_shape(image_size, config.image_grid_pinpoints, side)
+    return shape
 
 
 def anyres_shape(config: Any, length: int, mosaic: tuple[int, int] | None) -> VisualShape:
@@ -80,9 +88,9 @@ def _regroup_tiles(config: Any, tiles: Tensor, length: int, image_size: Any) -> 
     _, h, w = tile_grid(config)
     if length == h * w + 1:
         return [tiles[0]], 1
-    rows, columns = get_anyres_image_grid_shape(
-        image_size, config.image_grid_pinpoints, config.vision_config.image_size
-    )
+    from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+    rows, columns = _tiles(config, image_size)
     mosaic = tiles[1 : 1 + rows * columns].view(rows, columns, h, w, -1).permute(4, 0, 2, 1, 3)
     return [tiles[0], unpad_image(mosaic.flatten(1, 2).flatten(2, 3), image_size)], 1 + rows * columns
 

@@ -6,8 +6,7 @@ Not on transformers 4, whose masks for it do not agree with the oracles.
 from __future__ import annotations
 
 from dataclasses import replace
-
-import transformers
+from importlib.metadata import version
 
 from . import gemma3
 from .llava import embeddings, vision_layers
@@ -16,5 +15,5 @@ from .registry import register_family
 assert gemma3.FAMILY.encoder is not None
 ENCODER = replace(gemma3.FAMILY.encoder, projector="multi_modal_projector", layers=vision_layers, embeddings=embeddings)
 FAMILY = replace(gemma3.FAMILY, model_types=("paligemma",), default_keep=0.25, first_position=1, encoder=ENCODER)
-if not transformers.__version__.startswith("4."):
+if not version("transformers").startswith("4."):
     register_family(FAMILY)

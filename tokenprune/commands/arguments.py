@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..budget import Budget
-from ..eval.setting import POSITIONS
+from ..arguments import POSITIONS
+from . import completers
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+#: As the file of `--json`: standard output.
+STDOUT = Path("-")
+_EMBEDDED = "`embedded` or `llava`, and `embedded-qwen` or `qwen`, ship with us"
+#: Where `-v` (1) and `-q` (-1) are collected before the command's name, and after it.
+VERBOSITY = ("verbosity", "verbosity_of_command")
 
-def add_command(commands: Commands, name: str, help: str, description: str) -> argparse.ArgumentParser:
-    """Add a command whose help shows defaults."""
-    return commands.add_parser(
-        name, help=help, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+
+def add_command(commands: Commands, name: str, help: str, description: str | None = None) -> argparse.ArgumentParser:
+    """Add a command whose help shows defaults, with `-v` and `-q`."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=description or f"{help[0].upper()}{help[1:]}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_verbosity(parser, VERBOSITY[1])
+    return parser
+
+
+def add_verbosity(parser: argparse.ArgumentParser, dest: str) -> None:
+    """Add `-v` and `-q`, which collect 1 and -1."""
+    for flags, value, what in (
+        (("-v", "--verbose"), 1, "say what is done; -vv: in detail, and where an error came from"),
+        (("-q", "--quiet"), -1, "results and errors only, no progress"),
+    ):
+        parser.add_argument(*flags, action="append_const", const=value, dest=dest, default=argparse.SUPPRESS, help=what)
 
 
 def add_positions(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +54,47 @@ def add_positions(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_policy(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add `--policy`, policies that may be composed."""
-    parser.add_argument("--policy", type=policies, default=default, metavar="A,B", help="policies; A+B composes")
+def add_policy(parser: argparse.ArgumentParser, default: str | None, note: str = "") -> None:
+    """Add `--policy`, policies with options that may be composed; `note` goes to the end of its help."""
+    action = parser.add_argument(
+        "--policy",
+        type=policies,
+        default=default,
+        metavar="A,B",
+        help="policies (see `tokenprune policies`); A:OPTION=VALUE sets an option, A+B composes" + note,
+    )
+    completers.complete(action, completers.policies)
+
+
+def add_model(parser: argparse._ActionsContainer, help: str, default: str | None = "embedded") -> None:
+    """Add `--model`, a checkpoint, to a parser or a group of one."""
+    action = parser.add_argument("--model", default=default, metavar="PATH_OR_ID", help=f"{help}; {_EMBEDDED}")
+    completers.complete(action, completers.models)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json [FILE]`; without a file, JSON goes to standard output, and nothing else does."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="also write the figures as JSON; without FILE, or with -, to standard output in place of tables",
+    )
+
+
+def console(args: argparse.Namespace) -> Console:
+    """The console of a command: without progress bars under `-q`, on standard error if JSON goes to standard output."""
+    from rich.console import Console
+
+    quiet = getattr(args, VERBOSITY[0], 0) < 0
+    return Console(stderr=getattr(args, "json", None) == STDOUT, force_interactive=False if quiet else None)
+
+
+def write_stdout(text: str) -> None:
+    """Write a text and a line break to standard output, as it is."""
+    sys.stdout.write(f"{text}\n")
 
 
 def policies(text: str) -> list[str]:
@@ -63,6 +125,8 @@ def policy(text: str) -> str:
 
 def keeps(text: str) -> list[float | int]:
     """Keep ratios or numbers of tokens, by comma."""
+    from ..budget import Budget
+
     out: list[float | int] = []
     for part in text.split(","):
         try:

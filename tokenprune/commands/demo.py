@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..policies import registry
 from . import arguments
 
 
@@ -18,13 +17,7 @@ def add(commands: arguments.Commands) -> None:
         description="Ask the embedded miniature LLaVA held-out questions, with all its visual tokens and with "
         "some, and print accuracy, tokens, KV-cache size and prefill time side by side.",
     )
-    demo.add_argument(
-        "--policy",
-        type=arguments.policies,
-        default="divprune,random",
-        metavar="A,B",
-        help=f"policies, of: {', '.join(registry())}",
-    )
+    arguments.add_policy(demo, default="divprune,random")
     demo.add_argument(
         "--keep",
         type=arguments.keeps,
@@ -37,14 +30,12 @@ def add(commands: arguments.Commands) -> None:
     demo.add_argument(
         "--out", type=Path, default=Path("out/demo.png"), metavar="PNG", help="picture of what was kept, to write"
     )
-    demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    arguments.add_json(demo)
     demo.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
     arguments.quiet_transformers()
     from ..eval import demo
 
-    demo.run(args, Console())
+    demo.run(args, arguments.console(args))

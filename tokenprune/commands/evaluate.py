@@ -15,17 +15,12 @@ def add(commands: arguments.Commands) -> None:
         commands,
         "eval",
         help="benchmarks of lmms-eval, full and pruned, as a grid of policies and budgets",
-        description="Run tasks of lmms-eval (pip install 'tokenprune-vlm[eval]') on a checkpoint, full and pruned, "
-        "and write one table: accuracy, relative to the full model and paired with it by question, tokens kept "
-        "and throughput. Goes on where it was interrupted. Under `torchrun --nproc-per-node N -m tokenprune` or "
-        "`accelerate launch -m tokenprune` questions are shared among processes.",
+        description="Run tasks of lmms-eval on a checkpoint, full and pruned, and write one table: accuracy, relative "
+        "to the full model and paired with it by question, tokens kept and throughput. Goes on where it was "
+        "interrupted. Under `torchrun --nproc-per-node N -m tokenprune` or `accelerate launch -m tokenprune` questions "
+        "are shared among processes. It needs lmms-eval: pip install '.[eval]' in a checkout of this repository.",
     )
-    evaluate.add_argument(
-        "--model",
-        default="embedded",
-        metavar="PATH_OR_ID",
-        help="a checkpoint; `embedded` (LLaVA) and `embedded-qwen` ship with us",
-    )
+    arguments.add_model(evaluate, "a checkpoint")
     arguments.add_policy(evaluate, default="divprune")
     evaluate.add_argument(
         "--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help="ratios or whole numbers of tokens"
@@ -52,18 +47,11 @@ def add(commands: arguments.Commands) -> None:
     evaluate.add_argument(
         "--compare", metavar="METHOD/MODEL", help="print published figures beside ours, as divprune/llava-1.5-7b"
     )
-    evaluate.set_defaults(run=_run)
+    evaluate.set_defaults(run=_run, resumes=True)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
     arguments.quiet_transformers()
     from ..eval.lmms import command
 
-    try:
-        command.run(args, Console())
-    except (OSError, ValueError, command.NoHarness) as error:
-        raise SystemExit(f"tokenprune eval: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(f"tokenprune eval: interrupted; the same command goes on from {args.out}") from None
+    command.run(args, arguments.console(args))

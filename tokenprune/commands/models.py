@@ -3,29 +3,106 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
+from typing import Any
 
-from ..patches import supported_model_types
-from ..patches.families.registry import family_by_type
-from . import arguments
+from ..eval.errors import CommandError
+from . import arguments, completers
+
+_POSITIONS = {"1d": "1-D", "mrope": "mRoPE"}
 
 
 def add(commands: arguments.Commands) -> None:
     """Add the command."""
-    models = commands.add_parser("models", help="list the supported model types")
+    models = arguments.add_command(
+        commands,
+        "models",
+        help="list the supported model types",
+        description="List the supported model types (`config.model_type` of a checkpoint), or show one in full.",
+    )
+    name = models.add_argument("name", nargs="?", metavar="TYPE", help="show this model type in full")
+    completers.complete(name, completers.model_type)
+    models.add_argument("--json", action="store_true", help="as JSON")
     models.set_defaults(run=_run)
 
 
+def facts(name: str) -> dict[str, Any]:
+    """What is known of a model type, as JSON values; a reason is None where there is nothing against it."""
+    from ..patches.families.registry import family_by_type
+
+    family = family_by_type(name)
+    acts = family.encoder is not None and family.encoder.layers is not None
+    return {
+        "model_type": name,
+        "takes": list(family.kinds),
+        "positions": family.positions,
+        "default_keep": family.default_keep,
+        "reads_encoder": family.encoder is not None,
+        "no_encoder_stage": None if acts else family.no_encoder_stage,
+        "no_decoder_stage": family.no_decoder_stage,
+    }
+
+
 def _run(args: argparse.Namespace) -> None:
+    from ..patches import supported_model_types
+
+    known = supported_model_types()
+    if args.name is not None and args.name not in known:
+        near = difflib.get_close_matches(args.name.lower(), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise CommandError(f"model type {args.name!r} is not supported{hint} Supported: {', '.join(known)}")
+    found = [facts(name) for name in ([args.name] if args.name else known)]
+    if args.json:
+        arguments.write_stdout(json.dumps(found, indent=1))
+    elif args.name:
+        _show(args, found[0])
+    else:
+        _list(args, found)
+
+
+def _list(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="supported model types", box=box.SIMPLE)
-    for name in ("model type", "takes", "position ids", "default keep"):
-        table.add_column(name, no_wrap=True)
-    for name in supported_model_types():
-        family = family_by_type(name)
-        kinds = ", ".join(f"{kind}s" for kind in family.kinds)
-        positions = "1-D" if family.positions == "1d" else "mRoPE"
-        table.add_row(name, kinds, positions, f"{family.default_keep:g}")
-    Console().print(table)
+    table = Table(title="supported model types", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for head in ("model type", "takes", "ids", "keep", "also acts in"):
+        table.add_column(head, no_wrap=head != "takes", overflow="fold")
+    for each in found:
+        table.add_row(
+            each["model_type"],
+            ", ".join(f"{kind}s" for kind in each["takes"]),
+            _POSITIONS[each["positions"]],
+            f"{each['default_keep']:g}",
+            ", ".join(_further_stages(each)) or "-",
+        )
+    console = arguments.console(args)
+    console.print(table)
+    note = "ids: position ids. keep: the default ratio. also acts in: stages besides vision that policies can act at."
+    console.print(note, style="dim", highlight=False)
+
+
+def _further_stages(known: dict[str, Any]) -> list[str]:
+    """Stages, besides vision, at which policies can act on a model type."""
+    against = {"encoder": known["no_encoder_stage"], "decoder": known["no_decoder_stage"]}
+    return [stage for stage, reason in against.items() if reason is None]
+
+
+def _show(args: argparse.Namespace, known: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    reads = "yes" if known["reads_encoder"] else "no"
+    for head, value in (
+        ("model type", known["model_type"]),
+        ("takes", ", ".join(f"{kind}s" for kind in known["takes"])),
+        ("position ids", _POSITIONS[known["positions"]]),
+        ("default keep", f"{known['default_keep']:g}"),
+        ("policies read the vision encoder", reads),
+        ("they act in it", f"no: {known['no_encoder_stage']}" if known["no_encoder_stage"] else "yes"),
+        ("they act in the decoder", f"no: {known['no_decoder_stage']}" if known["no_decoder_stage"] else "yes"),
+    ):
+        grid.add_row(head, value)
+    arguments.console(args).print(grid)

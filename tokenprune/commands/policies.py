@@ -4,31 +4,79 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+from ..eval.errors import CommandError
 from ..eval.files import markdown_table
-from ..policies import Policy, registry
-from . import arguments
+from . import arguments, completers
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..policies import Policy
+
+STAGES = ("encoder", "vision", "decoder")
+NEEDS = ("text", "encoder_attention", "nothing")
 
 
 def add(commands: arguments.Commands) -> None:
     """Add the command."""
-    policies = commands.add_parser("policies", help="list the policies, their options and their papers")
-    policies.add_argument("--markdown", action="store_true", help="the table of the documentation")
+    policies = arguments.add_command(
+        commands,
+        "policies",
+        help="list the policies, their options and their papers",
+        description="List the policies: at which stage they act, what they keep and read, their options with defaults, "
+        "and their papers; or show one in full.",
+    )
+    name = policies.add_argument("name", nargs="?", metavar="NAME", help="show this policy in full")
+    completers.complete(name, completers.policy)
+    policies.add_argument("--stage", choices=STAGES, help="those that act at this stage")
+    policies.add_argument(
+        "--needs", choices=NEEDS, help="those that read this besides the projected tokens, or nothing else"
+    )
+    how = policies.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="as JSON")
+    how.add_argument("--markdown", action="store_true", help="the table of the documentation")
     policies.set_defaults(run=_run)
 
 
+def facts(name: str, cls: type[Policy]) -> dict[str, Any]:
+    """What is known of a policy, as JSON values; defaults of options as the command line takes them."""
+    from ..eval.policy_names import format_value, option_defaults
+
+    return {
+        "name": name,
+        "stages": _stages(cls),
+        "needs": sorted(cls.needs),
+        "keeps": cls.keeps,
+        "options": {option: format_value(value) for option, value in option_defaults(cls).items()},
+        "adaptive": cls.adaptive,
+        "per_frame": cls.per_frame,
+        "paper": cls.paper,
+        "deviates": cls.deviates,
+    }
+
+
+def _stages(cls: type[Policy]) -> list[str]:
+    """The stages that a policy acts at, with those of its follow-up in the decoder."""
+    policy = cls()
+    follow_up = policy.decoder_follow_up()
+    return [str(stage) for stage in (*policy.stages, *(() if follow_up is None else follow_up.stages))]
+
+
 def _defaults(cls: type[Policy]) -> list[str]:
-    """The options and their defaults, as `name=value`."""
+    """The options and their defaults, as `name=value` in Python."""
     made: Any = cls()
     return [f"{f.name}={getattr(made, f.name)!r}" for f in dataclasses.fields(cls) if f.init]
 
 
 def _acts(cls: type[Policy]) -> str:
-    """The stages that a policy acts at, by comma, with that of its follow-up in the decoder."""
-    policy = cls()
-    follow_up = policy.decoder_follow_up()
-    return ", ".join([*policy.stages, *(() if follow_up is None else follow_up.stages)])
+    """The stages that a policy acts at, by comma."""
+    return ", ".join(_stages(cls))
 
 
 def _link(paper: str) -> str:
@@ -37,11 +85,17 @@ def _link(paper: str) -> str:
     return f"[{number}](https://arxiv.org/abs/{number})" if name else paper
 
 
+def _registry() -> dict[str, type[Policy]]:
+    from ..policies import registry
+
+    return registry()
+
+
 def markdown() -> str:
     """The table of docs/policies.md: stages, inputs, defaults, paper and deviations of each policy."""
     heads = ("policy", "acts", "reads", "defaults", "paper", "differs from it")
     rows = []
-    for name, cls in registry().items():
+    for name, cls in _registry().items():
         reads = ", ".join(need.replace("_", " ") for need in sorted(cls.needs)) or "features"
         defaults = ", ".join(f"`{default}`" for default in _defaults(cls)) or "-"
         acts = f"{_acts(cls)}{', finds its own count' * cls.adaptive}"
@@ -52,24 +106,111 @@ def markdown() -> str:
 def summary() -> str:
     """The table of the README: stages, what is kept, and paper of each policy."""
     heads = ("policy", "acts", "what it keeps", "paper")
-    rows = [(f"`{name}`", _acts(cls), cls.keeps, _link(cls.paper)) for name, cls in registry().items()]
+    rows = [(f"`{name}`", _acts(cls), cls.keeps, _link(cls.paper)) for name, cls in _registry().items()]
     return "\n".join(markdown_table(heads, "l" * len(heads), rows)) + "\n"
 
 
 def _run(args: argparse.Namespace) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
+    found = _found(args)
+    if args.json:
+        arguments.write_stdout(json.dumps([facts(name, cls) for name, cls in found.items()], indent=1))
+        return
+    console = arguments.console(args)
     if args.markdown:
         console.print(markdown(), markup=False, highlight=False, soft_wrap=True)
-        return
-    table = Table(title="policies", box=box.SIMPLE, padding=0, show_lines=True)
-    for name in ("name ", "stage ", "needs ", "options and defaults ", "arXiv"):
-        table.add_column(name, no_wrap="options" not in name, overflow="fold")
-    for name, cls in registry().items():
-        needs = "\n".join(sorted(cls.needs))
-        stage, paper = _acts(cls).replace(", ", "\n"), cls.paper.rpartition("arXiv:")[2]
-        table.add_row(f"{name} ", f"{stage} ", needs or "-", "\n".join(_defaults(cls)) or "-", paper)
-    console.print(table)
+    elif args.name is not None:
+        for part in _in_full(args.name, found[args.name]):
+            console.print(part)
+    elif found:
+        console.print(_overview(found))
+    else:
+        console.print("no policy is like this")
+
+
+def _found(args: argparse.Namespace) -> dict[str, type[Policy]]:
+    """The policies that are asked for."""
+    known = _registry()
+    if args.name is not None:
+        if args.name not in known:
+            from ..policies import UnknownPolicyError, make_policy
+
+            try:
+                make_policy(args.name)
+            except UnknownPolicyError as error:
+                raise CommandError(str(error)) from None
+        if args.stage or args.needs or args.markdown:
+            raise CommandError("--stage, --needs and --markdown go with the list, not with one policy")
+        return {args.name: known[args.name]}
+    if args.markdown and (args.stage or args.needs):
+        raise CommandError("--markdown goes with the whole list, not with --stage or --needs")
+    return {
+        name: cls
+        for name, cls in known.items()
+        if (args.stage is None or args.stage in _stages(cls))
+        and (args.needs is None or args.needs in (cls.needs or {"nothing"}))
+    }
+
+
+def _overview(found: dict[str, type[Policy]]) -> RenderableType:
+    """A table that folds to narrow terminals: all that is long is in its last column."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_lines=True, title="policies", title_justify="left")
+    for head in ("policy", "acts"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("what it keeps, reads and takes", overflow="fold")
+    for name, cls in found.items():
+        known = facts(name, cls)
+        text = Text(known["keeps"] or "-")
+        needs = ", ".join(known["needs"])
+        options = ", ".join(f"{option}={value}" for option, value in known["options"].items())
+        for word, value in (("reads ", needs), ("", options), ("", known["paper"])):
+            if value:
+                text.append(f"\n{word}{value}", style="dim")
+        table.add_row(name, "\n".join(known["stages"]), text)
+    return table
+
+
+def _in_full(name: str, cls: type[Policy]) -> Iterator[RenderableType]:
+    """Everything about a policy: facts, what its docstring says, and a table of options."""
+    from rich import box
+    from rich.markdown import Markdown
+    from rich.table import Table
+    from rich.text import Text
+
+    known = facts(name, cls)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for head, value in (
+        ("policy", name),
+        ("acts", ", ".join(known["stages"])),
+        ("reads", ", ".join(known["needs"]) or "projected tokens only"),
+        ("keeps", known["keeps"]),
+        ("budget", "finds its own number of tokens where none is given" if cls.adaptive else ""),
+        ("paper", known["paper"]),
+        ("differs", known["deviates"]),
+    ):
+        if value:
+            grid.add_row(head, Text(value))
+    yield grid
+    text, meanings = _documented(cls)
+    yield ""
+    yield Markdown(re.sub(r"`([^`]+)`", r"`` `\1` ``", text))  # with the backticks, since a style may not show
+    if known["options"]:
+        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("option", no_wrap=True)
+        for head in ("default", "meaning"):
+            table.add_column(head, overflow="fold")
+        for option, value in known["options"].items():
+            table.add_row(option, Text(value), Text(meanings.get(option, "")))
+        yield table
+
+
+def _documented(cls: type[Policy]) -> tuple[str, dict[str, str]]:
+    """The text of a policy's docstring, and what it says of each option."""
+    text, _, listed = (inspect.getdoc(cls) or "").partition("\nArgs:\n")
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+    return text.strip(), {option: " ".join(meaning.split()) for option, meaning in entries}

@@ -8,7 +8,8 @@ import logging
 import os
 from pathlib import Path
 
-from ..eval.profile.shapes import SHAPES
+from ..eval.errors import CommandError
+from ..eval.profile import CONFIGS
 from . import arguments
 
 
@@ -24,8 +25,8 @@ def add(commands: arguments.Commands) -> None:
     )
     count = arguments.count
     what = profile.add_mutually_exclusive_group()
-    what.add_argument("--model", metavar="PATH_OR_ID", help="a checkpoint; `embedded` is the one that ships with us")
-    what.add_argument("--config", choices=tuple(SHAPES), default="llava-1.5-7b", help="a published model's shape")
+    arguments.add_model(what, "a checkpoint", default=None)
+    what.add_argument("--config", choices=CONFIGS, default="llava-1.5-7b", help="a published model's shape")
     profile.add_argument("--layers", type=count, metavar="N", help="decoder layers of --config, to fit; default all")
     arguments.add_policy(profile, default="divprune")
     profile.add_argument(
@@ -42,7 +43,7 @@ def add(commands: arguments.Commands) -> None:
     profile.add_argument("--device", help="default cuda if there is one")
     profile.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="vllm: throughput and time to first token under load, with the plugin of `tokenprune-vlm[vllm]`",
+        help="vllm: throughput and time to first token under load, with our plugin (pip install '.[vllm]')",
     )  # fmt: skip
     profile.add_argument(
         "--concurrency",
@@ -52,23 +53,20 @@ def add(commands: arguments.Commands) -> None:
         help="clients at a time, of --engine vllm",
     )
     profile.add_argument("--requests", type=count, default=32, metavar="N", help="of a round, of --engine vllm")
-    profile.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    arguments.add_json(profile)
     profile.add_argument("--plot", type=Path, metavar="PNG", help="also draw latency by phase and the savings")
     profile.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    arguments.quiet_transformers()
-    from ..eval.profile import command, engine
-
     if args.engine == "vllm":
         if importlib.util.find_spec("vllm") is None:
-            raise SystemExit("tokenprune profile: --engine vllm needs vLLM: pip install 'tokenprune-vlm[vllm]'")
+            raise CommandError("--engine vllm needs vLLM; from a checkout of this repository: pip install '.[vllm]'")
         logging.getLogger("vllm").setLevel(logging.WARNING)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    try:
-        (engine if args.engine == "vllm" else command).run(args, Console())
-    except (OSError, ValueError) as error:  # no such checkpoint, an input the model does not take
-        raise SystemExit(f"tokenprune profile: {error}") from None
+    arguments.quiet_transformers()
+    from ..eval.model_names import check_attention
+    from ..eval.profile import command, engine
+
+    check_attention(args.attn)
+    (engine if args.engine == "vllm" else command).run(args, arguments.console(args))

@@ -23,16 +23,10 @@ def add(commands: arguments.Commands) -> None:
         "--profile", type=Path, nargs="+", default=[], metavar="JSON", help="files of `tokenprune profile --json`"
     )
     report.add_argument("--no-gallery", action="store_true", help="leave the pictures out")
-    report.add_argument(
-        "--model", default="embedded", metavar="PATH_OR_ID", help="checkpoint that looks at the gallery's pictures"
-    )
-    report.add_argument(
-        "--image", type=Path, nargs="+", metavar="FILE", help="the gallery's pictures; default drawn ones"
-    )
+    arguments.add_model(report, "checkpoint that looks at the gallery's pictures")
+    report.add_argument("--image", nargs="+", metavar="FILE_OR_URL", help="the gallery's pictures; default drawn ones")
     report.add_argument("--question", metavar="TEXT", help="what to ask about them; default: to describe the picture")
-    report.add_argument(
-        "--policy", type=arguments.policies, metavar="A,B", help="in the gallery; default those evaluated"
-    )
+    arguments.add_policy(report, default=None, note="; those of the gallery, default those evaluated")
     report.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K", help="in the gallery")
     arguments.add_positions(report)
     report.add_argument("--new-tokens", type=arguments.count, default=24, metavar="N", help="length of its answers")
@@ -43,12 +37,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
     arguments.quiet_transformers()
     from ..eval import report
 
-    try:
-        report.run(args, Console())
-    except (OSError, ValueError) as error:  # no such file, or not what it should be
-        raise SystemExit(f"tokenprune report: {error}") from None
+    report.run(args, arguments.console(args))

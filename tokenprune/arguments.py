@@ -1,0 +1,14 @@
+"""Types of the arguments of `apply_pruning`. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+#: Budgets: a ratio, a number of tokens, one for each policy of a list, or None for the family's default.
+Keep = float | int | Sequence[float | int] | None
+
+#: What becomes of the position ids of surviving tokens.
+Positions = Literal["original", "compact"]
+
+POSITIONS: tuple[Positions, ...] = get_args(Positions)

@@ -138,15 +138,17 @@ PATCHES = {"Family", "Pruner", "Record", "UnsupportedModelError", "family_of", "
 COMMANDS = {
     "demo": "policy keep positions samples out json",
     "bench": "model policy keep positions tasks samples split against out json",
-    "show": "image model policy keep positions question new-tokens device out",
+    "show": "image model policy keep positions question new-tokens device out json",
     "profile": "model config layers policy keep batch image-size images frames new-tokens rounds dtype attn device "
     "engine concurrency requests json plot",
     "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
     "no-full out compare",
     "report": "eval profile no-gallery model image question policy keep positions new-tokens device title out",
-    "policies": "markdown",
-    "models": "",
+    "policies": "stage needs json markdown",
+    "models": "json",
+    "completion": "",
 }
+OF_ALL_COMMANDS = {"-h", "--help", "-v", "--verbose", "-q", "--quiet"}
 VARIABLES = {"TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS", "TOKENPRUNE_PER_FRAME"}
 ENTRY_POINTS = {
     ("console_scripts", "tokenprune", "tokenprune.cli:main"),
@@ -205,7 +207,7 @@ def test_commands_take_these_options():
         for name, command in commands.choices.items()
     }
     assert taken == {
-        name: {"-h", "--help"} | {f"--{option}" for option in options.split()} for name, options in COMMANDS.items()
+        name: OF_ALL_COMMANDS | {f"--{option}" for option in options.split()} for name, options in COMMANDS.items()
     }
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from . import __version__
 from .commands import bench, completion, demo, evaluate, models, policies, profile, report, show
 from .commands.arguments import VERBOSITY, add_verbosity
-from .commands.failures import failure
+from .commands.failures import Interruptions, failure
 
 logger = logging.getLogger(__package__)
 
@@ -64,34 +64,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with status 2 for what the user can change, after one line on standard error; 130 after Ctrl-C.
     """
-    told = "tokenprune"
-    args = argparse.Namespace()
+    of_all, args, interruptions = parser(), argparse.Namespace(command=None), Interruptions()
     try:
-        of_all = parser()
-        if "_ARGCOMPLETE" in os.environ:
-            import argcomplete
+        with interruptions.noted():
+            if "_ARGCOMPLETE" in os.environ:
+                import argcomplete
 
-            argcomplete.autocomplete(of_all)
-        args = of_all.parse_args(argv)
-        if args.command is None:
-            of_all.print_help()
-            return
-        told = f"tokenprune {args.command}"
-        args.verbosity = sum(sum(vars(args).pop(dest, [])) for dest in VERBOSITY)
-        _set_up_logging(args.verbosity)
-        args.run(args)
-        sys.stdout.flush()
+                argcomplete.autocomplete(of_all)
+            args = of_all.parse_args(argv)
+            _run(of_all, args)
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        end = failure(error)
+        end = failure(error, interruptions)
         if end is None:
             raise
         logger.debug("the error came from here", exc_info=error)
         if end.message:
+            told = "tokenprune" if args.command is None else f"tokenprune {args.command}"
             note = f"; the same command goes on from {args.out}" if end.status == 130 and "resumes" in args else ""
             sys.stderr.write(f"{told}: {end.message}{note}\n")
         else:
             _drop_output()
         raise SystemExit(end.status) from None
+
+
+def _run(of_all: Parser, args: argparse.Namespace) -> None:
+    """Run the command that was parsed; without one, print what there is."""
+    args.verbosity = sum(sum(vars(args).pop(dest, [])) for dest in VERBOSITY)
+    _set_up_logging(args.verbosity)
+    if args.command is None:
+        of_all.print_help()
+    else:
+        args.run(args)
 
 
 class _Stderr(logging.Handler):

@@ -155,7 +155,9 @@ def test_what_is_seen_of_a_thin_picture_is_not_empty(size, crop):
         (["report", "--profile", __file__], "is no JSON"),
     ],
 )
-def test_what_is_not_there_is_named(arguments, message):
-    with pytest.raises(SystemExit) as error:
+def test_what_is_not_there_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
-    assert message in str(error.value)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import types
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from ..eval.errors import CommandError
 
@@ -22,13 +26,37 @@ class Failure(NamedTuple):
     status: int
 
 
-def failure(error: BaseException) -> Failure | None:
+class Interruptions:
+    """Whether Ctrl-C was pressed: an import of a compiled module that it interrupts may fail with another error."""
+
+    def __init__(self) -> None:
+        self.any = False
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note them in a block; `KeyboardInterrupt` is raised as always. Does nothing outside the main thread."""
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.any = True
+        signal.default_int_handler(number, frame)
+
+
+def failure(error: BaseException, interruptions: Interruptions) -> Failure | None:
     """What the user is told of an error; None for one that nobody expects, whose traceback is needed.
 
     Expected are `CommandError`, an interruption, what the operating system refuses, a package that is not installed,
     and values that this package refuses itself.
     """
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or interruptions.any:
         return Failure("interrupted", 130)
     if isinstance(error, BrokenPipeError):  # whoever reads the output has seen enough
         return Failure("", 1)

@@ -31,12 +31,12 @@ def find_checkpoint(name: str) -> str:
         CommandError: there is no such model, or the hub cannot be reached and has not been asked for it before.
     """
     folder = Path(name).expanduser()
-    if name in minivlm.EMBEDDED or (name in minivlm.WEIGHTS and not folder.is_dir()):
-        return str(minivlm.EMBEDDED.get(name) or minivlm.WEIGHTS[name])
+    if name in minivlm.EMBEDDED and not (name in minivlm.WEIGHTS and folder.is_dir()):
+        return minivlm.checkpoint_path(name)
     if folder.is_dir():
         if not any((folder / config).is_file() for config in _CONFIGS):
             raise CommandError(f"{name} is a folder without a config.json, which is no checkpoint")
-        return str(folder)
+        return str(folder.resolve())
     if folder.exists():
         raise CommandError(f"{name} is a file; name the folder of a checkpoint")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
@@ -59,11 +59,15 @@ def check_attention(name: str | None) -> None:
 
 def _of_hub(name: str) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     cached = try_to_load_from_cache(name, _CONFIGS[0])
     try:
         HfApi().model_info(name, timeout=_TIMEOUT)
+    except GatedRepoError as error:
+        if isinstance(cached, str):
+            return _cached(name, cached)
+        raise CommandError(f"{name} is gated: accept its terms on the Hugging Face hub, then log in there") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         if isinstance(cached, str):
             return _cached(name, cached)
@@ -89,7 +93,7 @@ def _cached(name: str, config: str) -> str:
 
 def _accepted(name: str) -> str:
     """What is accepted instead, the nearest first."""
-    ours = (*minivlm.EMBEDDED, *minivlm.WEIGHTS)
+    ours = tuple(minivlm.EMBEDDED)
     near = difflib.get_close_matches(name.lower(), ours, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{hint}Accepted: {', '.join(ours)} (they ship with us), a folder with a checkpoint, or an id of the hub"

@@ -19,7 +19,7 @@ NAMES: tuple[Name, ...] = get_args(Name)
 #: Checkpoint folders.
 WEIGHTS: dict[str, Path] = {name: Path(__file__).parent / "weights" / name for name in NAMES}
 #: Checkpoint folders by the names that commands take.
-EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"], "embedded-qwen": WEIGHTS["qwen"]}
+EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"], "embedded-qwen": WEIGHTS["qwen"], **WEIGHTS}
 
 
 def checkpoint_path(model: str) -> str:

@@ -38,8 +38,8 @@ def answering(monkeypatch):
             status = statuses.get(name, 404)
             body = json.dumps({"id": name, "_id": "0", "siblings": [], "tags": [], "downloads": 0}).encode()
             self.send_response(status)
-            if status == 404:
-                self.send_header("X-Error-Code", "RepoNotFound")
+            if status in (403, 404):
+                self.send_header("X-Error-Code", {403: "GatedRepo", 404: "RepoNotFound"}[status])
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -77,7 +77,9 @@ def test_a_folder_comes_first_but_for_embedded(tmp_path, monkeypatch):
     for name in NAMES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    assert find_checkpoint("llava") == "llava" and find_checkpoint(str(tmp_path / "qwen")) == str(tmp_path / "qwen")
+    assert find_checkpoint("llava") == str(tmp_path / "llava") and find_checkpoint(str(tmp_path / "qwen")) == str(
+        tmp_path / "qwen"
+    )
     assert find_checkpoint("embedded") == str(minivlm.WEIGHTS["llava"])
 
 
@@ -111,6 +113,9 @@ def test_the_hub_is_asked_once(answering):
     statuses["someone/odd"] = 500
     assert find_checkpoint("someone/odd") == "someone/odd"  # let transformers try
     assert asked[1:] == ["someone/something", "someone/odd"]
+    statuses["someone/gated"] = 403
+    with pytest.raises(CommandError, match="someone/gated is gated: accept its terms"):
+        find_checkpoint("someone/gated")
 
 
 def test_the_cache_serves_without_a_network(hub, answering, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from . import minivlm
 from .errors import CommandError
 from .model_names import check_attention, find_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None) -> tuple[Any, Any]:
@@ -28,6 +31,7 @@ def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: s
 
     check_attention(attn)
     path = find_checkpoint(name)
+    logger.info("loading %s as %s on %s", path, dtype, device)
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attn)
         processor = minivlm.load_processor(path)

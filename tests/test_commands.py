@@ -145,6 +145,16 @@ def test_without_a_command_there_is_help(capsys):
     assert printed(capsys, "-v") == text
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_defaults_that_there_are(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "default: None" not in text and "SUPPRESS" not in text
+    assert ("--keep" in text) <= ("(default: 0." in text)
+
+
 # ------------------------------------------------------------ lists that are written without importing what they are of
 
 

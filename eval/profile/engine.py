@@ -28,6 +28,7 @@ from ...serve.settings import KEEP, OPTIONS, POLICY
 from .. import minivlm
 from ..files import write_json
 from ..machine import describe
+from ..model_names import find_checkpoint
 from ..policy_names import parse_policy
 from ..setting import FULL, PruningSetting, label, settings_grid
 from .engine_checkpoint import Checkpoint, make_checkpoint
@@ -278,6 +279,6 @@ def _checkpoint(options: argparse.Namespace, folder: Path) -> tuple[Checkpoint, 
     images, if it is known."""
     dtype = options.dtype or "float32"
     if options.model is not None:
-        return Checkpoint(options.model, dtype), options.image_size
+        return Checkpoint(find_checkpoint(options.model), dtype), options.image_size
     path, side = make_checkpoint(options.config, options.layers, folder)
     return Checkpoint(str(path), dtype, dummy=True), options.image_size or side

@@ -23,13 +23,20 @@ _EMBEDDED = "`embedded` or `llava`, and `embedded-qwen` or `qwen`, ship with us"
 VERBOSITY = ("verbosity", "verbosity_of_command")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not that there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def add_command(commands: Commands, name: str, help: str, description: str | None = None) -> argparse.ArgumentParser:
     """Add a command whose help shows defaults, with `-v` and `-q`."""
     parser = commands.add_parser(
         name,
         help=help,
         description=description or f"{help[0].upper()}{help[1:]}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     add_verbosity(parser, VERBOSITY[1])
     return parser

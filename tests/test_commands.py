@@ -11,6 +11,7 @@ import pytest
 from tokenprune import cli, list_policies, list_supported_models
 from tokenprune.commands import completers, policies
 from tokenprune.eval import bench, minivlm, profile
+from tokenprune.eval.bench import tasks
 from tokenprune.eval.policy_names import make_named_policy
 from tokenprune.eval.profile.shapes import SHAPES
 from tokenprune.patches.families.registry import families
@@ -160,7 +161,7 @@ def test_help_shows_defaults_that_there_are(capsys, command):
 
 def test_names_in_help_are_those_that_there_are():
     assert tuple(SHAPES) == profile.CONFIGS
-    assert bench.TASKS is __import__("tokenprune.eval.bench.tasks", fromlist=["TASKS"]).TASKS
+    assert tasks.TASKS is bench.TASKS
     parser = cli.parser()
     for name in minivlm.NAMES:
         assert parser.parse_args(["bench", "--model", name, "--policy", "grid"]).model == name

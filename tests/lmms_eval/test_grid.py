@@ -93,11 +93,11 @@ def test_the_command_writes_tables(tmp_path, capsys):
         (["--compare", "divprune/llava"], "Did you mean divprune/llava-"),
     ],
 )
-def test_what_cannot_run_fails_before_the_model_loads(tmp_path, monkeypatch, arguments, message):
+def test_what_cannot_run_fails_before_the_model_loads(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(model_module, "_load", lambda *a: pytest.fail("the model was loaded"))
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(SystemExit) as stop:
         cli.main(["eval", *arguments, "--out", str(tmp_path)])
-    assert message in str(error.value)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

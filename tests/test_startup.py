@@ -53,9 +53,8 @@ def test_no_command_imports_torch_at_its_top():
 
 
 def test_names_for_type_checkers_are_those_at_run_time():
-    (block,) = [
-        node for node in ast.parse((ROOT / "tokenprune/__init__.py").read_text()).body if isinstance(node, ast.If)
-    ]
+    body = ast.parse((ROOT / "tokenprune/__init__.py").read_text()).body
+    block = next(node for node in body if isinstance(node, ast.If))
     checked = {(alias.name, node.module) for node in block.body for alias in node.names}
     assert checked == set(tokenprune._MODULES.items())
     assert {name for name, _ in checked} == set(tokenprune.__all__) - {"__version__"}

@@ -17,8 +17,8 @@ from .attention_tap import AttentionTap
 from .cache import cache_among
 from .call import Calls, ForwardCall, guarded
 from .config import PruningConfig
-from .decoder_call import DecoderCall, DecoderInput, Prefill
-from .masks import layer_mask
+from .decoder_call import DecoderCall, DecoderContinuation, DecoderInput, Prefill
+from .masks import layer_mask, window_at
 from .packing import Packing
 
 logger = logging.getLogger(__name__)
@@ -56,16 +56,19 @@ class DecoderStage:
 
     def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         call = self.calls.current()
-        if call is not None and call.decoder is not None and call.decoder.prefill is not None:
+        if call is not None and call.decoder is not None:
             call.decoder.prefill.heads = (query, key, kwargs.get("scaling"))
 
     def _enter_layer(
         self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         call = self.calls.current()
-        decoder = None if call is None else call.decoder
-        if call is None or decoder is None:
+        if call is None:
             return None
+        decoder = call.decoder
+        if decoder is None:
+            continued = call.continuation
+            return None if continued is None else self._continue(continued, i, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         if i in self.cuts:
             hidden = self._enter_cut(call, decoder, i, hidden)
@@ -77,22 +80,40 @@ class DecoderStage:
             new["position_embeddings"] = decoder.rotary(kwargs["position_embeddings"])
             new["position_ids"] = None
         config, valid = self.config.text.config, decoder.layouts[-1].valid
-        kinds = getattr(config, "layer_types", None)
-        kind = None if kinds is None else kinds[i]
+        kind = _kind(config, i)
         if kind not in decoder.masks:
             decoder.masks[kind] = layer_mask(config, i, hidden, valid, cache_among(kwargs))
         new["attention_mask"] = decoder.masks[kind]
         if kwargs.get("cache_position") is not None:
-            total = valid.shape[1]
-            new["cache_position"] = torch.arange(total - hidden.shape[1], total, device=hidden.device)
+            new["cache_position"] = _last_columns(valid, hidden)
         if args:
             return (hidden, *args[1:]), new
         return args, {**new, "hidden_states": hidden}
 
+    def _continue(
+        self, continued: DecoderContinuation, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What a layer is given in a call that drops nothing: a mask of the columns that it holds."""
+        config, follows = self.config.text.config, kwargs.get("cache_position") is not None
+        if not follows and continued.sees_all and kwargs.get("attention_mask") is None and window_at(config, i) is None:
+            return None  # as at most decode steps
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cut = max(cut for cut in self.cuts if cut <= i)
+        key = cut, _kind(config, i)
+        if key not in continued.masks:
+            valid = continued.valid(cut, hidden.device)
+            columns = _last_columns(valid, hidden) if follows else None
+            continued.masks[key] = layer_mask(config, i, hidden, valid, continued.cache), columns
+        mask, columns = continued.masks[key]
+        new = {**kwargs, "attention_mask": mask}
+        if follows:
+            new["cache_position"] = columns
+        return args, new
+
     def _enter_cut(self, call: ForwardCall, decoder: DecoderCall, layer: int, hidden: Tensor) -> Tensor:
         """At the layer of a cut, drop what the policy drops; the hidden states that are left."""
         length = hidden.shape[1]
-        packing = None if decoder.prefill is None else self._choose(decoder, decoder.prefill, layer, hidden)
+        packing = self._choose(decoder, decoder.prefill, layer, hidden)
         if packing is not None:
             left = decoder.shrink(packing)
             hidden = left.take(hidden)
@@ -166,3 +187,15 @@ class DecoderStage:
             lowest=self.config.first_decoder_cut,
             entered=[each.entered for each in inputs],
         )
+
+
+def _kind(config: Any, layer: int) -> Any:
+    """The kind of attention of a decoder layer; None where all are alike."""
+    kinds = getattr(config, "layer_types", None)
+    return None if kinds is None else kinds[layer]
+
+
+def _last_columns(valid: Tensor, hidden: Tensor) -> Tensor:
+    """(M,) int64 indices of this call's columns, among those of the (B, P + M) mask `valid`."""
+    total = valid.shape[1]
+    return torch.arange(total - hidden.shape[1], total, device=hidden.device)

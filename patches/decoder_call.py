@@ -90,6 +90,7 @@ class DecoderContinuation:
         logical_mask: (B, >= logical length) bool padding mask over logical columns, or None for no padding.
         length: columns of this call.
         masks: attention masks that were made, by layer of the cut and kind of layer.
+        sees_all: whether a layer without a window sees all that it holds, if those below the cuts do.
     """
 
     layout: Layout
@@ -97,11 +98,10 @@ class DecoderContinuation:
     logical_mask: Tensor | None
     length: int
     masks: dict[Any, Any] = field(default_factory=dict)
+    sees_all: bool = field(init=False)
 
-    @property
-    def sees_all(self) -> bool:
-        """Whether a layer without a window sees all that it holds, if those below the cuts do."""
-        return self.length == 1 and not self.layout.padded_above
+    def __post_init__(self) -> None:
+        self.sees_all = self.length == 1 and not self.layout.padded_above
 
     def valid(self, cut: int, device: torch.device) -> Tensor:
         """(B, P + M) bool, False at padding of the layers from the decoder cut `cut` to the next."""

@@ -38,8 +38,12 @@ class DecoderStage:
         self.config, self.calls, self.cuts = config, calls, config.decoder_cuts
         self._taps = [AttentionTap(config.text.layers[i - 1].self_attn, self._read) for i in self.cuts]
         self._handles: list[Any] = []
+        self._windowed: frozenset[int] = frozenset()  # layers with a sliding window
 
     def attach(self) -> None:
+        layers = range(len(self.config.text.layers))
+        # Read once: a config looks its attributes up slowly, and this is asked in every layer and step.
+        self._windowed = frozenset(i for i in layers if window_at(self.config.text.config, i) is not None)
         for tap in self._taps:
             tap.attach()
         for i, layer in enumerate(self.config.text.layers):
@@ -94,10 +98,10 @@ class DecoderStage:
         self, continued: DecoderContinuation, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """What a layer is given in a call that drops nothing: a mask of the columns that it holds."""
-        config, follows = self.config.text.config, kwargs.get("cache_position") is not None
-        if not follows and continued.sees_all and kwargs.get("attention_mask") is None and window_at(config, i) is None:
+        follows = kwargs.get("cache_position") is not None
+        if kwargs["attention_mask"] is None and continued.sees_all and not follows and i not in self._windowed:
             return None  # as at most decode steps
-        hidden = args[0] if args else kwargs["hidden_states"]
+        config, hidden = self.config.text.config, args[0] if args else kwargs["hidden_states"]
         cut = max(cut for cut in self.cuts if cut <= i)
         key = cut, _kind(config, i)
         if key not in continued.masks:

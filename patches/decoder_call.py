@@ -52,6 +52,13 @@ class Prefill:
     embeds: Tensor
     heads: tuple[Tensor, Tensor, float | None] | None = None
 
+    def add_time(self, asked: list[DecoderInput], ms: float) -> None:
+        """Share out the time that choosing among some inputs took, milliseconds, by their tokens."""
+        total = sum(len(each.indices) for each in asked)
+        for each in asked:
+            record = self.records[each.record]
+            self.records[each.record] = record.with_time("decoder", ms * len(each.indices) / total)
+
     def drop(self, layer: int, keep_mask: Tensor, packing: Packing) -> None:
         """Go on with the columns that are left, and note the cut in the report.
 

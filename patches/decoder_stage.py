@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from typing import Any
 
 import torch
@@ -133,6 +134,7 @@ class DecoderStage:
         rows = [row for row, inputs in enumerate(prefill.inputs) if inputs]
         if not rows:
             return None
+        started = time.perf_counter()
         views = [self._view(decoder, prefill, layer, hidden, row) for row in rows]
         with guarded():
             answers = self.policy.decoder_select_many(views)
@@ -146,6 +148,9 @@ class DecoderStage:
         keep_mask = torch.ones_like(prefill.not_padding)
         for (row, each), mask in zip(inputs, to_host(masks), strict=True):
             keep_mask[row, each.columns] = mask
+        # The masks have been fetched from the device, so that it has been waited for.
+        asked = [each for row in rows for each in prefill.inputs[row]]
+        prefill.add_time(asked, (time.perf_counter() - started) * 1e3)
         if bool(keep_mask.all()):
             return None
         packing = Packing.of(keep_mask, prefill.not_padding)

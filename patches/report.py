@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..policies.types import Grid
@@ -32,9 +33,11 @@ class Record:
         grid: (T, H, W) of its raster; None if it is made of several, or unknown.
         grids: all its rasters in order, newline tokens left out; None if unknown.
         separators: indices, within this input, of its newline tokens.
-        select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
+        select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch, at all stages,
             milliseconds.
         cuts: per layer of a decoder stage before which some left, what that layer and those above hold.
+        select_ms_by_stage: `select_ms` by stage: `"encoder"`, `"vision"`, `"decoder"`; stages that took no time are left
+            out. On a GPU the encoder stage does not wait for its kernels, so its time is that of launching them.
     """
 
     sample: int
@@ -48,6 +51,12 @@ class Record:
     select_ms: float
     separators: tuple[int, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    select_ms_by_stage: Mapping[str, float] = field(default_factory=dict)
+
+    def with_time(self, stage: str, ms: float) -> Record:
+        """The same record with more time spent on selecting at a stage, milliseconds."""
+        by_stage = {**self.select_ms_by_stage, stage: self.select_ms_by_stage.get(stage, 0.0) + ms}
+        return replace(self, select_ms=self.select_ms + ms, select_ms_by_stage=by_stage)
 
     @property
     def deep_layer(self) -> int | None:

@@ -227,8 +227,8 @@ class _Work:
             elif each.tokens is None:
                 each.kept = each.all_visible
         elapsed = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
-        total = sum(len(each.visual.columns) for each in asked)
-        records = [_record(each, elapsed / total if each.tokens is not None else 0.0) for each in inputs]
+        total = sum(len(each.visual.columns) for each in asked) or 1
+        records = [_record(each, elapsed / total) for each in inputs]
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("vision stage: kept %s tokens", [f"{r.n_after} of {r.n_before}" for r in records])
         packing_cpu = None if bool(self.keep_mask.all()) else Packing.of(self.keep_mask, self.not_padding)
@@ -281,9 +281,9 @@ class _Work:
 
 
 def _record(each: _Input, ms_per_token: float) -> Record:
-    """The report of an input; selecting took so long for each of its tokens."""
+    """The report of an input; selecting took so long for each token of those that the policy was asked about."""
     shape, indices = each.visual.shape, each.kept.tolist()
-    return Record(
+    record = Record(
         sample=each.visual.row,
         visual=each.i,
         kind=each.visual.kind,
@@ -292,6 +292,10 @@ def _record(each: _Input, ms_per_token: float) -> Record:
         indices=indices,
         grid=shape.grids[0] if shape.grids is not None and len(shape.grids) == 1 else None,
         grids=shape.grids,
-        select_ms=ms_per_token * len(each.visual.columns),
+        select_ms=0.0,
         separators=shape.separators,
     )
+    if each.visual.activations is not None and each.visual.activations[0].select_ms is not None:
+        activations, index = each.visual.activations
+        record = record.with_time("encoder", activations.select_ms[index])
+    return record if each.tokens is None else record.with_time("vision", ms_per_token * len(each.visual.columns))

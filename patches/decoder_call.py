@@ -151,6 +151,11 @@ class DecoderCall:
     embeddings: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
+    def sees_all(self) -> bool:
+        """Whether all that the running layers hold comes from this call, and none of it is padding."""
+        return self.past[len(self.layouts) - 1].columns.shape[1] == 0 and bool(self.prefill.not_padding.all())
+
+    @property
     def changed(self) -> bool:
         """Whether the layers that run hold other columns than those under the first cut."""
         return self.packing is not None or self.differs

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..device import to_device, to_host
-from ..ops import attention_received
+from ..device import to_host
 from ..policies.answers import checked_masks
-from ..policies.types import DecoderView
 from .attention_tap import AttentionTap
 from .cache import cache_among
 from .call import Calls, ForwardCall, guarded
 from .config import PruningConfig
 from .decoder_call import DecoderCall, DecoderContinuation, DecoderInput, Prefill
+from .decoder_view import RowView
 from .masks import layer_mask, window_at
 from .packing import Packing
 
@@ -39,12 +38,15 @@ class DecoderStage:
         self.config, self.calls, self.cuts = config, calls, config.decoder_cuts
         self._taps = [AttentionTap(config.text.layers[i - 1].self_attn, self._read) for i in self.cuts]
         self._handles: list[Any] = []
-        self._windowed: frozenset[int] = frozenset()  # layers with a sliding window
+        # By layer: its kind of attention, and whether it has a sliding window.
+        self._kinds: list[Any] = []
+        self._windowed: list[bool] = []
 
     def attach(self) -> None:
-        layers = range(len(self.config.text.layers))
+        config, n_layers = self.config.text.config, len(self.config.text.layers)
         # Read once: a config looks its attributes up slowly, and this is asked in every layer and step.
-        self._windowed = frozenset(i for i in layers if window_at(self.config.text.config, i) is not None)
+        self._kinds = list(getattr(config, "layer_types", None) or [None] * n_layers)
+        self._windowed = [window_at(config, i) is not None for i in range(n_layers)]
         for tap in self._taps:
             tap.attach()
         for i, layer in enumerate(self.config.text.layers):
@@ -84,13 +86,15 @@ class DecoderStage:
         if decoder.packing is not None:
             new["position_embeddings"] = decoder.rotary(kwargs["position_embeddings"])
             new["position_ids"] = None
-        config, valid = self.config.text.config, decoder.layouts[-1].valid
-        kind = _kind(config, i)
-        if kind not in decoder.masks:
-            decoder.masks[kind] = layer_mask(config, i, hidden, valid, cache_among(kwargs))
-        new["attention_mask"] = decoder.masks[kind]
-        if kwargs.get("cache_position") is not None:
-            new["cache_position"] = _last_columns(valid, hidden)
+        follows = kwargs.get("cache_position") is not None
+        # Without padding and without a past the kernel needs no mask, here as below.
+        if kwargs["attention_mask"] is not None or follows or self._windowed[i] or not decoder.sees_all:
+            valid, kind = decoder.layouts[-1].valid, self._kinds[i]
+            if kind not in decoder.masks:
+                decoder.masks[kind] = layer_mask(self.config.text.config, i, hidden, valid, cache_among(kwargs))
+            new["attention_mask"] = decoder.masks[kind]
+            if follows:
+                new["cache_position"] = _last_columns(valid, hidden)
         if args:
             return (hidden, *args[1:]), new
         return args, {**new, "hidden_states": hidden}
@@ -100,15 +104,18 @@ class DecoderStage:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """What a layer is given in a call that drops nothing: a mask of the columns that it holds."""
         follows = kwargs.get("cache_position") is not None
-        if kwargs["attention_mask"] is None and continued.sees_all and not follows and i not in self._windowed:
+        if kwargs["attention_mask"] is None and continued.sees_all and not follows and not self._windowed[i]:
             return None  # as at most decode steps
-        config, hidden = self.config.text.config, args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs["hidden_states"]
         cut = max(cut for cut in self.cuts if cut <= i)
-        key = cut, _kind(config, i)
+        key = cut, self._kinds[i]
         if key not in continued.masks:
             valid = continued.valid(cut, hidden.device)
             columns = _last_columns(valid, hidden) if follows else None
-            continued.masks[key] = layer_mask(config, i, hidden, valid, continued.cache), columns
+            continued.masks[key] = (
+                layer_mask(self.config.text.config, i, hidden, valid, continued.cache),
+                columns,
+            )
         mask, columns = continued.masks[key]
         new = {**kwargs, "attention_mask": mask}
         if follows:
@@ -135,7 +142,7 @@ class DecoderStage:
         if not rows:
             return None
         started = time.perf_counter()
-        views = [self._view(decoder, prefill, layer, hidden, row) for row in rows]
+        views = [RowView(self.config, decoder, layer, hidden, row) for row in rows]
         with guarded():
             answers = self.policy.decoder_select_many(views)
         inputs: list[tuple[int, DecoderInput]] = []
@@ -156,52 +163,6 @@ class DecoderStage:
         packing = Packing.of(keep_mask, prefill.not_padding)
         prefill.drop(layer, keep_mask, packing)
         return packing
-
-    def _view(self, decoder: DecoderCall, prefill: Prefill, layer: int, hidden: Tensor, row: int) -> DecoderView:
-        """What the policy sees of a row."""
-        assert prefill.heads is not None
-        query, key, scaling = prefill.heads
-        query, key = query[row : row + 1], key[row : row + 1]
-        valid = decoder.padding[row].to(query.device)  # of the layer whose attention is read
-        total, past = len(valid), len(valid) - decoder.valid.shape[1]
-        key = key[:, :, :total]  # a static cache holds empty columns after them
-
-        def received(rows: Tensor) -> Tensor:
-            rows = to_device(rows, query.device)
-            order = torch.arange(total, device=query.device)
-            visible = valid & (order <= (rows + past)[:, None])
-            return attention_received(query[:, :, rows], key, mask=visible[None], scaling=scaling)[0, past:]
-
-        def embeds() -> Tensor:
-            packing = decoder.packing
-            fed = prefill.embeds[row] if packing is None else prefill.embeds[row, packing.index[row]]
-            return fed.to(query.device)
-
-        inputs, prompt = prefill.inputs[row], prefill.prompt[row]
-        visual = torch.cat([each.columns for each in inputs])
-        is_text = prompt.clone()
-        is_text[visual] = False
-        is_text[: int(visual.min())] = False
-        return DecoderView(
-            visual=[to_device(each.columns, query.device) for each in inputs],
-            n_keep=[each.n_keep for each in inputs],
-            text=to_device(is_text.nonzero()[:, 0], query.device),
-            last=int(prompt.nonzero()[-1]),
-            received=received,
-            keys=key[0, :, past:].transpose(0, 1).flatten(1),
-            hidden=lambda: self.config.text.norm(hidden[row]).to(query.device),
-            embeds=embeds,
-            layer=layer,
-            n_layers=len(self.config.text.layers),
-            lowest=self.config.first_decoder_cut,
-            entered=[each.entered for each in inputs],
-        )
-
-
-def _kind(config: Any, layer: int) -> Any:
-    """The kind of attention of a decoder layer; None where all are alike."""
-    kinds = getattr(config, "layer_types", None)
-    return None if kinds is None else kinds[layer]
 
 
 def _last_columns(valid: Tensor, hidden: Tensor) -> Tensor:

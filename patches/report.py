@@ -36,8 +36,8 @@ class Record:
         select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch, at all stages,
             milliseconds.
         cuts: per layer of a decoder stage before which some left, what that layer and those above hold.
-        select_ms_by_stage: `select_ms` by stage: `"encoder"`, `"vision"`, `"decoder"`; stages that took no time are left
-            out. On a GPU the encoder stage does not wait for its kernels, so its time is that of launching them.
+        select_ms_by_stage: `select_ms` by stage: `"encoder"`, `"vision"`, `"decoder"`; without stages that took no
+            time. On a GPU the encoder stage does not wait for its kernels, so its time is that of launching them.
     """
 
     sample: int

@@ -159,7 +159,8 @@ class _Work:
 
     def _words(self, visual: VisualInputs) -> list[dict[str, Tensor]]:
         """Per row, the fields of `VisualTokens` that hold its text; none where the policy does not read it."""
-        if self.policy is None or "text" not in self.policy.needs:
+        vision = self.config.vision
+        if vision is None or "text" not in vision.policy.needs or vision.budget.keeps_all:
             return [{} for _ in self.keep_mask]
         placeholders = visual.visual()
         text = ~placeholders & self.prompt

@@ -9,6 +9,7 @@ threads or two turns cannot see each other's.
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ class Layout(ColumnLayout):
         model: the base model whose hooks map masks through this layout.
         by_decoder_layer: the layout at and above each decoder cut, keyed by the cut's layer; empty without cuts.
         padded: whether any column is padding.
+        padded_above: whether any column is padding at or above a decoder cut.
         shifted: whether any position has moved.
     """
 
@@ -117,11 +119,18 @@ class Layout(ColumnLayout):
     model: weakref.ref[nn.Module]
     by_decoder_layer: dict[int, ColumnLayout] = field(default_factory=dict)
     padded: bool = field(init=False)
+    padded_above: bool = field(init=False, default=False)
     shifted: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # Read at every decode step: waiting for the device each time would stall it.
         self.padded, self.shifted = torch.stack([~self.valid.all(), self.shift.any()]).tolist()
+
+    def hold_above(self, by_decoder_layer: dict[int, ColumnLayout]) -> None:
+        """Note what the layers at and above each decoder cut hold."""
+        self.by_decoder_layer = by_decoder_layer
+        # At most one copy from the device: all of them live on it.
+        self.padded_above = bool(torch.stack([~part.valid.all() for part in by_decoder_layer.values()]).any())
 
     @property
     def removed(self) -> int:
@@ -152,6 +161,7 @@ class _PrunedCache(Unpicklable, _Cache):
     Attributes:
         layout: what it holds; None after `reset`.
         hooked: the call of a pruned model that reads it at the moment, whose hooks know the layout; None between calls.
+        last_layer: index of the layer that was updated last; larger than any before the first.
         callers_mask: (B, L) padding mask over logical columns, or None, that `generate` was about to make a 4-D mask
             of; `...` where it did not.
     """
@@ -163,15 +173,19 @@ class _PrunedCache(Unpicklable, _Cache):
     )
     layout: Layout | None
     hooked: Any = None
+    last_layer: int = sys.maxsize
     callers_mask: Any = ...
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        if self.layout is not None and not self._is_hooked():
+        layer = args[2] if len(args) > 2 else kwargs["layer_idx"]
+        # Once per pass through the layers: a pass of another model begins below the last layer of this one.
+        if layer <= self.last_layer and self.layout is not None and not self._is_hooked():
             self._check_hooks()
             raise PrunedCacheError(
                 "this KV cache was filled by a pruned model and is read by one without pruning (a copy, perhaps); go "
                 "on with the model that filled it, or start from a fresh cache"
             )
+        self.last_layer = layer
         return super().update(*args, **kwargs)
 
     def _is_hooked(self) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .cache import Layout
-from .decoder_call import DecoderCall
+from .decoder_call import DecoderCall, DecoderContinuation
 from .head import LogitsToKeep
 from .packing import Packing
 from .visual_inputs import VisualInputs
@@ -45,7 +45,8 @@ class ForwardCall:
         layout: what the KV cache holds once the text model has run.
         mask: the caller's attention mask, where the base model replaces it by masks of its own.
         shrunk: whether this call's sequence differs from what the caller passed.
-        decoder: state of the decoder stage.
+        decoder: state of the decoder stage in a call that may drop tokens there.
+        continuation: the same in a call that drops none, on a cache that was cut at decoder layers.
         length: of the sequence that the text model was to be fed.
         packing: which of the caller's columns are left, in the last layer.
         cache: a KV cache that was pruned before.
@@ -64,6 +65,7 @@ class ForwardCall:
     mask: Any = None
     shrunk: bool = False
     decoder: DecoderCall | None = None
+    continuation: DecoderContinuation | None = None
     length: int = 0
     packing: Packing | None = None
     cache: Any = None

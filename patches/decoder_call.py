@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cache import ColumnLayout
+from .cache import ColumnLayout, Layout, physical_length
 from .packing import Packing
 from .report import Cut, Record
 
@@ -52,6 +52,13 @@ class Prefill:
     embeds: Tensor
     heads: tuple[Tensor, Tensor, float | None] | None = None
 
+    def add_time(self, asked: list[DecoderInput], ms: float) -> None:
+        """Share out the time that choosing among some inputs took, milliseconds, by their tokens."""
+        total = sum(len(each.indices) for each in asked)
+        for each in asked:
+            record = self.records[each.record]
+            self.records[each.record] = record.with_time("decoder", ms * len(each.indices) / total)
+
     def drop(self, layer: int, keep_mask: Tensor, packing: Packing) -> None:
         """Go on with the columns that are left, and note the cut in the report.
 
@@ -81,6 +88,35 @@ class Prefill:
 
 
 @dataclass
+class DecoderContinuation:
+    """The layers from the first decoder cut on, in a call that drops nothing on a cache that was cut before.
+
+    Attributes:
+        layout: of the cache.
+        cache: the KV cache.
+        logical_mask: (B, >= logical length) bool padding mask over logical columns, or None for no padding.
+        length: columns of this call.
+        masks: attention masks that were made, by layer of the cut and kind of layer.
+        sees_all: whether a layer without a window sees all that it holds, if those below the cuts do.
+    """
+
+    layout: Layout
+    cache: Any
+    logical_mask: Tensor | None
+    length: int
+    masks: dict[Any, Any] = field(default_factory=dict)
+    sees_all: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sees_all = self.length == 1 and not self.layout.padded_above
+
+    def valid(self, cut: int, device: torch.device) -> Tensor:
+        """(B, P + M) bool, False at padding of the layers from the decoder cut `cut` to the next."""
+        total = physical_length(self.cache, cut) + self.length
+        return self.layout.by_decoder_layer[cut].mask(self.logical_mask, total).to(device)
+
+
+@dataclass
 class DecoderCall:
     """The layers from the first decoder cut on, in one forward call, as it stands at the layer that is running.
 
@@ -94,7 +130,7 @@ class DecoderCall:
         padding_below_first_cut: (B, P + M) bool, False at their padding.
         logical_length: logical columns after this call.
         differs: whether upper layers hold other columns than the lower ones already.
-        prefill: what is needed to drop tokens in this call; None in one that drops none.
+        prefill: what is needed to drop tokens in this call.
         layouts: per stretch that has begun, what its layers hold after this call.
         packing: which columns have left in this call, all in all.
         masks: attention masks of the stretch that runs, by kind of layer.
@@ -108,11 +144,16 @@ class DecoderCall:
     padding_below_first_cut: Tensor
     logical_length: int
     differs: bool
-    prefill: Prefill | None = None
+    prefill: Prefill
     layouts: list[ColumnLayout] = field(default_factory=list)
     packing: Packing | None = None
     masks: dict[Any, Any] = field(default_factory=dict)
     embeddings: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether all that the running layers hold comes from this call, and none of it is padding."""
+        return self.past[len(self.layouts) - 1].columns.shape[1] == 0 and bool(self.prefill.not_padding.all())
 
     @property
     def changed(self) -> bool:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..device import to_device, to_host
-from ..ops import attention_received
+from ..device import to_host
 from ..policies.answers import checked_masks
-from ..policies.types import DecoderView
 from .attention_tap import AttentionTap
 from .cache import cache_among
 from .call import Calls, ForwardCall, guarded
 from .config import PruningConfig
-from .decoder_call import DecoderCall, DecoderInput, Prefill
-from .masks import layer_mask
+from .decoder_call import DecoderCall, DecoderContinuation, DecoderInput, Prefill
+from .decoder_view import RowView
+from .masks import layer_mask, window_at
 from .packing import Packing
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,15 @@ class DecoderStage:
         self.config, self.calls, self.cuts = config, calls, config.decoder_cuts
         self._taps = [AttentionTap(config.text.layers[i - 1].self_attn, self._read) for i in self.cuts]
         self._handles: list[Any] = []
+        # By layer: its kind of attention, and whether it has a sliding window.
+        self._kinds: list[Any] = []
+        self._windowed: list[bool] = []
 
     def attach(self) -> None:
+        config, n_layers = self.config.text.config, len(self.config.text.layers)
+        # Read once: a config looks its attributes up slowly, and this is asked in every layer and step.
+        self._kinds = list(getattr(config, "layer_types", None) or [None] * n_layers)
+        self._windowed = [window_at(config, i) is not None for i in range(n_layers)]
         for tap in self._taps:
             tap.attach()
         for i, layer in enumerate(self.config.text.layers):
@@ -56,16 +63,19 @@ class DecoderStage:
 
     def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         call = self.calls.current()
-        if call is not None and call.decoder is not None and call.decoder.prefill is not None:
+        if call is not None and call.decoder is not None:
             call.decoder.prefill.heads = (query, key, kwargs.get("scaling"))
 
     def _enter_layer(
         self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         call = self.calls.current()
-        decoder = None if call is None else call.decoder
-        if call is None or decoder is None:
+        if call is None:
             return None
+        decoder = call.decoder
+        if decoder is None:
+            continued = call.continuation
+            return None if continued is None else self._continue(continued, i, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         if i in self.cuts:
             hidden = self._enter_cut(call, decoder, i, hidden)
@@ -76,23 +86,46 @@ class DecoderStage:
         if decoder.packing is not None:
             new["position_embeddings"] = decoder.rotary(kwargs["position_embeddings"])
             new["position_ids"] = None
-        config, valid = self.config.text.config, decoder.layouts[-1].valid
-        kinds = getattr(config, "layer_types", None)
-        kind = None if kinds is None else kinds[i]
-        if kind not in decoder.masks:
-            decoder.masks[kind] = layer_mask(config, i, hidden, valid, cache_among(kwargs))
-        new["attention_mask"] = decoder.masks[kind]
-        if kwargs.get("cache_position") is not None:
-            total = valid.shape[1]
-            new["cache_position"] = torch.arange(total - hidden.shape[1], total, device=hidden.device)
+        follows = kwargs.get("cache_position") is not None
+        # Without padding and without a past the kernel needs no mask, here as below.
+        if kwargs["attention_mask"] is not None or follows or self._windowed[i] or not decoder.sees_all:
+            valid, kind = decoder.layouts[-1].valid, self._kinds[i]
+            if kind not in decoder.masks:
+                decoder.masks[kind] = layer_mask(self.config.text.config, i, hidden, valid, cache_among(kwargs))
+            new["attention_mask"] = decoder.masks[kind]
+            if follows:
+                new["cache_position"] = _last_columns(valid, hidden)
         if args:
             return (hidden, *args[1:]), new
         return args, {**new, "hidden_states": hidden}
 
+    def _continue(
+        self, continued: DecoderContinuation, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What a layer is given in a call that drops nothing: a mask of the columns that it holds."""
+        follows = kwargs.get("cache_position") is not None
+        if kwargs["attention_mask"] is None and continued.sees_all and not follows and not self._windowed[i]:
+            return None  # as at most decode steps
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cut = max(cut for cut in self.cuts if cut <= i)
+        key = cut, self._kinds[i]
+        if key not in continued.masks:
+            valid = continued.valid(cut, hidden.device)
+            columns = _last_columns(valid, hidden) if follows else None
+            continued.masks[key] = (
+                layer_mask(self.config.text.config, i, hidden, valid, continued.cache),
+                columns,
+            )
+        mask, columns = continued.masks[key]
+        new = {**kwargs, "attention_mask": mask}
+        if follows:
+            new["cache_position"] = columns
+        return args, new
+
     def _enter_cut(self, call: ForwardCall, decoder: DecoderCall, layer: int, hidden: Tensor) -> Tensor:
         """At the layer of a cut, drop what the policy drops; the hidden states that are left."""
         length = hidden.shape[1]
-        packing = None if decoder.prefill is None else self._choose(decoder, decoder.prefill, layer, hidden)
+        packing = self._choose(decoder, decoder.prefill, layer, hidden)
         if packing is not None:
             left = decoder.shrink(packing)
             hidden = left.take(hidden)
@@ -108,7 +141,8 @@ class DecoderStage:
         rows = [row for row, inputs in enumerate(prefill.inputs) if inputs]
         if not rows:
             return None
-        views = [self._view(decoder, prefill, layer, hidden, row) for row in rows]
+        started = time.perf_counter()
+        views = [RowView(self.config, decoder, layer, hidden, row) for row in rows]
         with guarded():
             answers = self.policy.decoder_select_many(views)
         inputs: list[tuple[int, DecoderInput]] = []
@@ -121,48 +155,17 @@ class DecoderStage:
         keep_mask = torch.ones_like(prefill.not_padding)
         for (row, each), mask in zip(inputs, to_host(masks), strict=True):
             keep_mask[row, each.columns] = mask
+        # The masks have been fetched from the device, so that it has been waited for.
+        asked = [each for row in rows for each in prefill.inputs[row]]
+        prefill.add_time(asked, (time.perf_counter() - started) * 1e3)
         if bool(keep_mask.all()):
             return None
         packing = Packing.of(keep_mask, prefill.not_padding)
         prefill.drop(layer, keep_mask, packing)
         return packing
 
-    def _view(self, decoder: DecoderCall, prefill: Prefill, layer: int, hidden: Tensor, row: int) -> DecoderView:
-        """What the policy sees of a row."""
-        assert prefill.heads is not None
-        query, key, scaling = prefill.heads
-        query, key = query[row : row + 1], key[row : row + 1]
-        valid = decoder.padding[row].to(query.device)  # of the layer whose attention is read
-        total, past = len(valid), len(valid) - decoder.valid.shape[1]
-        key = key[:, :, :total]  # a static cache holds empty columns after them
 
-        def received(rows: Tensor) -> Tensor:
-            rows = to_device(rows, query.device)
-            order = torch.arange(total, device=query.device)
-            visible = valid & (order <= (rows + past)[:, None])
-            return attention_received(query[:, :, rows], key, mask=visible[None], scaling=scaling)[0, past:]
-
-        def embeds() -> Tensor:
-            packing = decoder.packing
-            fed = prefill.embeds[row] if packing is None else prefill.embeds[row, packing.index[row]]
-            return fed.to(query.device)
-
-        inputs, prompt = prefill.inputs[row], prefill.prompt[row]
-        visual = torch.cat([each.columns for each in inputs])
-        is_text = prompt.clone()
-        is_text[visual] = False
-        is_text[: int(visual.min())] = False
-        return DecoderView(
-            visual=[to_device(each.columns, query.device) for each in inputs],
-            n_keep=[each.n_keep for each in inputs],
-            text=to_device(is_text.nonzero()[:, 0], query.device),
-            last=int(prompt.nonzero()[-1]),
-            received=received,
-            keys=key[0, :, past:].transpose(0, 1).flatten(1),
-            hidden=lambda: self.config.text.norm(hidden[row]).to(query.device),
-            embeds=embeds,
-            layer=layer,
-            n_layers=len(self.config.text.layers),
-            lowest=self.config.first_decoder_cut,
-            entered=[each.entered for each in inputs],
-        )
+def _last_columns(valid: Tensor, hidden: Tensor) -> Tensor:
+    """(M,) int64 indices of this call's columns, among those of the (B, P + M) mask `valid`."""
+    total = valid.shape[1]
+    return torch.arange(total - hidden.shape[1], total, device=hidden.device)

@@ -68,12 +68,14 @@ class EncoderActivations:
         keys: (N, H * d) or (N, d) each.
         features: (N, D_v) each.
         kept: (N,) bool each, on the host, False at tokens that left inside the encoder; None where all are there.
+        select_ms: time spent on choosing them, milliseconds, shared out by tokens; None where nothing was chosen.
     """
 
     attention: list[Tensor] | None = None
     keys: list[Tensor] | None = None
     features: list[Tensor] | None = None
     kept: list[Tensor] | None = None
+    select_ms: list[float] | None = None
 
 
 @dataclass

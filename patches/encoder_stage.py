@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +45,7 @@ class EncoderCall:
         memory: the policy's own notes.
         heads: query, key, value and scaling of the layer below.
         orderly: per cut, () bool on the device: whether the policy's indices were as they should be.
+        select_ms: time spent on choosing, or on resizing pictures, milliseconds.
     """
 
     stage: EncoderStage
@@ -54,6 +56,7 @@ class EncoderCall:
     memory: dict[str, Any] = field(default_factory=dict)
     heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
     orderly: list[Tensor] = field(default_factory=list)
+    select_ms: float = 0.0
 
     def whole_raster(self, values: Tensor) -> Tensor:
         """(B, K, C) values of the tokens that are left as (B, N, C), zeros elsewhere."""
@@ -171,6 +174,8 @@ class EncoderStage:
         kept = [value[:, 0] > 0.5 for value in by_input]
         checks = [torch.stack(call.orderly)] if call.orderly else []
         activations.kept = to_host([*kept, *(check.to(kept[0].device) for check in checks)])
+        total = sum(map(len, kept))
+        activations.select_ms = [call.select_ms * len(each) / total for each in kept]
         if checks and not bool(activations.kept.pop().all()):
             raise ValueError(
                 f"policy {self.policy.label!r} must return ascending, distinct indices for every picture, within range "
@@ -201,6 +206,7 @@ class EncoderStage:
         size = None if n_keep >= height * width else self.policy.resized_shape(height, width, n_keep)
         if size is None:
             return None
+        started = time.perf_counter()
         rows, columns = size
         pixels = F.interpolate(
             pixels.to(torch.promote_types(pixels.dtype, torch.float32)),
@@ -211,6 +217,7 @@ class EncoderStage:
         sources = self.policy.source_indices(height, width, rows, columns)
         call.n, call.n_keep = height * width, len(sources)
         call.kept = torch.tensor(sources, device=pixels.device).expand(len(pixels), -1)
+        call.select_ms += (time.perf_counter() - started) * 1e3
         kwargs = {**kwargs, "interpolate_pos_encoding": True}
         return ((pixels, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": pixels})
 
@@ -261,7 +268,9 @@ class EncoderStage:
         return answer
 
     def _cut(self, call: EncoderCall, cut: int, hidden: Tensor) -> Tensor:
+        started = time.perf_counter()
         chosen = self._choose(call, cut, hidden)
+        call.select_ms += (time.perf_counter() - started) * 1e3
         call.heads = None
         if chosen is None:
             return hidden

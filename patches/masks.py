@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -152,6 +153,12 @@ def _within(mask: Tensor, window: int | None) -> Tensor:
     return mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
 
 
+@functools.cache
+def _parameters(function: Any) -> frozenset[str]:
+    """Names of a function's parameters."""
+    return frozenset(inspect.signature(function).parameters)
+
+
 class _LayerCache:
     """A cache as one layer sees it: mask builders ask for the length of some layer, and get this one's."""
 
@@ -195,7 +202,7 @@ def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: An
 
     sliding = window_at(config, layer) is not None
     make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
-    accepted = inspect.signature(make).parameters
+    accepted = _parameters(make)
     arguments: dict[str, Any] = dict(
         config=config,
         attention_mask=valid,

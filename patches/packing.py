@@ -36,6 +36,12 @@ class Packing:
             keep_mask: (B, L) bool, False at columns that are pruned.
             not_padding: (B, L) bool, False at padding.
         """
+        if bool(not_padding.all()):
+            counts = keep_mask.sum(1)
+            if bool((counts == counts[0]).all()):  # nothing to pad
+                index = keep_mask.nonzero()[:, 1].view(len(keep_mask), -1)
+                held = torch.ones_like(index, dtype=torch.bool)
+                return cls(index, held, held)
         behind = not_padding.flip(1).cumsum(1).flip(1) == 0
         keep = keep_mask & (not_padding | behind)
         counts = keep.sum(1)
@@ -64,6 +70,8 @@ class Packing:
 
     def take(self, tensor: Tensor) -> Tensor:
         """Gather a (B, L, ...) tensor, or a (1, L, ...) one shared by all rows, to (B, M, ...)."""
+        if len(self.index) == 1:
+            return tensor.index_select(1, self.index[0].to(tensor.device))
         tensor = tensor.expand(self.index.shape[0], *tensor.shape[1:])
         rows = torch.arange(tensor.shape[0], device=tensor.device)[:, None]
         return tensor[rows, self.index.to(tensor.device)]

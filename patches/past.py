@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,29 +20,37 @@ class Past:
         layout: of a cache that was pruned before.
         logical: columns that the caller has fed.
         physical: columns that the layers below all decoder cuts hold.
-        columns: (B, physical) int64, the logical column of each.
-        shift: (B,) int64, what compact positions have moved left by.
+        batch: rows, B.
+        device: of this call's tokens.
         cache: the cache itself, or None.
     """
 
     layout: Layout | None
     logical: int
     physical: int
-    columns: Tensor
-    shift: Tensor
+    batch: int
+    device: torch.device
     cache: Any
 
     @classmethod
     def of(cls, cache: Any, batch: int, device: torch.device) -> Past:
         """What a cache (or None) holds for `batch` rows."""
-        layout = layout_of(cache)
         logical = 0 if cache is None else int(cache.get_seq_length())
-        physical = physical_length(cache)
-        if layout is None:
-            columns = torch.arange(physical, device=device).expand(batch, -1)
-            return cls(None, logical, physical, columns, torch.zeros(batch, dtype=torch.int64, device=device), cache)
-        columns = layout.columns_until(logical).to(device)
-        return cls(layout, logical, physical, columns, layout.shift.to(device), cache)
+        return cls(layout_of(cache), logical, physical_length(cache), batch, device, cache)
+
+    @functools.cached_property
+    def columns(self) -> Tensor:
+        """(B, physical) int64, the logical column of each column that the layers below all decoder cuts hold."""
+        if self.layout is None:
+            return torch.arange(self.physical, device=self.device).expand(self.batch, -1)
+        return self.layout.columns_until(self.logical).to(self.device)
+
+    @functools.cached_property
+    def shift(self) -> Tensor:
+        """(B,) int64, what compact positions have moved left by."""
+        if self.layout is None:
+            return torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        return self.layout.shift.to(self.device)
 
     @property
     def shifted(self) -> bool:
@@ -51,7 +60,7 @@ class Past:
     def mask(self, logical: Tensor | None) -> Tensor:
         """Padding mask over the columns held, (B, physical) bool."""
         if self.layout is not None:
-            return self.layout.mask(logical, self.physical).to(self.columns.device)
+            return self.layout.mask(logical, self.physical).to(self.device)
         if logical is None:
             return torch.ones_like(self.columns, dtype=torch.bool)
         return logical[:, : self.physical].bool()
@@ -66,6 +75,6 @@ class Past:
         layout = None if self.layout is None else self.layout.by_decoder_layer.get(layer)
         if layout is None:
             return ColumnLayout(self.columns, self.mask(logical), self.logical)
-        columns = layout.columns_until(self.logical).to(self.columns.device)
-        valid = layout.mask(logical, physical_length(self.cache, layer)).to(self.columns.device)
+        columns = layout.columns_until(self.logical).to(self.device)
+        valid = layout.mask(logical, physical_length(self.cache, layer)).to(self.device)
         return ColumnLayout(columns, valid, self.logical)

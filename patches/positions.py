@@ -48,4 +48,4 @@ def callers_positions(kwargs: dict[str, Any], past: Past, length: int) -> Tensor
     positions: Tensor | None = kwargs.get("position_ids")
     if positions is not None:
         return positions[None] if positions.ndim == 1 else positions
-    return past.logical + torch.arange(length, device=past.columns.device)[None]
+    return torch.arange(past.logical, past.logical + length, device=past.device)[None]

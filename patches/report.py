@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..policies.types import Grid
@@ -33,10 +33,12 @@ class Record:
         grid: (T, H, W) of its raster; None if it is made of several, or unknown.
         grids: all its rasters in order, newline tokens left out; None if unknown.
         separators: indices, within this input, of its newline tokens.
-        select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch,
+        select_ms: this input's share, by its tokens, of the wall time of selecting in the whole batch, at all stages,
             milliseconds.
         cuts: per layer of a decoder stage before which some left, what that layer and those above hold.
         n_layers: decoder layers of the model.
+        select_ms_by_stage: `select_ms` by stage: `"encoder"`, `"vision"`, `"decoder"`; without stages that took no
+            time. On a GPU the encoder stage does not wait for its kernels, so its time is that of launching them.
     """
 
     sample: int
@@ -51,6 +53,7 @@ class Record:
     separators: tuple[int, ...] = ()
     cuts: tuple[Cut, ...] = ()
     n_layers: int | None = None
+    select_ms_by_stage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_layer(self) -> tuple[int, ...]:
@@ -84,6 +87,16 @@ class Record:
     def n_last(self) -> int:
         """Visual tokens that the last decoder layer holds of this input."""
         return len(self.cuts[-1].indices) if self.cuts else self.n_after
+
+    def with_time(self, stage: str, ms: float) -> Record:
+        """The same record with more time spent on selecting at a stage, milliseconds."""
+        by_stage = {**self.select_ms_by_stage, stage: self.select_ms_by_stage.get(stage, 0.0) + ms}
+        return replace(self, select_ms=self.select_ms + ms, select_ms_by_stage=by_stage)
+
+    @property
+    def select_ms_in_prefill(self) -> float:
+        """`select_ms` without the encoder stage, whose time is the vision encoder's."""
+        return self.select_ms_by_stage.get("vision", 0.0) + self.select_ms_by_stage.get("decoder", 0.0)
 
     @property
     def deep_layer(self) -> int | None:

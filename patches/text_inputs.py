@@ -14,7 +14,7 @@ from ..device import to_device
 from .cache import Layout, PrunedCacheError, cache_among, layout_of
 from .call import ForwardCall
 from .config import PruningConfig
-from .decoder_call import DecoderCall, Prefill
+from .decoder_call import DecoderCall, DecoderContinuation, Prefill
 from .families.base import PrunedSequence
 from .head import labels_above, smoothed_above
 from .masks import gather_block_masks, padding_mask, window_at
@@ -187,17 +187,7 @@ def continue_pruned_cache(
         elif isinstance(given, dict) or (given is not None and given.ndim == 4):
             new["attention_mask"] = None  # it was made for the columns that the caller counts
     if layout.by_decoder_layer and call.decoder is None:
-        valid = layout.mask(mask, past.physical + length)
-        columns = past.logical + torch.arange(length, device=valid.device).expand(batch, -1)
-        call.decoder = DecoderCall(
-            past=[past.by_decoder_layer(layer, mask) for layer in layout.by_decoder_layer],
-            columns=columns,
-            valid=valid[:, -length:],
-            columns_below_first_cut=torch.cat([past.columns, columns], 1),
-            padding_below_first_cut=valid,
-            logical_length=past.logical + length,
-            differs=True,
-        )
+        call.continuation = DecoderContinuation(layout, cache, mask, length)
     if config.reads_cache_position:
         new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
     _log("continuation", new, past)
@@ -207,7 +197,7 @@ def continue_pruned_cache(
 def layout_after(config: PruningConfig, call: ForwardCall, cache: Any) -> Layout | None:
     """What the cache holds after a call of the text model; None where that has not changed."""
     layout, decoder = call.layout, call.decoder
-    if decoder is None or decoder.prefill is None or not decoder.changed:
+    if decoder is None or not decoder.changed:
         return layout
     if layout is None:  # the layers below the decoder stage hold all of this call
         valid = decoder.padding_below_first_cut
@@ -215,7 +205,7 @@ def layout_after(config: PruningConfig, call: ForwardCall, cache: Any) -> Layout
         shift = torch.zeros(len(valid), dtype=torch.int64, device=valid.device) if before is None else before.shift
         columns, length = decoder.columns_below_first_cut, decoder.logical_length
         layout = Layout(columns, valid, length, shift, weakref.ref(config.base))
-    layout.by_decoder_layer = dict(zip(config.decoder_cuts, decoder.layouts, strict=True))
+    layout.hold_above(dict(zip(config.decoder_cuts, decoder.layouts, strict=True)))
     return layout
 
 

@@ -159,7 +159,8 @@ class _Work:
 
     def _words(self, visual: VisualInputs) -> list[dict[str, Tensor]]:
         """Per row, the fields of `VisualTokens` that hold its text; none where the policy does not read it."""
-        if self.policy is None or "text" not in self.policy.needs:
+        vision = self.config.vision
+        if vision is None or "text" not in vision.policy.needs or vision.budget.keeps_all:
             return [{} for _ in self.keep_mask]
         placeholders = visual.visual()
         text = ~placeholders & self.prompt
@@ -227,9 +228,8 @@ class _Work:
             elif each.tokens is None:
                 each.kept = each.all_visible
         elapsed = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
-        total = sum(len(each.visual.columns) for each in asked)
-        n_layers = len(self.config.text.layers)
-        records = [_record(each, elapsed / total if each.tokens is not None else 0.0, n_layers) for each in inputs]
+        total, n_layers = sum(len(each.visual.columns) for each in asked) or 1, len(self.config.text.layers)
+        records = [_record(each, elapsed / total, n_layers) for each in inputs]
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("vision stage: kept %s tokens", [f"{r.n_after} of {r.n_before}" for r in records])
         packing_cpu = None if bool(self.keep_mask.all()) else Packing.of(self.keep_mask, self.not_padding)
@@ -282,9 +282,9 @@ class _Work:
 
 
 def _record(each: _Input, ms_per_token: float, n_layers: int) -> Record:
-    """The report of an input; selecting took so long for each of its tokens. `n_layers`: of the decoder."""
+    """The report of an input; selecting took so long for each token of those that the policy was asked about."""
     shape, indices = each.visual.shape, each.kept.tolist()
-    return Record(
+    record = Record(
         sample=each.visual.row,
         visual=each.i,
         kind=each.visual.kind,
@@ -293,7 +293,11 @@ def _record(each: _Input, ms_per_token: float, n_layers: int) -> Record:
         indices=indices,
         grid=shape.grids[0] if shape.grids is not None and len(shape.grids) == 1 else None,
         grids=shape.grids,
-        select_ms=ms_per_token * len(each.visual.columns),
+        select_ms=0.0,
         separators=shape.separators,
         n_layers=n_layers,
     )
+    if each.visual.activations is not None and each.visual.activations[0].select_ms is not None:
+        activations, index = each.visual.activations
+        record = record.with_time("encoder", activations.select_ms[index])
+    return record if each.tokens is None else record.with_time("vision", ms_per_token * len(each.visual.columns))

@@ -130,7 +130,7 @@ def profile(
                     model.generate(
                         **inputs, generation_config=generation, stopping_criteria=StoppingCriteriaList([clock])
                     )
-                    select_ms = sum((record.select_ms for record in setting.records(model)), 0.0)
+                    select_ms = sum((record.select_ms_in_prefill for record in setting.records(model)), 0.0)
                 if i < 0:
                     continue
                 steps = clock.times

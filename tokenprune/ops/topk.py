@@ -52,6 +52,9 @@ def topk_select(scores: Tensor, k: int) -> Tensor:
     """Indices (k,) int64 of the k largest of (N,) scores, ascending, 0 <= k <= N; the lowest index wins a tie."""
     if k == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
+    if scores.device.type == "cpu":  # a tenth of the time that the op takes, whose features nobody wants here
+        scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.finfo(scores.dtype).min)
+        return scores.sort(descending=True, stable=True).indices[:k].sort().values
     return topk_gather(scores[None], scores[None, :, None], k)[0][0]
 
 

@@ -13,6 +13,8 @@ def evenly_spaced(count: int, length: int, device: torch.device | None = None) -
 
 def complement(chosen: Tensor, n: int) -> Tensor:
     """(n - M,) int64 indices in `range(n)`, ascending, that are not among the (M,) distinct ones in `chosen`."""
+    if chosen.device.type == "cpu":  # nothing waits for the host
+        return torch.ones(n, dtype=torch.bool).index_fill_(0, chosen, False).nonzero()[:, 0]
     is_chosen = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
     return is_chosen.argsort(stable=True)[: n - len(chosen)]
 

@@ -1,0 +1,49 @@
+"""State of the encoder stage in one call of the vision encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class EncoderCall:
+    """One call of the vision encoder, as it stands at the layer that is running.
+
+    Attributes:
+        stage: the encoder stage whose call it is.
+        n: tokens of a picture or tile, CLS not counted; 0 until the first cut.
+        n_keep: how many of them are left in the end.
+        kept: (B, K) int64 ascending, which of them are left; None while all are.
+        sizes: (B, M) float, patches that each token stands for, CLS included.
+        memory: the policy's own notes.
+        heads: query, key, value and scaling of the layer below.
+        orderly: per cut, () bool on the device: whether the policy's indices were as they should be.
+        select_ms: time spent on choosing, or on resizing pictures, milliseconds.
+    """
+
+    stage: object
+    n: int = 0
+    n_keep: int = 0
+    kept: Tensor | None = None
+    sizes: Tensor | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
+    orderly: list[Tensor] = field(default_factory=list)
+    select_ms: float = 0.0
+
+    def whole_raster(self, values: Tensor) -> Tensor:
+        """(B, K, C) values of the tokens that are left as (B, N, C), zeros elsewhere."""
+        if self.kept is None:
+            return values
+        index = self.kept.to(values.device)[..., None].expand_as(values)
+        return values.new_zeros(len(values), self.n, values.shape[2]).scatter(1, index, values)
+
+    def kept_mask(self) -> Tensor | None:
+        """(B, N, 1) float32, one where a token is left; None while all are."""
+        if self.kept is None:
+            return None
+        return self.whole_raster(torch.ones_like(self.kept, dtype=torch.float32)[..., None])

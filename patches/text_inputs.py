@@ -20,7 +20,7 @@ from .head import labels_above, smoothed_above
 from .masks import gather_block_masks, padding_mask, window_at
 from .past import Past
 from .positions import callers_positions, renumbered
-from .vision_stage import VisionSelection
+from .vision_selection import VisionSelection
 
 logger = logging.getLogger(__name__)
 

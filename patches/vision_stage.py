@@ -22,40 +22,12 @@ from .encoder_values import encoder_values, kept_in_encoder
 from .masks import padding_mask, refuse_packed, refuse_windows
 from .packing import Packing
 from .report import Record
+from .vision_selection import VisionSelection
 from .visual_inputs import VisualInput, VisualInputs
 
 logger = logging.getLogger(__name__)
 
 _NONE = torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class VisionSelection:
-    """What stays of one batch. Bookkeeping is on the host, so that the device is waited for once per batch.
-
-    Attributes:
-        embeds: (B, L, D), replaced features included.
-        mask: (B, P + L) bool padding mask over logical columns, or None.
-        keep_mask: (B, L) bool on the host, False at pruned columns.
-        not_padding: (B, L) bool on the host.
-        prompt: (B, L) bool on the host, False at padding and at an answer so far, which is no part of the question.
-        records: the report.
-        packing_cpu: which columns stay and where, on the host; None where nothing is pruned.
-        packing: the same on the device.
-        pruned_embeds: (B, M, D), what the text model is fed.
-        decoder_inputs: per row, the visual inputs that the decoder stage may cut; none without one.
-    """
-
-    embeds: Tensor
-    mask: Tensor | None
-    keep_mask: Tensor
-    not_padding: Tensor
-    prompt: Tensor
-    records: list[Record]
-    packing_cpu: Packing | None
-    packing: Packing | None
-    pruned_embeds: Tensor
-    decoder_inputs: list[list[DecoderInput]]
 
 
 def select_tokens(

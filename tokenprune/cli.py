@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import bench, demo, evaluate, models, policies, profile, report, show
+from .commands import bench, demo, evaluate, models, play, policies, profile, report, show
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     )
     main.add_argument("--version", action="version", version=f"tokenprune {__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, bench, show, profile, evaluate, report, policies, models):
+    for command in (demo, bench, show, play, profile, evaluate, report, policies, models):
         command.add(commands)
     return main
 

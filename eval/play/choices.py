@@ -36,14 +36,14 @@ def defaults(name: str) -> dict[str, Any]:
     return option_defaults(registry()[name])
 
 
-def setting(names: Sequence[str], options: str, keep: float, positions: Any) -> PruningSetting:
+def setting(names: Sequence[str], options: str, keep: float | None, positions: Any) -> PruningSetting:
     """The setting that is chosen on the page.
 
     Args:
         names: policies; several act at different stages.
         options: as in `"layer=3, pivots=8"`; with several policies that have an option of that name, as in
             `"dart:layer=3"`.
-        keep: ratio in (0, 1].
+        keep: ratio from `LEAST_KEEP` to 1.
         positions: as in `apply_pruning`.
 
     Raises:
@@ -51,6 +51,8 @@ def setting(names: Sequence[str], options: str, keep: float, positions: Any) -> 
     """
     if not names:
         raise ValueError("no policy is chosen; choose one, or several that act at different stages")
+    if not isinstance(keep, float | int) or not LEAST_KEEP <= keep <= 1:
+        raise ValueError(f"the keep ratio {keep} is not between {LEAST_KEEP} and 1")
     given: dict[str, list[str]] = {name: [name] for name in names}
     for item in split_list(options):
         owner, option = _owner(item, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from .replies import Replies
 from .session import Session
 
 TITLE = "tokenprune playground"
+_TINY = " It is tiny: it knows pictures like the examples, and its times say little about those of large models."
 _SYSTEM_FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 #: One question runs at a time; of those that wait on one page, only the last is run.
 _ASKING: dict[str, Any] = {
@@ -82,10 +84,10 @@ def theme() -> gr.themes.Base:
 def build(session: Session, start: Start) -> gr.Blocks:
     """The page of a session, not yet served."""
     replies, model = Replies(session), session.model
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(
             f"# {TITLE}\n**{session.name}** is a {type(model).__name__} with {session.n_layers} decoder layers, on "
-            f"{model.device}. Ask it about a picture, with all visual tokens and with some."
+            f"{model.device}. Ask it about a picture, with all visual tokens and with some." + _TINY * session.embedded
         )
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
@@ -96,7 +98,7 @@ def build(session: Session, start: Start) -> gr.Blocks:
                 outputs = _results()
         inputs = _Inputs(picture, question, policies, options, keep, positions)
         asked_by = [page.load, button.click, question.submit, options.submit, options.blur]
-        asked_by += [keep.release, positions.input, picture.input, picture.clear]
+        asked_by += [keep.release, positions.input, picture.change]
         gr.on(asked_by, replies.ask, list(inputs), list(outputs), **_ASKING)
         prepared = [policies.input(replies.policies, [policies, options], [note, options], **_AT_ONCE)]
         for i, example in enumerate(examples):
@@ -114,19 +116,25 @@ def _asking(session: Session) -> tuple[gr.Image, list[gr.Button], gr.Textbox]:
     picture = gr.Image(
         first.picture, label="Picture", type="filepath", image_mode=None, format="png", height=300, elem_id="picture"
     )
-    # The file is opened where its errors become sentences on the page.
     decode = picture.preprocess
-    setattr(picture, "preprocess", lambda sent: sent.path if sent is not None and sent.path else decode(sent))  # noqa: B010
+    _unchecked(picture, lambda sent: sent.path if sent is not None and sent.path else decode(sent))
     with gr.Row(elem_classes="examples"), tempfile.TemporaryDirectory() as folder:  # Gradio copies the icons
         buttons = [_example_button(each, Path(folder, f"{i}.png")) for i, each in enumerate(session.examples)]
     question = gr.Textbox(first.question, label="Question", max_length=2000, elem_id="question")
     return picture, buttons, question
 
 
+def _unchecked(component: gr.components.Component, preprocess: Callable[[Any], Any]) -> None:
+    """Let a component pass on what it has. `Replies` checks it: its errors are sentences on the page."""
+    component.preprocess = preprocess  # type: ignore[method-assign]
+
+
 def _example_button(example: Example, icon: Path) -> gr.Button:
     """A button with an example's picture and question."""
     example.picture.save(icon)
-    return gr.Button(example.question, icon=icon, size="sm", min_width=130)
+    button = gr.Button(example.question, icon=icon, size="sm", min_width=130)
+    button.keep_in_cache.add(button.icon["path"])  # however long the page is served
+    return button
 
 
 def _setting(session: Session, start: Start) -> tuple[gr.Dropdown, gr.HTML, gr.Textbox, gr.Slider, gr.Radio]:
@@ -152,12 +160,13 @@ def _setting(session: Session, start: Start) -> tuple[gr.Dropdown, gr.HTML, gr.T
         info="Share of visual tokens that stay.",
         elem_id="keep",
     )
+    _unchecked(keep, lambda value: value)
     with gr.Row():
         options = gr.Textbox(
             start.options,
             label="Policy options",
             placeholder="layer=3",
-            info="By comma.",
+            info="Separated by commas.",
             min_width=140,
             elem_id="options",
         )

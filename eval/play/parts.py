@@ -24,7 +24,7 @@ def answers(found: Comparison) -> str:
     ]
     same = found.full.answer == found.pruned.answer
     verdict = "Both answers are the same." if same else "The answers differ."
-    right = "" if found.right is None else f" Right: <b>{escape(found.right)}</b>."
+    right = "" if found.right is None else f" The right one is <b>{escape(found.right)}</b>."
     return f'<div class="answers">{"".join(cards)}</div><p class="verdict" role="status">{verdict}{right}</p>'
 
 

@@ -75,7 +75,7 @@ def _check(session: Session, start: Start) -> None:
     try:
         session.compare(first.picture, first.question, setting(*dataclasses.astuple(start)))
     except (ValueError, TypeError) as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def served(options: Namespace) -> Iterator[gr.Blocks]:
         _check(session, start)
         blocks = page.build(session, start)
         blocks.launch(
-            server_name=options.host,
+            server_name=f"[{options.host}]" if ":" in options.host else options.host,
             server_port=port,
             share=options.share,
             inbrowser=options.browser,

@@ -12,6 +12,7 @@ from PIL import Image
 from ...patches.families.registry import family_of
 from ..checkpoints import load_checkpoint
 from ..errors import CommandError
+from ..minivlm import WEIGHTS
 from ..setting import PruningSetting
 from .choices import acting
 from .drawing import View, as_seen, views
@@ -72,7 +73,7 @@ class Session:
             self.model, self.processor = load_checkpoint(name, dtype, device)
             family_of(self.model)
         except (OSError, ValueError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(" ".join(str(error).split())) from error
         self.name, self.new_tokens = name, new_tokens
         self.policies, self.refused = acting(self.model)
         self.examples = examples()
@@ -86,6 +87,11 @@ class Session:
         """Layers of the decoder."""
         count: int = self.model.config.get_text_config().num_hidden_layers
         return count
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model is one of ours, which know only pictures like the examples."""
+        return self.model.name_or_path in map(str, WEIGHTS.values())
 
     def compare(self, picture: Image.Image, question: str, setting: PruningSetting) -> Comparison:
         """Ask full and pruned, in turns. What was asked before is not asked again.

@@ -16,8 +16,8 @@ from transformers import StoppingCriteriaList
 from ...patches import Record
 from ...patches.cache import cache_among
 from ..prefill import cache_bytes
-from ..profile.measure import TokenClock, vision_clock
 from ..setting import PruningSetting
+from .clocks import TokenClock, vision_times
 
 ROUNDS = 5  # at most, of which times are medians
 _SECONDS = 1.5  # no further round begins after so long
@@ -108,15 +108,16 @@ def measure(
 
 def _answer(model: Any, inputs: Any, setting: PruningSetting, new_tokens: int, runs: _Runs) -> None:
     """Generate once under a setting, and note tokens, records and times."""
-    with vision_clock(model, model.device) as vision, setting.context(model):
+    with vision_times(model, model.device) as vision, setting.context(model):
         clock = TokenClock(model.device)
         criteria = StoppingCriteriaList([clock])
         tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, stopping_criteria=criteria)
         runs.records = tuple(setting.records(model))
     runs.tokens = tokens[0]
-    runs.vision.append(vision[0])
+    encoded = sum(vision)
+    runs.vision.append(encoded)
     runs.select.append(sum((record.select_ms for record in runs.records), 0.0))
-    runs.prefill.append(clock.times[1] - clock.times[0] - vision[0])
+    runs.prefill.append(clock.times[1] - clock.times[0] - encoded)
     runs.total.append(clock.times[-1] - clock.times[0])
 
 

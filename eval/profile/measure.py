@@ -37,7 +37,7 @@ class Timings:
     total: list[float] = field(default_factory=list)
 
 
-class TokenClock(StoppingCriteria):
+class _Clock(StoppingCriteria):
     """Records when each token was generated, and never stops the generation."""
 
     def __init__(self, device: torch.device):
@@ -55,7 +55,7 @@ def _now(device: torch.device) -> float:
 
 
 @contextmanager
-def vision_clock(model: nn.Module, device: torch.device) -> Iterator[list[float]]:
+def _vision_clock(model: nn.Module, device: torch.device) -> Iterator[list[float]]:
     """Yields a list of one number: milliseconds spent so far on the features of images and videos."""
     base, spent, depth = base_of(model), [0.0], [0]
 
@@ -122,11 +122,11 @@ def profile(
     device = next(model.parameters()).device
     times = [Timings() for _ in settings]
     generation = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-    with vision_clock(model, device) as vision:
+    with _vision_clock(model, device) as vision:
         for i in progress(range(-WARM_UP, rounds)):
             for setting, into in zip(settings, times, strict=True):
                 with setting.context(model):
-                    vision[0], clock = 0.0, TokenClock(device)
+                    vision[0], clock = 0.0, _Clock(device)
                     model.generate(
                         **inputs, generation_config=generation, stopping_criteria=StoppingCriteriaList([clock])
                     )

@@ -72,7 +72,7 @@ def measure(
     settings: Sequence[PruningSetting],
     new_tokens: int,
 ) -> list[Outcome]:
-    """Ask under each setting: a prefill to warm up, then up to `ROUNDS` answers.
+    """Ask under each setting: the first token to warm up, then up to `ROUNDS` answers.
 
     Each round runs every setting once, so that a slow moment of the machine affects all of them. A slow model is asked
     once.
@@ -95,9 +95,9 @@ def measure(
     runs = []
     for setting in settings:
         with setting.context(model):
-            prefill = model(**inputs, use_cache=True, logits_to_keep=1)
-            runs.append(_Runs(cache_bytes(cache_among(prefill))))
-            del prefill
+            first = model.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
+            runs.append(_Runs(cache_bytes(cache_among(first))))  # the first token is not in the cache yet
+            del first
     started, rounds = time.perf_counter(), 0
     while rounds == 0 or (rounds < ROUNDS and time.perf_counter() - started < _SECONDS):
         for setting, of_setting in zip(settings, runs, strict=True):

@@ -118,7 +118,7 @@ def served(options: Namespace) -> Iterator[gr.Blocks]:
             server_name=f"[{options.host}]" if ":" in options.host else options.host,
             server_port=port,
             share=options.share,
-            inbrowser=options.browser,
+            inbrowser=not options.no_browser,
             prevent_thread_lock=True,
             quiet=True,
             theme=page.theme(),

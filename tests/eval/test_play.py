@@ -422,7 +422,7 @@ def test_what_nobody_expected_is_a_sentence_too_and_is_logged(replies, file, cap
 def _options(**changes):
     given = dict(
         model="embedded", policy="divprune", keep=0.25, positions="original", new_tokens=8, device="cpu", dtype=None,
-        host="127.0.0.1", port=None, share=False, browser=False,
+        host="127.0.0.1", port=None, share=False, no_browser=True,
     )  # fmt: skip
     return argparse.Namespace(**(given | changes))
 

@@ -33,7 +33,7 @@ def add(commands: arguments.Commands) -> None:
     play.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of this machine")
     play.add_argument("--port", type=arguments.count, metavar="N", help="default the first free one from 7860 up")
     play.add_argument("--share", action="store_true", help="also a public address, through Gradio's servers")
-    play.add_argument("--no-browser", dest="browser", action="store_false", help="open no browser")
+    play.add_argument("--no-browser", action="store_true", help="open no browser")
     play.set_defaults(run=_run)
 
 

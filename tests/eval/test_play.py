@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenprune import list_policies, pruning_report
+from tokenprune import list_policies, pruning, pruning_report
 from tokenprune.eval.answers import Sample, answer, held_out
 from tokenprune.eval.errors import CommandError
 from tokenprune.eval.minivlm.questions import Question
@@ -22,6 +22,8 @@ from tokenprune.eval.play import choices, measure, parts, server
 from tokenprune.eval.play.drawing import as_seen, views
 from tokenprune.eval.play.session import Session
 from tokenprune.eval.setting import PruningSetting
+
+from .. import families
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs Gradio")
 
@@ -282,6 +284,16 @@ def test_a_picture_whose_token_grid_is_unknown_stays_light(session):
     record = found.pruned.records[0].__class__(**{**vars(found.pruned.records[0]), "grids": None})
     (view,) = views(seen, record, session.n_layers)
     assert np.array_equal(np.asarray(view.picture), np.asarray(seen))
+
+
+def test_a_thumbnail_and_its_crops_are_drawn_side_by_side():
+    model, batch = families.get_model("llava_next"), families.ragged_batch("llava_next")
+    with torch.no_grad(), pruning(model, ["random", "fastv"], 0.3):
+        model(**batch.inputs)
+        record = next(r for r in pruning_report(model) if len(r.grids or ()) > 1)
+    seen = Image.new("RGB", (60, 40), "white")
+    drawn = views(seen, record, model.config.get_text_config().num_hidden_layers)
+    assert [view.picture.size for view in drawn] == [(60 * len(record.grids), 40)] * (1 + len(record.cuts))
 
 
 # What people read

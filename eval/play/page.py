@@ -126,14 +126,15 @@ def _asking(session: Session) -> tuple[gr.Image, list[gr.Button], gr.Textbox]:
 
 def _unchecked(component: gr.components.Component, preprocess: Callable[[Any], Any]) -> None:
     """Let a component pass on what it has. `Replies` checks it: its errors are sentences on the page."""
-    component.preprocess = preprocess  # type: ignore[method-assign]
+    component.preprocess = preprocess  # type: ignore[assignment, method-assign]
 
 
 def _example_button(example: Example, icon: Path) -> gr.Button:
     """A button with an example's picture and question."""
     example.picture.save(icon)
     button = gr.Button(example.question, icon=icon, size="sm", min_width=130)
-    button.keep_in_cache.add(button.icon["path"])  # however long the page is served
+    if button.icon is not None:
+        button.keep_in_cache.add(button.icon["path"])  # however long the page is served
     return button
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -128,10 +129,15 @@ class Session:
             *first, pruned = measure(self.model, self.processor, picture, key[1], settings, self.new_tokens)
             self._full[key] = first[0] if first else self._full[key]
             self._pairs[identity] = self._full[key], pruned
-            for memory in (self._pairs, self._full):
-                while len(memory) > _REMEMBERED:
-                    del memory[next(iter(memory))]  # the oldest
+            _forget(self._pairs)
+            _forget(self._full)
         return self._pairs[identity]
+
+
+def _forget(memory: dict[Any, Any]) -> None:
+    """Drop the oldest entries beyond `_REMEMBERED`."""
+    while len(memory) > _REMEMBERED:
+        del memory[next(iter(memory))]
 
 
 def _digest(picture: Image.Image) -> str:

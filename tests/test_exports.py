@@ -143,6 +143,7 @@ COMMANDS = {
     "engine concurrency requests json plot",
     "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
     "no-full out compare",
+    "play": "model policy keep positions new-tokens device dtype host port share no-browser",
     "report": "eval profile no-gallery model image question policy keep positions new-tokens device title out",
     "policies": "stage needs json markdown",
     "models": "json",

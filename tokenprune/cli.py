@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .commands import bench, completion, demo, evaluate, models, policies, profile, report, show
+from .commands import bench, completion, demo, evaluate, models, play, policies, profile, report, show
 from .commands.arguments import VERBOSITY, add_verbosity
 from .commands.failures import Interruptions, failure
 
 logger = logging.getLogger(__package__)
 
-_COMMANDS = (demo, bench, show, profile, evaluate, report, policies, models, completion)
+_COMMANDS = (demo, play, bench, show, profile, evaluate, report, policies, models, completion)
 
 
 class Parser(argparse.ArgumentParser):

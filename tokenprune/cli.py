@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 
 from . import __version__
 from .commands import bench, demo, evaluate, models, policies, profile, report, show
+from .eval.errors import CommandError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,4 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     args = parser().parse_args(argv)
-    args.run(args)
+    try:
+        args.run(args)
+    except CommandError as error:
+        sys.stderr.write(f"tokenprune {args.command}: {error}\n")
+        raise SystemExit(2) from None

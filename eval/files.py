@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,12 +99,14 @@ def _make_folder(path: Path, what: str) -> None:
 
 
 def _try_to_write(path: Path) -> None:
-    """Open a file for writing at its end, which changes nothing in it. Access rights do not tell about a read-only
-    disk."""
-    new = not path.exists()
-    path.open("ab").close()
-    if new:
-        path.unlink()
+    """Open a file at its end, or one without a name beside it if it is not there. Access rights alone say nothing of a
+    disk that is read-only."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    else:
+        path.open("ab").close()
 
 
 def picture_suffixes() -> tuple[str, ...]:

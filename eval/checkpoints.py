@@ -17,9 +17,19 @@ def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: s
         dtype: of the weights.
         device: where the model goes.
         attn: attention implementation; None: transformers' default.
+
+    Raises:
+        CommandError: the processor needs a package that is not installed. The model is not loaded then.
+        OSError: there is no such checkpoint.
     """
+    processor = minivlm.load_processor(name)
+    return load_model(name, dtype, device, attn), processor
+
+
+def load_model(name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None) -> Any:
+    """The model of `load_checkpoint`."""
     from transformers import AutoModelForImageTextToText
 
     path = minivlm.checkpoint_path(name)
     model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attn)
-    return model.to(device).eval(), minivlm.load_processor(name)
+    return model.to(device).eval()

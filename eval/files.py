@@ -37,8 +37,7 @@ def check_file(path: Path | None, option: str, suffixes: Sequence[str] = ()) -> 
         return
     with _refused(f"{option} {path}"):
         if path.is_dir():
-            example = path / f"file{suffixes[0] if suffixes else '.json'}"
-            raise CommandError(f"{option} {path} is a folder; name a file, {example} for example")
+            raise CommandError(f"{option} {path} is a folder; name a file in it")
         if suffixes and path.suffix.lower() not in suffixes:
             has = f"ends in {path.suffix}" if path.suffix else "has no suffix"
             raise CommandError(f"{option} {path} {has}; accepted: {', '.join(suffixes)}")

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..files import check_file, check_folder, console_beside, write_json
+from ..files import STDOUT, check_file, check_folder, console_beside, write_json
 from ..machine import describe
 from ..progress import progress_bar
 from ..setting import FULL, format_keep
@@ -58,7 +58,8 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     note(f"written: {options.out}/{', '.join(written)}")
     if options.json is not None:
         write_json(options.json, {**made, "rows": rows})
-        note(f"written: {options.json}")
+        if options.json != STDOUT:
+            note(f"written: {options.json}")
     return rows
 
 

@@ -173,7 +173,7 @@ class WorkBar:
 
     def __init__(self, console: Console, total: float, device: str):
         columns = (TextColumn("{task.description}"), BarColumn(), _TimeLeft())
-        self.progress = Progress(*columns, console=console, transient=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
         speed = _SPEED.get(device, _SPEED["cuda"])
         self.task = self.progress.add_task("profiling", total=total, at=0.0, speed=speed)
 

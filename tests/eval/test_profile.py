@@ -194,7 +194,7 @@ def test_bad_options_are_named(options, words, capsys):
         (["--config", "qwen2.5-vl-7b", "--frames", "4", "--images", "2"], "--images and --frames do not go together"),
         (["--model", "embedded", "--requests", "4"], "--requests goes with --engine vllm"),
         (["--model", "embedded", "--concurrency", "1"], "--concurrency goes with --engine vllm"),
-        (["--model", "embedded", "--json", "TMP"], "TMP is a folder; name a file"),
+        (["--model", "embedded", "--json", "TMP"], "TMP is a folder; name a file in it"),
         (["--model", "embedded", "--plot", "TMP/plot.txt"], "ends in .txt; accepted: .png"),
         (["--model", "embedded", "--plot", "TMP/file/plot.png"], "TMP/file is a file, not a folder"),
         (["--model", "embedded", "--plot", "TMP/x.svg", "--json", "TMP/x.svg"], "--json and --plot name the same file"),

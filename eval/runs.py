@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from .errors import CommandError
+
 C = TypeVar("C", bound="Cell")
 
 #: Folder of the cells below a run's folder.
@@ -128,6 +130,25 @@ def cells_in(out: Path, former: bool = False) -> Iterator[tuple[Path, dict[str, 
         results = read_cell(path)
         if results is not None:
             yield path, results
+
+
+def check_command(out: Path, command: str) -> None:
+    """Check that the tables in a folder, if there are any, are those of the same command.
+
+    Args:
+        out: the folder of a run.
+        command: `"bench"` or `"eval"`.
+
+    Raises:
+        CommandError: they are another's, and would be overwritten.
+    """
+    try:
+        rows = json.loads((out / "results.json").read_text())["rows"]
+        other = "eval" if "metric" in rows[0] else "bench"
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if other != command:
+        raise CommandError(f"--out {out} has the results of `tokenprune {other}`; name another folder")
 
 
 def run(

@@ -13,6 +13,7 @@ from rich.table import Table
 from ..files import STDOUT, check_file, check_folder, console_beside, write_json
 from ..machine import describe
 from ..progress import progress_bar
+from ..runs import check_command
 from ..setting import FULL, format_keep
 from . import report, run
 from .collected import Setting, collect
@@ -24,6 +25,7 @@ _SHORT = {"attribute": "attr.", "existence": "exist.", "counting": "count", "spa
 def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """Run the benchmark; returns its rows."""
     check_folder(options.out, "--out", report.FILES)
+    check_command(options.out, "bench")
     check_file(options.json, "--json")
     console = console_beside(options.json, console)
     note = lambda text: console.print(text, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from .. import published
 from ..files import check_folder
 from ..machine import describe
+from ..runs import check_command
 from ..setting import FULL, settings_grid
 from . import grid, grid_report
 from .collected import collect
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         include=options.include_path,
     )
     check_folder(options.out, "--out", grid_report.FILES)
+    check_command(options.out, "eval")
     first = int(os.environ.get("RANK", 0)) == 0
     note = (lambda text: console.print(text, highlight=False, markup=False)) if first else (lambda text: None)
     grid.run(plan, options.out, note)

@@ -17,6 +17,7 @@ from .. import runs
 from ..machine import pick_device
 from ..setting import PruningSetting
 from . import tasks_path
+from .datasets import fetch
 from .options import model_args
 
 BACKENDS = ("tokenprune_hf", "tokenprune_llava_hf", "tokenprune_qwen2_5_vl", "tokenprune_qwen3_vl")
@@ -169,9 +170,11 @@ def run(plan: Plan, out: Path, note: Callable[[str], None] = lambda text: None) 
 
     Raises:
         NoHarness, ValueError, UnsupportedModelError, OSError: as `check`, before any model is loaded.
+        CommandError: the data of a task cannot be fetched; likewise.
     """
     manager = check(plan)
     cells = plan.cells()
+    fetch(dict.fromkeys(cell.task for cell in cells if not cell.finished(out)), manager)
     runs.run(cells, out, lambda cell: evaluate(cell, manager), note)
     return cells
 

@@ -93,13 +93,17 @@ def test_the_command_writes_tables(tmp_path, capsys):
         (["--model", "/nowhere"], "there is no such folder"),
         (["--backend", "llava_hf"], "backend 'llava_hf' is none of tokenprune_hf"),
         (["--compare", "divprune/llava"], "Did you mean divprune/llava-"),
+        (["--tasks", "gqa"], "the data of task 'gqa' cannot be fetched"),
+        (["--tasks", "gqa"], "tasks that need no network: tokenprune_embedded, tokenprune_embedded_colour"),
     ],
 )
-def test_what_cannot_run_fails_before_the_model_loads(tmp_path, monkeypatch, arguments, message):
+def test_what_cannot_run_fails_before_the_model_loads(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(model_module, "_load", lambda *a: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as error:
         cli.main(["eval", *arguments, "--out", str(tmp_path)])
-    assert message in str(error.value)
+    printed = capsys.readouterr().err or f"{error.value}\n"
+    assert message in printed
+    assert printed.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

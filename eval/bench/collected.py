@@ -77,20 +77,19 @@ def collect(plan: Plan, out: Path) -> Collected:
     cells, found = plan.cells(), Collected()
     for cell in cells:
         found.add(cell.names(), cell.read(out))
+    planned = {(Setting.of(cell.names()), cell.task) for cell in cells}
     own = {runs.digest(cell.identity()) for cell in cells}
     run = _shared(cells[0].identity())
-    earlier: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for path, results in runs.cells_in(out):
+    for path, results in runs.cells_in(out):  # of two with one name the newer counts
         identity = results["identity"]
         if runs.digest(identity) in own:
             continue
         if _shared(identity) == run and _is_current(identity["model"], identity["weights"]):
-            earlier.append((results.get("names") or _former_names(path, identity), results))
+            names = results.get("names") or _former_names(path, identity)
+            if (Setting.of(names), names["task"]) not in planned:
+                found.add(names, results)
         else:
             found.left_out += 1
-    for names, results in reversed(earlier):  # of two with one name the newer
-        if names["task"] not in found.cells.get(Setting.of(names), {}):
-            found.add(names, results)
     _add_rows(found, out, run)
     return found
 

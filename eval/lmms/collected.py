@@ -71,8 +71,10 @@ def collect(plan: Plan, out: Path) -> tuple[list[Stored], int]:
             earlier.append(Stored(results.get("names") or _former_names(identity), results))
         else:
             left_out += 1
-    for stored in reversed(earlier):  # of two with one name the newer
-        found.setdefault(stored.key, stored)
+    planned = set(found)
+    for stored in earlier:  # of two with one name the newer counts
+        if stored.key not in planned:
+            found[stored.key] = stored
     order = list(dict.fromkeys(stored.run for stored in found.values()))
     by_run = sorted(found.values(), key=lambda stored: (order.index(stored.run), stored.names["policy"] != FULL))
     return by_run, left_out

@@ -1,11 +1,14 @@
 """Processors of models that take videos, on a machine without torchvision."""
 
 import importlib.util
+import shutil
 
 import pytest
 from PIL import Image
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tokenprune import cli
+from tokenprune.eval import minivlm
 from tokenprune.eval.errors import CommandError
 from tokenprune.eval.processors import check_videos, load_processor, takes_videos
 
@@ -29,3 +32,24 @@ def test_pictures_without_torchvision(tmp_path, model_type):
     assert not takes_videos(processor)
     with pytest.raises(CommandError, match=r"^videos need torchvision, of the build for torch [^\n]+ installed$"):
         check_videos(processor)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """The embedded Qwen2.5-VL in a folder of its own, as a user's checkpoint."""
+    return shutil.copytree(minivlm.WEIGHTS["qwen"], tmp_path_factory.mktemp("checkpoints") / "my-qwen")
+
+
+def test_show_of_a_folder_without_torchvision(qwen, tmp_path):
+    cli.main(["show", "--model", str(qwen), "--new-tokens", "2", "--out", str(tmp_path / "deep" / "kept.png")])
+    assert Image.open(tmp_path / "deep" / "kept.png").width > 500
+
+
+def test_profile_of_a_folder_without_torchvision(qwen, capsys):
+    few = ["--keep", "0.25", "--new-tokens", "2", "--rounds", "1", "--image-size", "96"]
+    cli.main(["profile", "--model", str(qwen), *few])
+    assert "divprune 0.25" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["profile", "--model", str(qwen), *few[:-2], "--frames", "4"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("tokenprune profile: videos need torchvision, of the build for torch")

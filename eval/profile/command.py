@@ -50,7 +50,7 @@ def load(
         inputs = checkpoint_inputs(path, config, request).to(device, dtype)
     costs = Costs.of(shapes.without_weights(config), inputs, options.new_tokens)
     total = costs.total(settings, options.rounds or ROUNDS)
-    work = Work(costs, settings, stack.enter_context(WorkBar(console, total, device.type)))
+    work = Work(costs, (PruningSetting(), *settings), stack.enter_context(WorkBar(console, total, device.type)))
     if path is None:
         return shapes.build(config, dtype, device, options.attn, work), inputs, work
     return load_model(options.model, dtype, device, options.attn), inputs, work

@@ -50,7 +50,7 @@ def check_kind(model_type: str, options: argparse.Namespace) -> None:
     """
     known = families()
     if model_type not in known:
-        raise CommandError(f"model type {model_type!r} is not supported; supported: {', '.join(known)}")
+        raise CommandError(f"model type {model_type!r} is not supported; supported model types: {', '.join(known)}")
     kind: Kind = "video" if options.frames else "image"
     if kind not in known[model_type].kinds:
         raise CommandError(f"--frames {options.frames}: {model_type} takes no videos")

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tokenprune.eval.profile.counting import count_flops, decoder_flops, peak_by
 from tokenprune.eval.profile.measure import profile, verdict
 from tokenprune.eval.profile.random_weights import BLOCK, CheapRandom
 from tokenprune.eval.profile.report import tables
+from tokenprune.eval.profile.work import Costs, Work, WorkBar
 from tokenprune.eval.setting import PruningSetting
 from tokenprune.patches.modules import base_of
 
@@ -110,6 +112,26 @@ def test_what_is_encoded_once_counts_as_if_it_was_encoded_each_time(embedded):
         assert row["flops"] == counter.get_total_flops()
         assert row["peak_bytes"] == pytest.approx(peak, rel=0.1)
         assert row["total_ms"] >= row["vision_ms"] + row["prefill_ms"]
+
+
+@pytest.mark.parametrize("rounds", [1, None])
+def test_a_bar_says_from_the_start_what_is_left(embedded, rounds):
+    model, inputs = embedded
+    settings = [PruningSetting("divprune", 0.25), PruningSetting("visionzip", 9)]
+    costs = Costs.of(model, inputs, new_tokens=2)
+    weights = sum(p.numel() for p in base_of(model).language_model.layers.parameters())
+    assert costs.visual == 2 * weights * 288
+    assert costs.prefill(settings[1]) - costs.text == pytest.approx(costs.visual * 9 / 288)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    with WorkBar(console, costs.total(settings, rounds or 5), "cpu") as bar:
+        bar.progress.refresh()
+        assert re.search(r"about 0:\d\d:\d\d left", screen.getvalue())
+        profile(model, inputs, settings, 2, rounds, Work(costs, [PruningSetting(), *settings], bar))
+        task = bar.progress.tasks[0]
+        assert task.completed == pytest.approx(task.total)
+        bar.progress.refresh()
+    assert "about 0:00:00 left" in screen.getvalue()
 
 
 def test_fewer_rounds_where_they_take_long(embedded, monkeypatch):

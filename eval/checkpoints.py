@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,14 +29,29 @@ def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: s
         CommandError: there is no such checkpoint, it is no vision-language model, or a package that it needs is not
             installed.
     """
+    check_attention(attn)
+    path = find_checkpoint(name)
+    with _one_line(name):
+        processor = minivlm.load_processor(path)  # first: it fails sooner
+    return load_model(name, dtype, device, attn), processor
+
+
+def load_model(name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None) -> Any:
+    """The model of `load_checkpoint`."""
     from transformers import AutoModelForImageTextToText
 
     check_attention(attn)
     path = find_checkpoint(name)
     logger.info("loading %s as %s on %s", path, dtype, device)
-    try:
+    with _one_line(name):
         model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attn)
-        processor = minivlm.load_processor(path)
+    return model.to(device).eval()
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Around what transformers loads of a checkpoint."""
+    try:
+        yield
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"{name} cannot be loaded: {error}") from error
-    return model.to(device).eval(), processor

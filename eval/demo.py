@@ -15,7 +15,7 @@ from rich.table import Table
 from ..patches import Record
 from . import minivlm
 from .answers import BATCH, TYPES, Answers, Sample, answer, encode_for, exact_matches, held_out
-from .files import write_json
+from .files import STDOUT, check_different, check_file, console_beside, picture_suffixes, write_json
 from .machine import describe, device_and_threads
 from .minivlm.scenes import GRID
 from .pictures import dim, kept_indices, kept_masks
@@ -69,7 +69,7 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
     """Print the rows of `figures`, the full model's first, with the number of questions in the title."""
     table = Table(
         title=f"{samples} held-out questions: exact match in %",
-        caption="kept: visual tokens, KiB: KV cache of a question, ms: prefill",
+        caption="kept: visual tokens, a mean over decoder layers; KiB: KV cache of a question; ms: prefill",
         box=box.SIMPLE_HEAD,
         padding=0,  # fits 80 columns
     )
@@ -127,16 +127,31 @@ def draw(path: Path, samples: list[Sample], results: list[tuple[PruningSetting, 
             ax.xaxis.label.set_fontsize(12)
             if ax.get_subplotspec().is_first_row():
                 ax.set_title(sample.question.text, fontsize=9)
-        records = answers.records[chosen[0]]
-        kept = f"{len(kept_indices(records[0]))} of" if records else "all"
-        row[0].set_ylabel(f"{setting.name}\n{kept} {GRID * GRID} visual tokens", fontsize=11)
+        row[0].set_ylabel(f"{setting.name}\n{_kept(answers, chosen[0])}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=75)
     plt.close(figure)
 
 
+def _kept(answers: Answers, i: int) -> str:
+    """How many visual tokens a question kept, and where the decoder drops some, their mean over its layers too."""
+    n, records = GRID * GRID, answers.records[i]
+    if not records:
+        return f"all {n} visual tokens"
+    last, mean = len(kept_indices(records[0])), answers.kept[i]
+    return f"{last} of {n} visual tokens" if mean == last else f"{last} of {n} at the end,\n{mean:.4g} in the mean"
+
+
 def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """Run the demo; returns the rows of its table, the full model first."""
+    """Run the demo; returns the rows of its table, the full model first.
+
+    Raises:
+        CommandError: a file that cannot be written.
+    """
+    check_file(options.out, "--out", picture_suffixes())
+    check_file(options.json, "--json")
+    check_different(out=options.out, json=options.json)
+    console = console_beside(options.json, console)
     model, processor = minivlm.load()
     settings = settings_grid(options.policy, options.keep, options.positions)
     samples = held_out(options.samples)
@@ -172,5 +187,6 @@ def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     if options.json is not None:
         head = {"machine": machine, "samples": len(samples), "positions": options.positions}
         write_json(options.json, head | {"rows": rows})
-        console.print(f"Figures: {options.json}", soft_wrap=True)
+        if options.json != STDOUT:
+            console.print(f"Figures: {options.json}", soft_wrap=True)
     return rows

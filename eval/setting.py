@@ -145,8 +145,10 @@ def label(policy: str, keep: float | int | None) -> str:
 
 
 def format_keep(keep: float | int | None) -> str:
-    """A keep ratio or number of tokens in short; `default` for the family's own."""
-    return "default" if keep is None else f"{keep:g}"
+    """A keep ratio or number of tokens in short, `1.0` for all, `1` for one token; `default` for the family's own."""
+    if keep is None:
+        return "default"
+    return "1.0" if isinstance(keep, float) and keep == 1 else f"{keep:g}"
 
 
 def settings_grid(

@@ -17,6 +17,7 @@ from rich.progress import track
 from ..patches import Record
 from .answers import held_out
 from .checkpoints import load_checkpoint
+from .files import check_file, picture_suffixes
 from .images import open_image
 from .machine import pick_device, pick_dtype
 from .pictures import TALLEST, dim, fitted, kept_indices, kept_masks, model_crop
@@ -142,5 +143,6 @@ def rows(
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Draw what the policies keep, and print where."""
+    check_file(options.out, "--out", picture_suffixes())
     draw(options.out, rows(options, options.policy, options.keep, console))
     console.print(f"Picture: {options.out}", highlight=False, soft_wrap=True)

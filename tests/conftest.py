@@ -10,6 +10,9 @@ for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # small models: one
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tokenprune.plugins import use_builtin_only  # noqa: E402
+
+use_builtin_only()  # the tables of the tests are about what this package has, whatever else is installed
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
@@ -47,3 +50,11 @@ def deep():
     from .support.towers import deep_llava
 
     return deep_llava()
+
+
+@pytest.fixture
+def plugins():
+    """What other packages have declared is read."""
+    use_builtin_only(False)
+    yield
+    use_builtin_only()

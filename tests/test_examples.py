@@ -15,7 +15,8 @@ from tokenprune.policies import registration
 from .families import FAMILIES, get_model, ragged_batch
 from .oracles import check_against_oracles
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_policy"
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "custom_policy"
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,34 @@ def test_it_is_found_once_it_is_installed(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "Brightest(blocks=4)"
+
+
+@pytest.fixture(scope="module")
+def with_both_examples(tmp_path_factory):
+    """The environment of a process in which the policy and the family of the examples are installed."""
+    folder = tmp_path_factory.mktemp("installed")
+    for example in (EXAMPLE, EXAMPLE.with_name("custom_family")):
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(example)]
+        subprocess.run(pip, check=True)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    found = "import tokenprune; print('brightest' in tokenprune.list_policies(), tokenprune.list_supported_models())"
+    environment = {**os.environ, "PYTHONPATH": path}
+    printed = subprocess.run(
+        [sys.executable, "-c", found], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.startswith("True") and "house_llava" in printed
+    return environment
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/test_docs.py", "tests/policies/test_registry.py"],
+        ["tools.docs_tables", "--check"],
+    ],
+)
+def test_the_tables_of_the_project_do_not_change_when_they_are_installed(with_both_examples, command):
+    run = subprocess.run(
+        [sys.executable, "-m", *command], env=with_both_examples, cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr

@@ -15,6 +15,7 @@ import tokenprune
 from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, register_family, remove_pruning
 from tokenprune.patches.families import registry
 from tokenprune.patches.families.base import feature_layer, layers_below_feature
+from tokenprune.plugins import use_builtin_only
 
 from .families import FAMILIES, get_model, ragged_batch
 from .oracles import check_against_oracles
@@ -115,7 +116,7 @@ def test_it_is_found_once_it_is_installed(tmp_path):
     assert "house_llava" in run.stdout
 
 
-def test_a_broken_package_does_not_take_the_others_down(monkeypatch, caplog):
+def test_a_broken_package_does_not_take_the_others_down(plugins, monkeypatch, caplog):
     class Broken:
         name, value = "broken", "nowhere:FAMILY"
 
@@ -128,7 +129,7 @@ def test_a_broken_package_does_not_take_the_others_down(monkeypatch, caplog):
     assert "family 'broken' of nowhere:FAMILY could not be loaded: no such module" in caplog.text
 
 
-def test_a_package_may_derive_its_family_from_one_of_ours(example, monkeypatch, caplog):
+def test_a_package_may_derive_its_family_from_one_of_ours(plugins, example, monkeypatch, caplog):
     class Derived:
         name, value = "derived", "somewhere:FAMILY"
 
@@ -139,6 +140,8 @@ def test_a_package_may_derive_its_family_from_one_of_ours(example, monkeypatch, 
     monkeypatch.setattr(registry, "_loaded", False)
     assert "derived_vl" in tokenprune.list_supported_models()
     assert caplog.text == ""
+    use_builtin_only()
+    assert "derived_vl" not in tokenprune.list_supported_models()
 
 
 @pytest.mark.parametrize(("index", "layer"), [(-1, 4), (-2, 3), (1, 0), (5, 4), ([1, -2], 3), ((3,), 2)])

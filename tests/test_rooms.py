@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: From the bottom up: a module imports from its own level and from those below, never from one above.
 LEVELS = (
-    ("_version", "arguments", "budget", "device", "pickling", "schedule", "validate", "ops"),
+    ("_version", "arguments", "budget", "device", "pickling", "plugins", "schedule", "validate", "ops"),
     ("policies",),
     ("patches", "visual"),
     ("api", "serve"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from typing import Any
 
@@ -10,18 +11,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..files import write_json
+from ..files import STDOUT, check_file, check_folder, console_beside, write_json
 from ..machine import describe
 from ..progress import progress_bar
+from ..runs import check_command
 from ..setting import FULL, format_keep
 from . import report, run
+from .collected import Setting, collect
+from .tasks import ALL, TASKS
 
 _SHORT = {"attribute": "attr.", "existence": "exist.", "counting": "count", "spatial": "spat."}
-_OF_A_SETTING = ("policy", "keep", "positions", "task")  # of a cell's identity; the rest is the run's
 
 
 def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """Run the benchmark; returns its rows."""
+    check_folder(options.out, "--out", report.FILES)
+    check_command(options.out, "bench")
+    check_file(options.json, "--json")
+    console = console_beside(options.json, console)
     note = lambda text: console.print(text, highlight=False, soft_wrap=True)
     settings = run.settings(options.policy, options.keep, options.positions)
     plan = run.Plan(
@@ -32,24 +39,30 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
         options.split,
         options.against,
     )
-    cells = plan.cells()
+    cells, command = plan.cells(), _command(options, plan)
     with progress_bar(console) as progress:
         task = progress.add_task(f"asking {plan.model}", total=len(cells) * plan.samples)
-        results = run.run(plan, options.out, lambda count: progress.advance(task, count), note)
-    rows = report.rows(plan, results)
+        run.run(plan, options.out, command, lambda count: progress.advance(task, count), note)
+    found = collect(plan, options.out)
+    rows = report.rows(found, plan.against)
     made = {
-        "command": _command(options, plan),
+        "command": command,
+        "commands": list(dict.fromkeys([*found.commands, command])),
         "machine": describe("cpu"),
-        "identity": {k: v for k, v in cells[0].identity().items() if k not in _OF_A_SETTING},
+        "identity": {k: v for k, v in cells[0].identity().items() if k not in run.OF_A_SETTING},
+        "models": {model: run.weights(model) for model in dict.fromkeys(row["model"] for row in rows)},
     }
-    report.write(rows, options.out, made)
+    written = report.write(rows, options.out, made)
     wide = Console(width=max(console.width, 112), file=console.file)  # narrower, figures would be cut
     for table in tables(rows):
         wide.print(table)
-    console.print(f"written: {options.out}/results.csv, .json, .md, curves.png, tasks.png", soft_wrap=True)
+    if found.left_out:
+        note(f"{found.left_out} cells in {options.out} are left out: other questions, versions or weights")
+    note(f"written: {options.out}/{', '.join(written)}")
     if options.json is not None:
         write_json(options.json, {**made, "rows": rows})
-        console.print(f"written: {options.json}", soft_wrap=True)
+        if options.json != STDOUT:
+            note(f"written: {options.json}")
     return rows
 
 
@@ -66,30 +79,44 @@ def _command(options: argparse.Namespace, plan: run.Plan) -> str:
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """Per keep ratio and positions: policies by tasks, and the paired difference to random tokens."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    full = [row for row in rows if row["policy"] == FULL]
-    budgets = dict.fromkeys((row["keep"], row["positions"]) for row in rows if row["policy"] != FULL)
+    """Per model, keep ratio and positions: policies by tasks, and the paired difference to random tokens."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
     out = []
-    for keep, positions in budgets:
-        pruned = [row for row in rows if (row["keep"], row["positions"]) == (keep, positions) and row not in full]
-        table = Table(
-            title=f"keep {keep:g}, {positions} positions: exact match in %, {full[0]['n']} questions per task",
-            caption="kept: visual tokens; over random: by question, with its 95 % interval",
-            box=box.SIMPLE_HEAD,
-            padding=0,
-            title_justify="left",
-        )
-        for name in ("", "kept", *tasks, "over random"):
-            table.add_column(f"{_SHORT.get(name, name)} ", justify="right" if name else "left", no_wrap=True)
-        for policy in (FULL, *(name for name, *budget in report.ranked(pruned) if budget == [keep, positions])):
-            of_policy = [row for row in full + pruned if row["policy"] == policy]
-            table.add_row(
-                f"{policy} ",
-                f"{of_policy[-1]['visual_tokens']:.0f} ",
-                *(f"{100 * row['exact_match']:.0f} " for row in of_policy),
-                report.gain(of_policy[-1], "random"),
-                style="bold" if policy == FULL else None,
-            )
-        out.append(table)
+    for model in models:
+        of_model = [row for row in rows if row["model"] == model]
+        pruned = [row for row in of_model if row["policy"] != FULL]
+        for keep, positions in dict.fromkeys((s.keep, s.positions) for s in map(Setting.of, pruned)):
+            shown = [
+                row
+                for row in of_model
+                if row["policy"] == FULL or (repr(row["keep"]), row["positions"]) == (keep, positions)
+            ]
+            title = f"{model}, " * (len(models) > 1) + f"keep {format_keep(json.loads(keep))}, {positions} positions"
+            out.append(_table(shown, title))
     return out
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
+    """A table of rows of one model, keep ratio and positions, the full model's among them."""
+    tasks = [task for task in (*TASKS, ALL) if any(row["task"] == task for row in rows)]
+    n = next(row["n"] for row in rows if row["task"] != ALL)
+    table = Table(
+        title=f"{title}: exact match in %, {n} questions per task",
+        caption="kept: visual tokens, a mean over decoder layers; over random: by question, with its 95 % interval",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        title_justify="left",
+    )
+    for name in ("", "kept", *tasks, "over random"):
+        table.add_column(f"{_SHORT.get(name, name)} ", justify="right" if name else "left", no_wrap=True)
+    for setting in report.ranked(rows):
+        by_task = {row["task"]: row for row in rows if Setting.of(row) == setting}
+        last = by_task.get(ALL) or list(by_task.values())[-1]
+        table.add_row(
+            f"{setting.policy} ",
+            f"{last['visual_tokens']:.0f} ",
+            *(f"{100 * by_task[task]['exact_match']:.0f} " if task in by_task else "" for task in tasks),
+            report.gain(last, "random"),
+            style="bold" if setting.policy == FULL else None,
+        )
+    return table

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from ..setting import format_keep
 from .run import BASELINES
 from .tasks import ALL
 
@@ -66,26 +67,26 @@ def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
         path: of the image.
     """
     names = list(dict.fromkeys(row["task"] for row in rows))
-    blocks: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    full = [100 * row["exact_match"] for row in rows if row["policy"] == "full"]
+    blocks: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
+    full = {row["task"]: 100 * row["exact_match"] for row in rows if row["policy"] == "full"}
     for row in rows:
         if row["policy"] != "full":
-            block = blocks.setdefault((row["keep"], row["positions"]), {"full": full})
-            block.setdefault(row["policy"], []).append(100 * row["exact_match"])
+            block = blocks.setdefault((format_keep(row["keep"]), row["positions"]), {"full": full})
+            block.setdefault(row["policy"], {})[row["task"]] = 100 * row["exact_match"]
     heights = [len(block) for block in blocks.values()]
     figure = Figure(
         figsize=(1.5 + 0.8 * len(names), 0.6 * len(blocks) + 0.36 * sum(heights) + 0.6), layout="constrained"
     )
     axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, ((keep, positions), scores) in zip(axes, blocks.items(), strict=True):
-        block = dict(sorted(scores.items(), key=lambda item: -item[1][-1]))
-        values = np.array(list(block.values()))
+        block = dict(sorted(scores.items(), key=lambda item: -item[1].get(names[-1], -1)))
+        values = np.array([[of_policy.get(name, np.nan) for name in names] for of_policy in block.values()])
         ax.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (i, j), value in np.ndenumerate(values):
-            ax.text(
-                j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 60 else "black"
-            )
+            if not np.isnan(value):
+                colour = "white" if value < 60 else "black"
+                ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
         ax.set_yticks(range(len(block)), list(block), fontsize=9)
         ax.set_xticks(range(len(names)), names, fontsize=9)
-        ax.set_title(f"keep {keep:g}, {positions} positions: exact match, %", fontsize=10, loc="left")
+        ax.set_title(f"keep {keep}, {positions} positions: exact match, %", fontsize=10, loc="left")
     figure.savefig(path, dpi=90)

@@ -11,69 +11,83 @@ import numpy as np
 from ..files import markdown_table, write_csv, write_json
 from ..intervals import bootstrap_interval
 from ..machine import device_and_threads
-from ..setting import FULL, PruningSetting
-from .run import BASELINES, Key, Plan
-from .tasks import ALL
+from ..setting import FULL, format_keep
+from .collected import Collected, Setting
+from .run import BASELINES
+from .tasks import ALL, TASKS
 
 Rows = Sequence[dict[str, Any]]
 
 
-def rows(plan: Plan, results: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per setting and task, and one over all tasks.
+def rows(found: Collected, against: str | None = None) -> list[dict[str, Any]]:
+    """One row per setting and task, and for settings that were asked all of their model's tasks one over all.
 
     Args:
-        plan: what was run.
-        results: of `run.run`.
+        found: results that go together.
+        against: a policy that every other is compared with, besides the baselines; None: none.
 
     Returns:
         Rows with `model`, `policy` (`full` for the full model), `keep`, `positions`, `task`, `exact_match`,
         `n`, its 95 % interval `low` and `high`, and `visual_tokens` (mean per question, over decoder layers). Of
         `existence` also `precision`, `recall` and `f1` of the answer yes. Against each of `BASELINES` at the
         same keep ratio and positions, paired by question: the mean difference `vs_NAME` and its interval `vs_NAME_low`,
-        `vs_NAME_high`; likewise `vs_full`, and against the policy that the plan names.
+        `vs_NAME_high`; likewise `vs_full`, and against the policy given. What was not asked the same questions is not
+        compared.
     """
     out = []
-    for setting in plan.settings:
-        key = (setting.name, setting.keep, setting.positions)
-        others = {} if setting.is_full else _compared_with(setting, plan, results)
-        for task in (*plan.tasks, ALL):
-            right = _per_question(results, key, task, plan, "right")
-            low, high = bootstrap_interval(right)
-            row = {
-                "model": plan.model,
-                "policy": setting.name,
-                "keep": setting.keep,
-                "positions": setting.positions,
-                "task": task,
-                "exact_match": float(right.mean()),
-                "n": len(right),
-                "low": low,
-                "high": high,
-                "visual_tokens": float(_per_question(results, key, task, plan, "kept").mean()),
-            }
-            if task == "existence":
-                row |= yes_no(results[(*key, task)]["texts"], results[(*key, task)]["answers"])
-            for name, other in others.items():
-                if other != key and (*other, plan.tasks[0]) in results:
-                    row |= _paired(name, right - _per_question(results, other, task, plan, "right"))
-            out.append(row)
+    for setting in found.settings():
+        tasks = found.tasks(setting.model)
+        if setting in found.cells:
+            out += _of_setting(setting, found, tasks, against)
+            continue
+        earlier = found.rows[setting]
+        asked = {row["task"] for row in earlier} - {ALL}
+        out += [row for row in earlier if row["task"] != ALL or asked == set(tasks)]
     return out
 
 
-def _compared_with(setting: PruningSetting, plan: Plan, results: dict[Key, Any]) -> dict[str, tuple[Any, ...]]:
-    """By name, the settings (policy, keep, positions) that a setting is compared with."""
-    others: dict[str, tuple[Any, ...]] = {FULL: next(key[:3] for key in results if key[0] == FULL)}
+def _of_setting(setting: Setting, found: Collected, tasks: list[str], against: str | None) -> list[dict[str, Any]]:
+    """The rows of one setting whose cells are there."""
+    cells, out = found.cells[setting], []
+    others = {} if setting.policy == FULL else _compared_with(setting, found, against)
+    for task in (*tasks, ALL):
+        asked = tasks if task == ALL else [task]
+        if not cells.keys() >= set(asked):
+            continue
+        right = _per_question(cells, asked, "right")
+        low, high = bootstrap_interval(right)
+        row = found.names[setting] | {
+            "task": task,
+            "exact_match": float(right.mean()),
+            "n": len(right),
+            "low": low,
+            "high": high,
+            "visual_tokens": float(_per_question(cells, asked, "kept").mean()),
+        }
+        if task == "existence":
+            row |= yes_no(cells[task]["texts"], cells[task]["answers"])
+        for name, other in others.items():
+            if other != setting and found.cells.get(other, {}).keys() >= set(asked):
+                row |= _paired(name, right - _per_question(found.cells[other], asked, "right"))
+        out.append(row)
+    return out
+
+
+def _compared_with(setting: Setting, found: Collected, against: str | None) -> dict[str, Setting]:
+    """By name, the settings that a setting is compared with."""
+    full = [each for each in found.cells if (each.model, each.policy) == (setting.model, FULL)]
+    others = dict.fromkeys([FULL], full[0]) if full else {}
     for name in BASELINES:
-        others[name] = (name, setting.keep, "original" if name == "downsample" else setting.positions)
-    if plan.against is not None:
-        others[plan.against] = (plan.against, setting.keep, setting.positions)
+        positions = "original" if name == "downsample" else setting.positions
+        others[name] = setting._replace(policy=name, positions=positions)
+    if against is not None:
+        others[against] = setting._replace(policy=against)
     return others
 
 
-def _per_question(results: dict[Key, Any], setting: tuple[Any, ...], task: str, plan: Plan, name: str) -> np.ndarray:
-    """A value of every question of a task, or of all tasks, (n,) float64."""
-    tasks = plan.tasks if task == ALL else (task,)
-    return np.concatenate([np.array(results[(*setting, each)][name], float) for each in tasks])
+def _per_question(cells: dict[str, dict[str, Any]], tasks: Sequence[str], name: str) -> np.ndarray:
+    """A value of every question of tasks, (n,) float64."""
+    return np.concatenate([np.array(cells[task][name], float) for task in tasks])
 
 
 def _paired(name: str, difference: np.ndarray) -> dict[str, float]:
@@ -91,55 +105,77 @@ def yes_no(texts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
 
 
 def markdown(rows: Rows, run: dict[str, Any]) -> str:
-    """Settings by tasks, exact match in %, and the difference of each to random tokens and downsampled images.
+    """Settings by tasks, exact match in %, and the difference of each to random tokens and downsampled images; a table
+    per model.
 
     Args:
         rows: of `rows`.
-        run: how they were made: `command`, `machine` and `identity`.
+        run: how they were made: `commands`, `machine`, `identity` and `models`, the weights by model.
     """
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    compared = {key[3:] for row in rows for key in row if key.startswith("vs_") and not key.endswith(("_low", "_high"))}
-    others = ["random", "downsample", *sorted(compared - {FULL, *BASELINES})]
-    identity, machine = run["identity"], run["machine"]
-    head = [
-        f"Exact match in %, {rows[0]['n']} questions per task ({rows[0]['model']}). In brackets the 95 % bootstrap "
+    by_model = {model: [row for row in rows if row["model"] == model] for model in _models(rows)}
+    parts = ["\n".join(_head(of_model, run) + _table(of_model)) for of_model in by_model.values()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _models(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows))
+
+
+def _head(rows: Rows, run: dict[str, Any]) -> list[str]:
+    identity, machine, model = run["identity"], run["machine"], rows[0]["model"]
+    return [
+        f"Exact match in %, {rows[0]['n']} questions per task ({model}). In brackets the 95 % bootstrap "
         "interval; *over random*: the difference by question, in points, with its interval; *kept*: visual tokens per "
         "question, a mean over decoder layers and tasks.",
         "",
-        f"Run: `{run['command']}`, tokenprune {identity['tokenprune']}, transformers "
-        f"{identity['transformers']}, torch {machine['torch']}, {device_and_threads(machine)}, "
-        f"weights {identity['weights']}.",
+        f"Run: {', '.join(f'`{command}`' for command in run['commands'])}, tokenprune {identity['tokenprune']}, "
+        f"transformers {identity['transformers']}, torch {machine['torch']}, {device_and_threads(machine)}, "
+        f"weights {run['models'][model]}.",
         "",
     ]
+
+
+def _table(rows: Rows) -> list[str]:
+    tasks = [task for task in (*TASKS, ALL) if any(row["task"] == task for row in rows)]
+    compared = {key[3:] for row in rows for key in row if key.startswith("vs_") and not key.endswith(("_low", "_high"))}
+    others = ["random", "downsample", *sorted(compared - {FULL, *BASELINES})]
     lines = []
-    for policy, keep, positions in ranked(rows):
-        by_task = {row["task"]: row for row in rows if _setting(row) == (policy, keep, positions)}
-        overall = by_task[ALL]
+    for setting in ranked(rows):
+        by_task = {row["task"]: row for row in rows if Setting.of(row) == setting}
+        row = by_task.get(ALL) or next(iter(by_task.values()))
+        full = row["policy"] == FULL
         lines.append(
             [
-                FULL if policy == FULL else f"`{policy}`",
-                "" if policy == FULL else f"{keep:g}",
-                "" if policy in (FULL, "downsample") else positions,
-                f"{overall['visual_tokens']:.0f}",
-                *(f"{100 * by_task[task]['exact_match']:.0f}" for task in tasks[:-1]),
-                f"**{100 * overall['exact_match']:.1f}** [{100 * overall['low']:.1f}, {100 * overall['high']:.1f}]",
-                *(gain(overall, name) for name in others),
+                FULL if full else f"`{row['policy']}`",
+                "" if full else format_keep(row["keep"]),
+                "" if full or row["policy"] == "downsample" else row["positions"],
+                f"{row['visual_tokens']:.0f}",
+                *(_percent(by_task.get(task)) for task in tasks if task != ALL),
+                *([_with_interval(by_task.get(ALL))] if ALL in tasks else []),
+                *(gain(by_task.get(ALL, {}), name) for name in others),
             ]
         )
     heads = ["", "keep", "positions", "kept", *tasks, *(f"over {name}" for name in others)]
-    table = markdown_table(heads, "lrl" + "r" * (len(heads) - 3), lines)
-    return "\n".join(head + table) + "\n"
+    return markdown_table(heads, "lrl" + "r" * (len(heads) - 3), lines)
 
 
-def _setting(row: dict[str, Any]) -> tuple[str, float | int, str]:
-    return row["policy"], row["keep"], row["positions"]
+def _percent(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{100 * row['exact_match']:.0f}"
 
 
-def ranked(rows: Rows) -> list[tuple[str, float | int, str]]:
-    """Settings (policy, keep, positions): the full model, then by keep ratio and positions the best policy first."""
-    means = {_setting(row): row["exact_match"] for row in rows if row["task"] == ALL}
-    budgets = list(dict.fromkeys(setting[1:] for setting in means))
-    return sorted(means, key=lambda s: (s[0] != FULL, budgets.index(s[1:]), -means[s]))
+def _with_interval(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"**{100 * row['exact_match']:.1f}** [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def ranked(rows: Rows) -> list[Setting]:
+    """Settings of rows: the full model, then by keep ratio and positions the best policy first, and those last that
+    were not asked all tasks."""
+    means = {Setting.of(row): -1.0 for row in rows}
+    means |= {Setting.of(row): row["exact_match"] for row in rows if row["task"] == ALL}
+    budgets = list(dict.fromkeys((s.keep, s.positions) for s in means))
+    return sorted(means, key=lambda s: (s.policy != FULL, budgets.index((s.keep, s.positions)), -means[s]))
 
 
 def gain(row: dict[str, Any], name: str) -> str:
@@ -150,12 +186,27 @@ def gain(row: dict[str, Any], name: str) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def write(rows: Rows, out: Path, run: dict[str, Any]) -> None:
-    """Write `results.csv`, `results.json` (`run` and the rows), `results.md`, `curves.png` and `tasks.png`."""
+#: Files that `write` writes.
+FILES = ("results.json", "results.csv", "results.md", "curves.png", "tasks.png")
+
+
+def write(rows: Rows, out: Path, run: dict[str, Any]) -> list[str]:
+    """Write `results.csv`, `results.json` (`run` and the rows), `results.md`, and pictures of the run's model,
+    `curves.png` and `tasks.png`. With rows of several models, also `curves-MODEL.png` and `tasks-MODEL.png` of each.
+
+    Returns:
+        The names of these files.
+    """
     from . import plots
 
     write_json(out / "results.json", {**run, "rows": rows})
     write_csv(out / "results.csv", rows)
     (out / "results.md").write_text(markdown(rows, run))
-    plots.curves(rows, out / "curves.png")
-    plots.tasks(rows, out / "tasks.png")
+    written, models = list(FILES[:3]), _models(rows)
+    pictures = {"": run["identity"]["model"]} | ({f"-{model}": model for model in models} if len(models) > 1 else {})
+    for ending, model in pictures.items():
+        of_model = [row for row in rows if row["model"] == model]
+        for name, draw in (("curves", plots.curves), ("tasks", plots.tasks)):
+            draw(of_model, out / f"{name}{ending}.png")
+            written.append(f"{name}{ending}.png")
+    return written

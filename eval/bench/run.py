@@ -14,7 +14,7 @@ from ... import __version__
 from ...api import Positions
 from .. import minivlm, runs
 from ..answers import Sample, answer, exact_matches
-from ..setting import PruningSetting, format_keep
+from ..setting import FULL, PruningSetting, format_keep
 from . import tasks
 from .downsample import Downsampled
 
@@ -22,8 +22,9 @@ from .downsample import Downsampled
 BASELINES = ("random", "grid", "downsample")
 BATCH = 50
 
-#: Policy, keep ratio, positions and task of a cell.
-Key = tuple[str, float | int | None, Positions, str]
+#: Of a cell's identity, what may differ within a table: the setting and task, and the model.
+OF_A_SETTING = ("policy", "keep", "positions", "task")
+MODEL_OF_A_RUN = ("model", "weights")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def allowed(
 
 
 @functools.cache
-def _weights(model: minivlm.Name) -> str:
+def weights(model: minivlm.Name) -> str:
     """A hash of an embedded model's weights."""
     return hashlib.sha256((minivlm.WEIGHTS[model] / "model.safetensors").read_bytes()).hexdigest()[:16]
 
@@ -95,19 +96,25 @@ class Cell(runs.Cell):
     setting: PruningSetting
     task: str
 
-    @property
-    def key(self) -> Key:
-        return self.setting.name, self.setting.keep, self.setting.positions, self.task
-
-    def path(self, out: Path) -> Path:
+    def parts(self) -> tuple[str, ...]:
         s = self.setting
-        name = s.name if s.is_full else f"{s.name}-{format_keep(s.keep)}-{s.positions}"
-        return out / "cells" / self.plan.model / self.plan.split / name / f"{self.task}.json"
+        name = FULL if s.is_full else f"{s.name}-{format_keep(s.keep)}-{s.positions}"
+        return self.plan.model, self.plan.split, name, self.task
+
+    def names(self) -> dict[str, Any]:
+        s = self.setting
+        return {
+            "model": self.plan.model,
+            "policy": s.name,
+            "keep": s.keep,
+            "positions": s.positions,
+            "task": self.task,
+        }
 
     def identity(self) -> dict[str, Any]:
         return {
             "model": self.plan.model,
-            "weights": _weights(self.plan.model),
+            "weights": weights(self.plan.model),
             **self.setting.identity(),
             "task": self.task,
             "split": self.plan.split,
@@ -120,27 +127,25 @@ class Cell(runs.Cell):
 def run(
     plan: Plan,
     out: Path,
+    command: str,
     tick: Callable[[int], None] = lambda count: None,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[Key, dict[str, Any]]:
-    """Run the cells that are not finished.
+) -> None:
+    """Run the cells that are not finished, and write of each per question `right` (0 or 1), `texts`, `answers` (the
+    right ones) and `kept`.
 
     Args:
         plan: what to run.
         out: folder of results; cells finished there earlier are not run again.
+        command: the command line that does this, which is written with the results.
         tick: receives the number of questions answered, after each batch, or found answered.
         note: receives messages on progress.
-
-    Returns:
-        By `Cell.key`: `identity`, and per question `right` (0 or 1), `texts`, `answers` (the right ones) and `kept`.
     """
     sizes = minivlm.family(plan.model).SIZES
     draw = functools.cache(lambda task: tasks.samples(task, plan.samples, sizes, plan.split))
     load = functools.cache(lambda: minivlm.load(plan.model))
-    cells = plan.cells()
-    evaluate = lambda cell: _evaluate(*load(), draw(cell.task), cell.setting, tick)
-    runs.run(cells, out, evaluate, note, lambda count: tick(count * plan.samples))
-    return {cell.key: cell.read(out) for cell in cells}
+    evaluate = lambda cell: {"command": command} | _evaluate(*load(), draw(cell.task), cell.setting, tick)
+    runs.run(plan.cells(), out, evaluate, note, lambda count: tick(count * plan.samples))
 
 
 def _evaluate(

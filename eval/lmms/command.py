@@ -11,9 +11,12 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from .. import published
+from ..files import check_folder
 from ..machine import describe
+from ..runs import check_command
 from ..setting import FULL, settings_grid
 from . import grid, grid_report
+from .collected import collect
 from .grid import NoHarness
 
 __all__ = ["NoHarness", "run"]
@@ -39,32 +42,40 @@ def run(options: argparse.Namespace, console: Console) -> None:
         generation=options.gen_kwargs,
         include=options.include_path,
     )
+    check_folder(options.out, "--out", grid_report.FILES)
+    check_command(options.out, "eval")
     first = int(os.environ.get("RANK", 0)) == 0
     note = (lambda text: console.print(text, highlight=False, markup=False)) if first else (lambda text: None)
-    cells = grid.run(plan, options.out, note)
+    grid.run(plan, options.out, note)
     if not first:
         return
-    rows = grid_report.rows(cells, options.out)
+    cells, left_out = collect(plan, options.out)
+    rows = grid_report.rows(cells)
     grid_report.write(rows, options.out, describe(options.device))
     console.print(tables(rows))
     if figures is not None:
-        console.print(published.table(figures, rows))
+        own = [row for row in rows if (row["model"], row["positions"]) == (plan.model, options.positions)]
+        console.print(published.table(figures, own))
+    if left_out:
+        note(f"{left_out} cells in {options.out} are left out: another --limit, --gen-kwargs, device or version")
     console.print(f"written: {options.out}/results.csv, .json, .md", highlight=False, soft_wrap=True)
 
 
 def tables(rows: list[dict[str, Any]]) -> Group:
-    """A table per task: its primary metric, with the paired difference to the full model."""
-    chosen = grid_report.primary(rows)
+    """A table per model and task: its primary metric, with the paired difference to the full model."""
+    runs = grid_report.by_run(grid_report.primary(rows))
     out = []
-    for task in dict.fromkeys(row["task"] for row in chosen):
-        of_task = [row for row in chosen if row["task"] == task]
-        title = f"{task}: {of_task[0]['metric']}, n={of_task[0]['n']}"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        for name in ("", "value", "of full", "difference to full, 95 %", "kept", "per s"):
-            table.add_column(name, justify="right" if name else "left", no_wrap=True)
-        for row in of_task:
-            table.add_row(*_line(row))
-        out.append(table)
+    for name, of_run in runs.items():
+        for task in dict.fromkeys(row["task"] for row in of_run):
+            of_task = [row for row in of_run if row["task"] == task]
+            title = f"{name}, " * (len(runs) > 1) + f"{task}: {of_task[0]['metric']}, n={of_task[0]['n']}"
+            caption = "kept: visual tokens, a mean over decoder layers"
+            table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=caption)
+            for head in ("", "value", "of full", "difference to full, 95 %", "kept", "per s"):
+                table.add_column(head, justify="right" if head else "left", no_wrap=True)
+            for row in of_task:
+                table.add_row(*_line(row))
+            out.append(table)
     return Group(*out)
 
 
@@ -74,7 +85,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         return [FULL, f"{row['value']:.4g}", "", "", "", speed]
     relative, difference = row.get("relative"), row.get("difference")
     return [
-        f"{row['policy']} {row['keep']}",
+        grid_report.setting_name(row),
         f"{row['value']:.4g}",
         "" if relative is None else f"{relative:.1%}",
         "" if difference is None else f"{difference:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",

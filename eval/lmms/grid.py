@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 
 from .. import runs
 from ..errors import CommandError
-from ..setting import PruningSetting, format_keep
+from ..machine import pick_device
+from ..setting import PruningSetting
 from . import tasks_path
+from .datasets import fetch
 from .options import model_args
 
 BACKENDS = ("tokenprune_hf", "tokenprune_llava_hf", "tokenprune_qwen2_5_vl", "tokenprune_qwen3_vl")
@@ -64,15 +66,11 @@ class Cell(runs.Cell):
     """One task under one setting."""
 
     INDENT: ClassVar[int | None] = 1
+    ADDED: ClassVar[frozenset[str]] = frozenset({"model", "include", "device"})
 
     plan: Plan
     setting: PruningSetting
     task: str
-
-    @property
-    def keep(self) -> str | None:
-        """The keep ratio as results files name it; None for the full model."""
-        return None if self.setting.is_full else format_keep(self.setting.keep)
 
     @property
     def name(self) -> str:
@@ -83,8 +81,20 @@ class Cell(runs.Cell):
     def title(self) -> str:
         return f"{self.name}: {self.task}"
 
-    def path(self, out: Path) -> Path:
-        return out / "cells" / self.name.replace(" ", "-") / f"{self.task}.json"
+    def parts(self) -> tuple[str, ...]:
+        setting = self.name if self.setting.is_full else f"{self.name}-{self.setting.positions}"
+        return self.plan.model, setting, self.task
+
+    def names(self) -> dict[str, Any]:
+        return {
+            "model": self.plan.model,
+            "backend": self.plan.backend,
+            "arguments": self.plan.arguments,
+            "policy": self.setting.name,
+            "keep": None if self.setting.is_full else self.setting.keep,
+            "positions": self.setting.positions,
+            "task": self.task,
+        }
 
     def model_args(self) -> str:
         """The harness's `--model_args`."""
@@ -93,14 +103,22 @@ class Cell(runs.Cell):
 
     def identity(self) -> dict[str, Any]:
         return {
+            "model": _absolute(self.plan.model),
             "model_args": self.model_args(),
             "backend": self.plan.backend,
             "task": self.task,
             "limit": self.plan.limit,
             "generation": self.plan.generation,
+            "include": _absolute(self.plan.include),
+            "device": pick_device(self.plan.device).type,  # the dtype follows from it
             "lmms_eval": importlib.metadata.version("lmms_eval"),
             "transformers": importlib.metadata.version("transformers"),
         }
+
+
+def _absolute(path: str | None) -> str | None:
+    """The absolute path of a folder, so that it means the same wherever the command is typed; else what is given."""
+    return str(Path(path).resolve()) if path is not None and Path(path).is_dir() else path
 
 
 def check(plan: Plan) -> Any:
@@ -153,9 +171,11 @@ def run(plan: Plan, out: Path, note: Callable[[str], None] = lambda text: None) 
 
     Raises:
         NoHarness, ValueError, UnsupportedModelError, OSError: as `check`, before any model is loaded.
+        CommandError: the data of a task cannot be fetched; likewise.
     """
     manager = check(plan)
     cells = plan.cells()
+    fetch(dict.fromkeys(cell.task for cell in cells if not cell.finished(out)), manager)
     runs.run(cells, out, lambda cell: evaluate(cell, manager), note)
     return cells
 

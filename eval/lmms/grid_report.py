@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from ..files import markdown_table, write_csv, write_json
 from ..intervals import bootstrap_interval
-from ..setting import FULL
-from .grid import Cell
+from ..setting import FULL, format_keep
+from .collected import Run, Stored
 
 #: The metric that papers report, for tasks that have several. Other tasks are reported by their first one.
 PRIMARY = {
@@ -29,49 +29,46 @@ PRIMARY = {
 }
 
 
-def rows(cells: Iterable[Cell], out: Path) -> list[dict[str, Any]]:
+def rows(cells: Sequence[Stored]) -> list[dict[str, Any]]:
     """One row per setting, task and metric.
 
     Args:
-        cells: finished ones.
-        out: the folder of their results.
+        cells: finished ones that go together.
 
     Returns:
-        Rows with `model`, `policy` (`full` for the full model), `keep`, `task`, `group` (whether the task is a group of
-        others), `metric`, `value`, `n`; where the full model was run too: `relative` (to its value), and, paired by
-        question, the `difference` of the means with its 95 % bootstrap interval `low` and `high` over the `n_paired`
-        questions with a numeric score; and `visual_tokens`, `kept_tokens`, `select_ms` per sample and
+        Rows with `model`, `backend`, `arguments`, `policy` (`full` for the full model), `keep`, `positions`, `task`,
+        `group` (whether the task is a group of others), `metric`, `value`, `n`; where the full model was run too, with
+        the same backend and arguments: `relative` (to its value), and, paired by question, the `difference` of the
+        means with its 95 % bootstrap interval `low` and `high` over the `n_paired` questions with a numeric score; and
+        per sample `visual_tokens`, `kept_tokens` (a mean over decoder layers) and `select_ms`, and
         `samples_per_second`.
     """
-    by_cell = {(cell.name, cell.task): cell.read(out) for cell in cells}
-    out_rows: list[dict[str, Any]] = []
-    for cell in cells:
-        results, full = by_cell[cell.name, cell.task], by_cell.get((FULL, cell.task))
-        for task, metrics in results["results"].items():
-            for key, value in metrics.items():
-                metric, _, filtered = key.partition(",")
-                if (
-                    not isinstance(value, float | int)
-                    or metric.endswith(("_stderr", "_clt", "_clustered"))
-                    or not filtered
-                ):
-                    continue
-                row = {
-                    "model": cell.plan.model,
-                    "policy": cell.setting.name,
-                    "keep": cell.keep,
-                    "task": task,
-                    "group": bool(results.get("group_subtasks", {}).get(task)),
-                    "metric": metric,
-                    "value": value,
-                    "n": _count(results, task),
-                }
-                if full is not None:
-                    row |= _against(full, results, task, key)
-                for name in ("visual_tokens", "kept_tokens", "select_ms", "samples_per_second"):
-                    row[name] = results.get("throughput", {}).get(f"avg_{name}")
-                out_rows.append(row)
-    return out_rows
+    full = {(cell.run, cell.names["task"]): cell.results for cell in cells if cell.names["policy"] == FULL}
+    return [row for cell in cells for row in _of_cell(cell, full.get((cell.run, cell.names["task"])))]
+
+
+def _of_cell(cell: Stored, full: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The rows of a cell, compared with the full model's results."""
+    results, names = cell.results, cell.names
+    for task, metrics in results["results"].items():
+        for key, value in metrics.items():
+            metric, _, filtered = key.partition(",")
+            if not isinstance(value, float | int) or metric.endswith(("_stderr", "_clt", "_clustered")) or not filtered:
+                continue
+            row = {key: names[key] for key in ("model", "backend", "arguments", "policy")} | {
+                "keep": None if names["keep"] is None else format_keep(names["keep"]),
+                "positions": names["positions"],
+                "task": task,
+                "group": bool(results.get("group_subtasks", {}).get(task)),
+                "metric": metric,
+                "value": value,
+                "n": _count(results, task),
+            }
+            if full is not None:
+                row |= _against(full, results, task, key)
+            for name in ("visual_tokens", "kept_tokens", "select_ms", "samples_per_second"):
+                row[name] = results.get("throughput", {}).get(f"avg_{name}")
+            yield row
 
 
 def _samples(results: dict[str, Any], task: str) -> list[dict[str, Any]]:
@@ -128,20 +125,48 @@ def primary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if first.get(row["task"]) == row["metric"]]
 
 
+def by_run(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by what they are compared within, as text: the model, and its backend and arguments where they differ."""
+    runs = list(dict.fromkeys(_run(row) for row in rows))
+    several = {model for model, *_ in runs if [each[0] for each in runs].count(model) > 1}
+    names = {run: ", ".join(filter(None, run)) if run[0] in several else run[0] for run in runs}
+    return {names[run]: [row for row in rows if _run(row) == run] for run in runs}
+
+
+def _run(row: dict[str, Any]) -> Run:
+    return Run(row["model"], row.get("backend", ""), row.get("arguments", ""))
+
+
+def setting_name(row: dict[str, Any], mark: str = "") -> str:
+    """`full`, `divprune 0.25` or `divprune 0.25, compact`, with the policy between marks."""
+    if row["policy"] == FULL:
+        return FULL
+    compact = ", compact" * (row.get("positions") == "compact")
+    return f"{mark}{row['policy']}{mark} {row['keep']}{compact}"
+
+
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Settings by tasks: the value of the primary metric, and in brackets its share of the full model's."""
-    chosen = primary(rows)
-    metrics = {row["task"]: row["metric"] for row in chosen}
-    tasks = list(dict.fromkeys(row["task"] for row in chosen))
-    by_cell = {(row["policy"], row["keep"], row["task"]): row for row in chosen}
+    """Settings by tasks: the value of the primary metric, and in brackets its share of the full model's; with several
+    models a table for each, under its name."""
+    tables = {name: "\n".join(_table(of_run)) for name, of_run in by_run(primary(rows)).items()}
+    if len(tables) == 1:
+        return "".join(tables.values()) + "\n"
+    return "\n\n".join(f"{name}:\n\n{table}" for name, table in tables.items()) + "\n"
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    metrics = {row["task"]: row["metric"] for row in rows}
+    tasks = list(metrics)
+    by_setting: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_setting.setdefault(setting_name(row, "`"), {})[row["task"]] = row
     lines = []
-    for policy, keep in dict.fromkeys((row["policy"], row["keep"]) for row in chosen):
-        of_setting = [by_cell.get((policy, keep, task)) for task in tasks]
-        kept = next(row for row in of_setting if row is not None)["kept_tokens"] if policy != FULL else None
-        title = FULL if policy == FULL else f"`{policy}` {keep}"
-        lines.append([title, f"{kept:.0f}" if kept else "", *map(_value, of_setting)])
+    for name, of_setting in by_setting.items():
+        row = next(iter(of_setting.values()))
+        kept = row["kept_tokens"] if row["policy"] != FULL else None
+        lines.append([name, f"{kept:.0f}" if kept else "", *(_value(of_setting.get(task)) for task in tasks)])
     heads = ["", "kept", *(f"{task} ({metrics[task]})" for task in tasks)]
-    return "\n".join(markdown_table(heads, "l" + "r" * (1 + len(tasks)), lines)) + "\n"
+    return markdown_table(heads, "l" + "r" * (1 + len(tasks)), lines)
 
 
 def _value(row: dict[str, Any] | None) -> str:
@@ -149,6 +174,10 @@ def _value(row: dict[str, Any] | None) -> str:
         return ""
     relative = None if row["policy"] == FULL else row.get("relative")
     return f"{row['value']:.4g}" + ("" if relative is None else f" ({relative:.1%})")
+
+
+#: Files that `write` writes.
+FILES = ("results.json", "results.csv", "results.md")
 
 
 def write(rows: Sequence[dict[str, Any]], out: Path, machine: dict[str, Any]) -> None:

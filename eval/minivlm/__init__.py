@@ -28,13 +28,10 @@ def checkpoint_path(model: str) -> str:
 
 
 def load_processor(model: str) -> ProcessorMixin:
-    """The processor of an embedded model, a path or an id. Those of embedded models do not need torchvision."""
-    from transformers import AutoProcessor
+    """The processor of an embedded model, a path or an id; see `processors.load_processor`."""
+    from ..processors import load_processor
 
-    path = checkpoint_path(model)
-    if path == str(WEIGHTS["qwen"]):  # AutoProcessor would load its video processor, which needs torchvision
-        return family("qwen").load_processor(WEIGHTS["qwen"])
-    return AutoProcessor.from_pretrained(path)
+    return load_processor(checkpoint_path(model))
 
 
 def family(name: str) -> ModuleType:

@@ -3,31 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
-from ..checkpoints import load_checkpoint
-from ..files import write_json
+from .. import minivlm
+from ..checkpoints import load_model
+from ..errors import CommandError
+from ..files import console_beside, write_json
 from ..machine import describe, device_and_threads, dtype_name, pick_device, pick_dtype
-from ..setting import label, settings_grid
+from ..processors import check_videos, load_processor
+from ..setting import PruningSetting, label, settings_grid
 from . import shapes
-from .measure import profile, verdict
-from .report import draw, table
+from .measure import ROUNDS, profile, verdict
+from .options import check, check_kind
+from .report import draw, tables
+from .work import Costs, Work, WorkBar
 
 
-def load(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Any, dict[str, Any], str]:
-    """Model, inputs and a name, of a published shape (`--config`) or of a checkpoint (`--model`)."""
+def load(
+    options: argparse.Namespace, settings: Sequence[PruningSetting], console: Console, stack: contextlib.ExitStack
+) -> tuple[Any, dict[str, Any], Work]:
+    """Model and inputs, of a published shape (`--config`) or of a checkpoint (`--model`), and a progress bar that says
+    how long all will take, until the stack is closed.
+
+    Raises:
+        CommandError: an option does not apply to the model.
+        OSError: no such checkpoint.
+        ValueError: an input that the model does not take.
+    """
+    from transformers import AutoConfig
+
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
     request = shapes.Request(options.batch, options.images, options.frames, options.image_size)
-    if options.model is None:
-        model = shapes.build(options.config, options.layers, dtype, device, options.attn)
-        return model, shapes.inputs(options.config, model, request), options.config
-    model, processor = load_checkpoint(options.model, dtype, device, options.attn)
-    return model, noise_inputs(processor, request).to(device, dtype), options.model
+    path = None if options.model is None else minivlm.checkpoint_path(options.model)
+    config = shapes.config_of(options.config, options.layers) if path is None else AutoConfig.from_pretrained(path)
+    check_kind(config.model_type, options)
+    if path is None:
+        inputs: Any = shapes.inputs(options.config, config, request, device, dtype)
+    else:
+        inputs = checkpoint_inputs(path, config, request).to(device, dtype)
+    costs = Costs.of(shapes.without_weights(config), inputs, options.new_tokens)
+    total = costs.total(settings, options.rounds or ROUNDS)
+    work = Work(costs, (PruningSetting(), *settings), stack.enter_context(WorkBar(console, total, device.type)))
+    if path is None:
+        return shapes.build(config, dtype, device, options.attn, work), inputs, work
+    return load_model(options.model, dtype, device, options.attn), inputs, work
+
+
+def checkpoint_inputs(path: str, config: Any, request: shapes.Request) -> Any:
+    """A batch for a checkpoint.
+
+    Raises:
+        CommandError: its processor takes no videos, or its chat template leaves them or the images out.
+    """
+    processor = load_processor(path)
+    if request.frames:
+        check_videos(processor)
+    inputs = noise_inputs(processor, request)
+    kind = "video" if request.frames else "image"
+    token = getattr(config, f"{kind}_token_id", getattr(config, f"{kind}_token_index", None))
+    if not bool((inputs["input_ids"] == token).any()):
+        raise CommandError(f"the chat template of {path} leaves {kind}s out, so that there is nothing to measure")
+    return inputs
 
 
 def noise_inputs(processor: Any, request: shapes.Request) -> Any:
@@ -55,27 +98,29 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """Run the command.
 
     Raises:
+        CommandError: an option that does not apply, a file that cannot be written.
         OSError: no such checkpoint.
-        ValueError: an input or a policy that the model does not take, fewer than two new tokens.
+        ValueError: an input or a policy that the model does not take.
     """
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, device)
+    check(options)
+    console = console_beside(options.json, console)
     settings = settings_grid(options.policy, options.keep)
-    with console.status("building the model"):
-        model, inputs, name = load(options, device, dtype)
-    rounds = lambda over: track(over, "rounds", console=console, transient=True)
-    rows = profile(model, inputs, settings, options.new_tokens, options.rounds, rounds)
+    with contextlib.ExitStack() as stack:
+        model, inputs, work = load(options, settings, console, stack)
+        rows = profile(model, inputs, settings, options.new_tokens, options.rounds, work)
+    device = pick_device(options.device)
+    name, dtype = options.model or options.config, dtype_name(pick_dtype(options.dtype, device))
     layers = model.config.get_text_config().num_hidden_layers
     machine = describe(device)
-    title = f"{name}, {layers} decoder layers, batch {options.batch}, {dtype_name(dtype)}"
-    console.width = max(console.width, 100)  # narrower, figures would be cut
-    console.print(table(rows, f"{title}; {device_and_threads(machine)}"))
+    title = f"{name}, {layers} decoder layers, batch {options.batch}, {dtype}"
+    for table in tables(rows, f"{title}; {device_and_threads(machine)}", console):
+        console.print(table)
     verdicts = {label(row["policy"], row["keep"]): verdict(row, rows[0]) for row in rows[1:]}
     for row in rows[1:]:
         console.print(f"[bold]{label(row['policy'], row['keep'])}[/] {verdict(row, rows[0])}", highlight=False)
     if options.json:
         given = {k: v for k, v in vars(options).items() if isinstance(v, str | int | list | None)}
-        head = {"machine": machine, "model": name, "layers": layers, "dtype": str(dtype), "settings": given}
+        head = {"machine": machine, "model": name, "layers": layers, "dtype": f"torch.{dtype}", "settings": given}
         write_json(options.json, {**head, "rows": rows, "verdicts": verdicts})
     if options.plot:
         draw(options.plot, rows, title, options.new_tokens)

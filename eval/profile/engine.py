@@ -26,14 +26,16 @@ from rich.progress import Progress
 
 from ...serve.settings import KEEP, OPTIONS, POLICY
 from .. import minivlm
-from ..files import write_json
+from ..files import console_beside, write_json
 from ..machine import describe
 from ..model_names import find_checkpoint
 from ..policy_names import parse_policy
 from ..setting import FULL, PruningSetting, label, settings_grid
 from .engine_checkpoint import Checkpoint, make_checkpoint
+from .options import CONCURRENCY, REQUESTS, check
 
 WARM_UP = 1  # rounds before those that count
+ROUNDS = 5  # that count, where their number is not given
 PROMPT = "what colour is the circle ?"
 
 
@@ -236,17 +238,20 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """
     from .engine_report import draw, table
 
+    check(options)
+    console = console_beside(options.json, console)
+    concurrencies, rounds = options.concurrency or CONCURRENCY, options.rounds or ROUNDS
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint, side = _checkpoint(options, Path(temporary))
-        load = Load(options.requests, options.images, side or 96, options.new_tokens)
+        load = Load(options.requests or REQUESTS, options.images, side or 96, options.new_tokens)
         rows: list[dict[str, Any]] = []
         with Progress(console=console, transient=True) as progress:
-            steps = (1 + len(options.keep)) * len(options.concurrency) * (options.rounds + WARM_UP)
+            steps = (1 + len(options.keep)) * len(concurrencies) * (rounds + WARM_UP)
             task = progress.add_task("rounds", total=steps * len(options.policy))
             tick = lambda: progress.advance(task)
             for policy in options.policy:
                 settings = settings_grid([policy], options.keep, full=False)
-                rows += measure(checkpoint, settings, options.concurrency, load, options.rounds, tick)
+                rows += measure(checkpoint, settings, concurrencies, load, rounds, tick)
     machine, name = describe(), options.model or options.config
     console.width = max(console.width, 100)  # narrower, figures would be cut
     layers = f", {options.layers} decoder layers" if options.model is None and options.layers else ""
@@ -269,7 +274,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "dtype": checkpoint.dtype,
             "load": {name: getattr(load, name) for name in ("requests", "images", "side", "new_tokens")},
         }
-        write_json(options.json, {**head, "rounds": options.rounds, "rows": rows, "verdicts": verdicts})
+        write_json(options.json, {**head, "rounds": rounds, "rows": rows, "verdicts": verdicts})
     if options.plot:
         draw(options.plot, rows, title)
 

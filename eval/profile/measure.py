@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import itertools
-import math
-import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ...patches.cache import cache_name
-from ...patches.families.registry import family_of
-from ...patches.modules import base_of
 from ..prefill import WARM_UP, cache_bytes
 from ..setting import PruningSetting
+from .counting import count_flops, decoder_flops, now, peak_bytes
+from .vision import Vision, runs_the_encoder, vision_of
+from .work import Work
+
+#: Counted rounds where none are asked for: the most, the least, and the seconds after which no more than these run.
+ROUNDS, FEWEST_ROUNDS, SECONDS = 5, 3, 30.0
+_VISION_SECONDS = 5.0  # after which the encoder's own rounds end
+_WARM_SECONDS = 5.0  # a prefill that takes longer needs no warming up
 
 
 @dataclass
@@ -41,45 +42,11 @@ class _Clock(StoppingCriteria):
     """Records when each token was generated, and never stops the generation."""
 
     def __init__(self, device: torch.device):
-        self.device, self.times = device, [_now(device)]
+        self.device, self.times = device, [now(device)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        self.times.append(_now(self.device))
+        self.times.append(now(self.device))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1e3 * time.perf_counter()
-
-
-@contextmanager
-def _vision_clock(model: nn.Module, device: torch.device) -> Iterator[list[float]]:
-    """Yields a list of one number: milliseconds spent so far on the features of images and videos."""
-    base, spent, depth = base_of(model), [0.0], [0]
-
-    def timed(original: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            started = _now(device) if depth[0] == 0 else 0.0
-            depth[0] += 1
-            try:
-                return original(*args, **kwargs)
-            finally:
-                depth[0] -= 1
-                if depth[0] == 0:  # Qwen3-VL encodes videos through its image function
-                    spent[0] += _now(device) - started
-
-        return functools.update_wrapper(run, original)  # generate() reads the signature
-
-    names = [name for name in ("get_image_features", "get_video_features") if hasattr(base, name)]
-    for name in names:
-        setattr(base, name, timed(getattr(base, name)))
-    try:
-        yield spent
-    finally:
-        for name in names:
-            delattr(base, name)
 
 
 @torch.inference_mode()
@@ -88,30 +55,33 @@ def profile(
     inputs: Mapping[str, Tensor],
     settings: Sequence[PruningSetting],
     new_tokens: int = 8,
-    rounds: int = 5,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    rounds: int | None = ROUNDS,
+    work: Work | None = None,
 ) -> list[dict[str, Any]]:
     """Time `generate` under each setting.
 
-    Each round runs every setting once, so that a slow moment of the machine affects all of them.
+    Each round runs every setting once, so that a slow moment of the machine affects all of them. Visual inputs are
+    encoded in rounds of their own, whose times count for every setting that leaves the vision encoder alone; where a
+    policy reads the encoder or acts inside it, they are encoded in each of its calls.
 
     Args:
         model: a supported model, not pruned.
         inputs: one batch.
         settings: the full model comes first in the results, whether it is among them or not.
         new_tokens: to generate, at least 2; times per decoded token are medians over them.
-        rounds: counted rounds, after `WARM_UP` others.
-        progress: wraps the iteration over rounds.
+        rounds: counted rounds, after `WARM_UP` others; None: `ROUNDS`, or fewer where they take long, `FEWEST_ROUNDS`
+            at least.
+        work: is told what is done.
 
     Returns:
         One row per setting: `policy` and `keep`; of pruned ones `visual_tokens` of the batch and how many were
-        `kept`, averaged over decoder layers; medians over the rounds, with quartiles under `..._quartiles`: `vision_ms`
-        (encoder and projector), `select_ms`, `prefill_ms` (selection and language model up to the first token),
-        `decode_ms_per_token`, `total_ms`; `ttft_ms`, the median of vision and prefill together; `kv_cache_bytes` after
-        the prefill; `peak_bytes`, the most memory in use at a time during a prefill besides weights and inputs,
-        the selection's included; `flops` of the prefill as torch counts them, with vision and without selection;
-        `flops_formula`, those of the decoder in closed form; `prefill_saving_theoretical` (by that form) and
-        `prefill_saving_realised` (by the clock), shares of the full prefill.
+        `kept`, averaged over decoder layers; `rounds`; medians over the rounds, with quartiles under `..._quartiles`:
+        `vision_ms` (encoder and projector), `select_ms`, `prefill_ms` (selection and language model up to the first
+        token), `decode_ms_per_token`, `total_ms`; `ttft_ms`, the median of vision and prefill together;
+        `kv_cache_bytes` after the prefill; `peak_bytes`, the most memory in use at a time during a prefill besides
+        weights and inputs, the selection's included; `flops` of the prefill as torch counts them, with vision and
+        without selection; `flops_formula`, those of the decoder in closed form; `prefill_saving_theoretical` (by that
+        form) and `prefill_saving_realised` (by the clock), shares of the full prefill.
 
     Raises:
         ValueError: `new_tokens` is less than 2, or a policy cannot act on the model.
@@ -119,59 +89,108 @@ def profile(
     if new_tokens < 2:
         raise ValueError(f"new_tokens={new_tokens} must be at least 2: the first is the prefill's")
     settings = [PruningSetting(), *(setting for setting in settings if not setting.is_full)]
-    device = next(model.parameters()).device
-    times = [Timings() for _ in settings]
-    generation = GenerationConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-    with _vision_clock(model, device) as vision:
-        for i in progress(range(-WARM_UP, rounds)):
-            for setting, into in zip(settings, times, strict=True):
-                with setting.context(model):
-                    vision[0], clock = 0.0, _Clock(device)
-                    model.generate(
-                        **inputs, generation_config=generation, stopping_criteria=StoppingCriteriaList([clock])
-                    )
-                    select_ms = sum((record.select_ms_in_prefill for record in setting.records(model)), 0.0)
-                if i < 0:
-                    continue
-                steps = clock.times
-                into.vision.append(vision[0])
-                into.select.append(select_ms)
-                into.prefill.append(steps[1] - steps[0] - vision[0])
-                into.decode.append(statistics.median(b - a for a, b in itertools.pairwise(steps[1:])))
-                into.total.append(steps[-1] - steps[0])
-    rows = [_row(model, inputs, setting, of_setting) for setting, of_setting in zip(settings, times, strict=True)]
-    full = rows[0]
-    for row in rows:
-        row["prefill_saving_theoretical"] = 1 - row["flops_formula"] / full["flops_formula"]
-        row["prefill_saving_realised"] = 1 - row["prefill_ms"] / full["prefill_ms"]
+    for setting in settings:  # what a policy cannot act on is said before anything runs
+        with setting.context(model):
+            pass
+    device, work = next(model.parameters()).device, work or Work()
+    with vision_of(model, device) as vision:
+        with work.encoding(model):
+            vision.encode_once(lambda: model(**inputs, use_cache=True, logits_to_keep=1))
+        work.expect(1, 1, ROUNDS if rounds is None else rounds)
+        encoder_ms = _time_encoder(vision, rounds or ROUNDS, work)
+        work.expect(0, 1, ROUNDS if rounds is None else rounds)
+        measured = _Measured(model, inputs, vision, new_tokens)
+        started = time.perf_counter()
+        rows = []
+        for setting in settings:
+            rows.append(measured.count(setting))
+            work.did_prefill(setting)
+        slow = (time.perf_counter() - started) / len(settings) > _WARM_SECONDS
+        times = [Timings() for _ in settings]
+        started = time.perf_counter()
+        for i in range(0 if slow else -WARM_UP, rounds or ROUNDS):
+            if rounds is None and i >= FEWEST_ROUNDS and time.perf_counter() - started > SECONDS:
+                break
+            work.expect(0, 0, (rounds or ROUNDS) - i)
+            for setting, of_setting in zip(settings, times, strict=True):
+                measured.time(setting, Timings() if i < 0 else of_setting, encoder_ms)
+                work.did_request(setting)
+    for setting, row, of_setting in zip(settings, rows, times, strict=True):
+        row |= _medians(of_setting, None if runs_the_encoder(setting) else encoder_ms)
+        row["prefill_saving_theoretical"] = 1 - row["flops_formula"] / rows[0]["flops_formula"]
+        row["prefill_saving_realised"] = 1 - row["prefill_ms"] / rows[0]["prefill_ms"]
     return rows
 
 
-def count_flops() -> FlopCounterMode:
-    """torch's FLOP counter, extended by the CPU's fused attention, which it lacks."""
+def _time_encoder(vision: Vision, rounds: int, work: Work) -> list[float]:
+    """Milliseconds of the encoder by round: `rounds` times, or fewer where they take long, once at least."""
+    times: list[float] = []
+    while len(times) < rounds and sum(times) < 1e3 * _VISION_SECONDS:
+        times.append(vision.time_once())
+        work.did_encode()
+    return times
 
-    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-        return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+@dataclass
+class _Measured:
+    """What is measured.
 
+    Attributes:
+        model: not pruned.
+        inputs: one batch.
+        vision: the model's feature functions, with the features of these inputs.
+        new_tokens: to generate.
+    """
 
-def _row(model: Any, inputs: Mapping[str, Tensor], setting: PruningSetting, times: Timings) -> dict[str, Any]:
-    row: dict[str, Any] = {"policy": setting.name, "keep": setting.keep}
-    with setting.context(model):
-        with count_flops() as counter:
-            out = model(**inputs, use_cache=True, logits_to_keep=1)
-        cache = getattr(out, cache_name())
-        row["flops"], row["flops_formula"] = counter.get_total_flops(), decoder_flops(model, cache)
-        row["kv_cache_bytes"] = cache_bytes(cache)
-        del out, cache
-        row["peak_bytes"] = _peak(lambda: model(**inputs, use_cache=True, logits_to_keep=1), model.device)
-        if not setting.is_full:
+    model: Any
+    inputs: Mapping[str, Tensor]
+    vision: Vision
+    new_tokens: int
+
+    def _replayed(self, setting: PruningSetting) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if runs_the_encoder(setting) else self.vision.replayed()
+
+    def time(self, setting: PruningSetting, into: Timings, encoder_ms: Sequence[float]) -> None:
+        """Time a request."""
+        model, vision, n = self.model, self.vision, self.new_tokens
+        generation = GenerationConfig(max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
+        with setting.context(model), self._replayed(setting):
+            vision.spent, clock = 0.0, _Clock(vision.device)
+            stop = StoppingCriteriaList([clock])
+            model.generate(**self.inputs, generation_config=generation, stopping_criteria=stop)
+            select_ms = sum((record.select_ms_in_prefill for record in setting.records(model)), 0.0)
+        steps, spent = clock.times, vision.spent
+        of_encoder = spent if runs_the_encoder(setting) else statistics.median(encoder_ms)
+        into.vision.append(of_encoder)
+        into.select.append(select_ms)
+        into.prefill.append(steps[1] - steps[0] - spent)
+        into.decode.append(statistics.median(b - a for a, b in itertools.pairwise(steps[1:])))
+        into.total.append(steps[-1] - steps[0] - spent + of_encoder)
+
+    def count(self, setting: PruningSetting) -> dict[str, Any]:
+        """What a prefill computes and holds, of `profile`'s row."""
+        model, vision, made = self.model, self.vision, []
+        row: dict[str, Any] = {"policy": setting.name, "keep": setting.keep}
+        with setting.context(model), self._replayed(setting), count_flops() as counter:
+            forward = lambda: made.append(model(**self.inputs, use_cache=True, logits_to_keep=1))
+            row["peak_bytes"] = peak_bytes(forward, vision.device)
             records = setting.records(model)
+        row["flops"] = counter.get_total_flops()
+        if not runs_the_encoder(setting):
+            row["flops"] += vision.flops
+            row["peak_bytes"] = max(vision.peak_bytes, row["peak_bytes"] + vision.feature_bytes)
+        cache = getattr(made[0], cache_name())
+        row["flops_formula"], row["kv_cache_bytes"] = decoder_flops(model, cache), cache_bytes(cache)
+        if not setting.is_full:
             layers = model.config.get_text_config().num_hidden_layers
             row["visual_tokens"] = sum(r.n_before for r in records)
             row["kept"] = round(sum(r.mean_tokens(layers) for r in records), 1)
+        return row
+
+
+def _medians(times: Timings, encoder_ms: Sequence[float] | None) -> dict[str, Any]:
+    """The columns of `profile`'s row that are times, where the encoder had rounds of its own with their quartiles."""
+    row: dict[str, Any] = {"rounds": len(times.total)}
     for name, unit in (
         ("vision", "vision_ms"),
         ("select", "select_ms"),
@@ -182,6 +201,8 @@ def _row(model: Any, inputs: Mapping[str, Tensor], setting: PruningSetting, time
         values = getattr(times, name)
         row[unit] = statistics.median(values)
         row[f"{unit}_quartiles"] = _quartiles(values)
+    if encoder_ms is not None:
+        row["vision_ms_quartiles"] = _quartiles(list(encoder_ms))
     row["ttft_ms"] = statistics.median(a + b for a, b in zip(times.vision, times.prefill, strict=True))
     return row
 
@@ -191,61 +212,6 @@ def _quartiles(values: list[float]) -> list[float]:
         return values * 2
     first, _, third = statistics.quantiles(values, n=4, method="inclusive")
     return [first, third]
-
-
-def decoder_flops(model: Any, cache: Any) -> int:
-    """FLOPs of one prefill through the decoder layers in closed form, a multiplication and an addition counted as two.
-
-    Per row and layer with L tokens: 2 L times the number of elements of the layer's matrices, and 4 L^2 times the
-    width of its heads for attention scores and values. Causality does not halve the latter, as torch counts. L is the
-    length of the layer's KV cache, padding included.
-
-    Args:
-        model: a supported model.
-        cache: filled by the prefill.
-    """
-    text = base_of(model).get_submodule(family_of(model).text_model)
-    total = 0
-    for layer, of_layer in zip(text.layers, cache.layers, strict=True):
-        batch, _, length, _ = of_layer.keys.shape
-        matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
-        heads = layer.self_attn.o_proj.in_features
-        total += batch * (2 * length * matrices + 4 * length**2 * heads)
-    return total
-
-
-def _peak(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes in use at a time during a call, beyond those in use before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _no_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as trace:
-        run()
-    assert trace.profiler is not None
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Silences file descriptor 2, to which torch's profiler logs its starts and stops directly."""
-    sys.stderr.flush()
-    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(devnull)
 
 
 def verdict(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:

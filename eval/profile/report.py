@@ -2,55 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from ..setting import FULL, label
 
 MIB = 1 << 20
 CAPTION = (
-    "kept: visual tokens, a mean over decoder layers. ms, medians. vision: encoder and projector. prefill: selection "
-    "and language model, to the first token. peak: memory of a prefill beside weights. theory, real: share of the "
-    "full prefill saved, by FLOPs of the decoder and by the clock."
+    "kept: visual tokens, a mean over decoder layers. ms, medians of {rounds} rounds. vision: encoder and projector. "
+    "prefill: selection and language model, to the first token. peak: memory of a prefill beside weights. theory, "
+    "real: share of the full prefill saved, by FLOPs of the decoder and by the clock."
 )
 
 
-def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """A table of the rows of `measure.profile`."""
-    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left")
-    for name in (
-        "",
-        "kept",
-        "vision",
-        "select",
-        "prefill",
-        "ms/token",
-        "KV MiB",
-        "peak MiB",
-        "TFLOP",
-        "theory",
-        "real",
-    ):
-        out.add_column(name, justify="right" if name else "left", no_wrap=True)
+_Shown = Callable[[dict[str, Any]], str]
+
+
+def _both(show: _Shown) -> tuple[_Shown, _Shown]:
+    return show, show
+
+
+#: Columns by name, of a row of the full model and of a pruned one.
+_COLUMNS: dict[str, tuple[_Shown, _Shown]] = {
+    "kept": (lambda row: "all", lambda row: f"{row['kept']:g}"),
+    "vision": _both(lambda row: f"{row['vision_ms']:.1f}"),
+    "select": (lambda row: "", lambda row: f"{row['select_ms']:.1f}"),
+    "prefill": _both(lambda row: f"{row['prefill_ms']:.1f}"),
+    "ms/token": _both(lambda row: f"{row['decode_ms_per_token']:.1f}"),
+    "KV MiB": _both(lambda row: f"{row['kv_cache_bytes'] / MIB:.1f}"),
+    "peak MiB": _both(lambda row: f"{row['peak_bytes'] / MIB:.0f}"),
+    "TFLOP": _both(lambda row: f"{row['flops'] / 1e12:.3f}"),
+    "theory": (lambda row: "", lambda row: f"{row['prefill_saving_theoretical']:.1%}"),
+    "real": (lambda row: "", lambda row: f"{row['prefill_saving_realised']:.1%}"),
+}
+
+
+def tables(rows: Sequence[dict[str, Any]], title: str, console: Console) -> list[Table]:
+    """One table of the rows of `measure.profile`, or two where the console is too narrow for one."""
+    names = list(_COLUMNS)
+    whole = _table(rows, title, names)
+    if Measurement.get(console, console.options.update(width=1000), whole).maximum <= console.width:
+        whole.caption = CAPTION.format(rounds=rows[0]["rounds"])
+        return [whole]
+    parts = [_table(rows, title, names[:5]), _table(rows, "", names[5:])]
+    parts[1].caption = CAPTION.format(rounds=rows[0]["rounds"])
+    return parts
+
+
+def _table(rows: Sequence[dict[str, Any]], title: str, names: Sequence[str]) -> Table:
+    out = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), caption_justify="left")
+    out.add_column("", overflow="fold")
+    for name in names:
+        out.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        full = row["policy"] == FULL
-        out.add_row(
-            label(row["policy"], row["keep"]),
-            "all" if full else f"{row['kept']:g}",
-            f"{row['vision_ms']:.1f}",
-            "" if full else f"{row['select_ms']:.1f}",
-            f"{row['prefill_ms']:.1f}",
-            f"{row['decode_ms_per_token']:.1f}",
-            f"{row['kv_cache_bytes'] / MIB:.1f}",
-            f"{row['peak_bytes'] / MIB:.0f}",
-            f"{row['flops'] / 1e12:.3f}",
-            "" if full else f"{row['prefill_saving_theoretical']:.1%}",
-            "" if full else f"{row['prefill_saving_realised']:.1%}",
-        )
+        cells = (_COLUMNS[name][row["policy"] != FULL](row) for name in names)
+        out.add_row(label(row["policy"], row["keep"]), *cells)
     return out
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from ...patches.feature_source import feature_lengths
-from ...patches.modules import base_of
+from .pixels import Request, crops, merged_patches, native, one_size, thumbnail_and_mosaic, tile
+from .random_weights import CheapRandom
+from .work import Work
 
 _VICUNA: dict[str, Any] = dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, vocab_size=32064)
 _QWEN2: dict[str, Any] = dict(
@@ -39,25 +41,6 @@ _QWEN_IDS: dict[str, Any] = dict(
 
 
 @dataclass(frozen=True)
-class Request:
-    """The size of a batch.
-
-    Attributes:
-        batch: rows, all of the same size.
-        images: images in each.
-        frames: frames of a video in each, instead of images; 0: no video.
-        side: height and width of an image or frame in pixels; None: the model's default.
-        text: text tokens in each.
-    """
-
-    batch: int = 1
-    images: int = 1
-    frames: int = 0
-    side: int | None = None
-    text: int = 40
-
-
-@dataclass(frozen=True)
 class Shape:
     """A published model's shape.
 
@@ -65,11 +48,13 @@ class Shape:
         layers: decoder layers.
         build: makes the model's config for a number of decoder layers.
         pixels: makes the pixel inputs of a request for a config.
+        length: placeholders of an image or a video, of config, request and pixel inputs; nothing is encoded for it.
     """
 
     layers: int
     build: Callable[[int], Any]
     pixels: Callable[[Any, Request], dict[str, Tensor]]
+    length: Callable[[Any, Request, Mapping[str, Tensor]], int]
 
 
 def _llava(layers: int) -> Any:
@@ -162,101 +147,79 @@ def _qwen3_vl(layers: int) -> Any:
     )
 
 
-def _fixed(config: Any, request: Request) -> dict[str, Tensor]:
-    _no_video(config, request)
-    side = config.vision_config.image_size  # the processor resizes images to it
-    return {"pixel_values": torch.rand(request.batch * request.images, 3, side, side)}
-
-
-def _crops(default_side: int) -> Callable[[Any, Request], dict[str, Tensor]]:
-    def pixels(config: Any, request: Request) -> dict[str, Tensor]:
-        tile = config.vision_config.image_size
-        if request.frames:
-            _no_video(config, request, "video_token_index")
-            return {"pixel_values_videos": torch.rand(request.batch, request.frames, 3, tile, tile)}
-        side, count = request.side or default_side, request.batch * request.images
-        pinpoint = transformers.image_processing_utils.select_best_resolution((side, side), config.image_grid_pinpoints)
-        tiles = 1 + (pinpoint[0] // tile) * (pinpoint[1] // tile)
-        return {
-            "pixel_values": torch.rand(count, tiles, 3, tile, tile),
-            "image_sizes": torch.tensor([[side, side]] * count),
-        }
-
-    return pixels
-
-
-def _native(config: Any, request: Request) -> dict[str, Tensor]:
-    vision = config.vision_config
-    merge, patch, depth = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
-    cells = max(1, round((request.side or 672) / (patch * merge))) * merge
-    frames = max(1, -(-request.frames // depth))
-    if request.frames and config.model_type == "qwen3_vl":
-        raise ValueError("frames: Qwen3-VL writes times between frames; profile its videos with --model")
-    grid = torch.tensor([[frames, cells, cells]] * request.batch * (1 if request.frames else request.images))
-    pixels = torch.rand(int(grid.prod(1).sum()), vision.in_channels * depth * patch**2)
-    if request.frames:
-        return {"pixel_values_videos": pixels, "video_grid_thw": grid}
-    return {"pixel_values": pixels, "image_grid_thw": grid}
-
-
-def _no_video(config: Any, request: Request, needs: str = "-") -> None:
-    if request.frames and not hasattr(config, needs):
-        raise ValueError(f"frames={request.frames}: {config.model_type} takes no videos")
-
-
 SHAPES = {
-    "llava-1.5-7b": Shape(32, _llava, _fixed),
-    "llava-next-7b": Shape(32, _llava_next, _crops(672)),
-    "llava-onevision-7b": Shape(28, _llava_onevision, _crops(768)),
-    "qwen2.5-vl-7b": Shape(28, _qwen2_5_vl, _native),
-    "qwen3-vl-8b": Shape(36, _qwen3_vl, _native),
+    "llava-1.5-7b": Shape(32, _llava, one_size, tile),
+    "llava-next-7b": Shape(32, _llava_next, crops(672), thumbnail_and_mosaic),
+    "llava-onevision-7b": Shape(28, _llava_onevision, crops(768), thumbnail_and_mosaic),
+    "qwen2.5-vl-7b": Shape(28, _qwen2_5_vl, native, merged_patches),
+    "qwen3-vl-8b": Shape(36, _qwen3_vl, native, merged_patches),
 }
 
 
-def build(name: str, layers: int | None, dtype: torch.dtype, device: torch.device, attn: str | None) -> Any:
-    """A model of a published shape with random weights.
+def config_of(name: str, layers: int | None) -> Any:
+    """The config of a published shape.
 
     Args:
         name: of `SHAPES`.
         layers: decoder layers; None: all.
+    """
+    shape = SHAPES[name]
+    return shape.build(layers or shape.layers)
+
+
+def without_weights(config: Any) -> Any:
+    """A model of a config on the device `meta`: it has shapes, and takes no time and no memory."""
+    with torch.device("meta"):
+        return transformers.AutoModelForImageTextToText.from_config(config)
+
+
+def build(config: Any, dtype: torch.dtype, device: torch.device, attn: str | None, work: Work | None = None) -> Any:
+    """A model with random weights.
+
+    Args:
+        config: of the model.
         dtype: of the weights.
         device: where the model goes.
         attn: attention implementation; None: transformers' default.
+        work: is told what is done.
     """
-    shape = SHAPES[name]
-    model = transformers.AutoModelForImageTextToText.from_config(
-        shape.build(layers or shape.layers), dtype=dtype, attn_implementation=attn
-    )
+    with CheapRandom((work or Work()).did_build):
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn)
     return model.to(device).eval()
 
 
-@torch.inference_mode()
-def inputs(name: str, model: Any, request: Request) -> dict[str, Tensor]:
-    """A batch for a model of `build`: half of the text, the images or the video, the other half of the text.
+def inputs(name: str, config: Any, request: Request, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A batch for a model of a published shape: half of the text, the images or the video, the other half of the text.
+
+    Args:
+        name: of `SHAPES`.
+        config: of the model.
+        request: size of the batch.
+        device: where it goes.
+        dtype: of its pixels.
 
     Raises:
-        ValueError: a video for a model that takes none, or for Qwen3-VL, whose prompts need times between frames.
+        ValueError: a video for a model that takes none, or for Qwen3-VL, whose prompts need times between frames; a
+            size of images for a model that takes one size only.
     """
-    weight = next(model.parameters())
     pixels = {
-        key: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
-        for key, value in SHAPES[name].pixels(model.config, request).items()
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in SHAPES[name].pixels(config, request).items()
     }
-    base, kind = base_of(model), "video" if request.frames else "image"
-    lengths = feature_lengths(getattr(base, f"get_{kind}_features")(**pixels))
-    per_row = len(lengths) // request.batch
-    config = model.config
+    kind = "video" if request.frames else "image"
+    length = SHAPES[name].length(config, request, pixels)
     token: Any = {
         "image": getattr(config, "image_token_id", getattr(config, "image_token_index", None)),
         "video": getattr(config, "video_token_id", getattr(config, "video_token_index", None)),
     }[kind]
     start, end = getattr(config, "vision_start_token_id", None), getattr(config, "vision_end_token_id", None)
     row: list[Any] = [7] * (request.text // 2)
-    for length in lengths[:per_row]:
+    for _ in range(1 if request.frames else request.images):
         row += [t for t in (start, *[token] * length, end) if t is not None]
     row += [11] * (request.text - request.text // 2)
-    ids = torch.tensor([row] * request.batch, device=weight.device)
+    ids = torch.tensor([row] * request.batch, device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+    model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if "mm_token_type_ids" in inspect.signature(model_class.forward).parameters:
         batch["mm_token_type_ids"] = ids.eq(token).long() * (2 if kind == "video" else 1)
     return batch

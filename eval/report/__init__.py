@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from ... import __version__
+from ..files import check_file
 from ..lmms.grid_report import primary
 from ..machine import describe, device_and_threads
 from ..pictures import fitted
@@ -163,6 +164,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         OSError: no such file or checkpoint.
         ValueError: a file that is not what the command that should have written it writes.
     """
+    check_file(options.out, "--out")
     evaluations = [_read(_results(path), "an evaluation", "tokenprune eval") for path in options.eval]
     profiles = [_read(path, "a profile", "tokenprune profile --json") for path in options.profile]
     rows = [row for one in evaluations for row in one["rows"]]

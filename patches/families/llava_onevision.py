@@ -17,7 +17,7 @@ from .llava_next_video import FAMILY as LLAVA_NEXT_VIDEO
 from .registry import register_family
 
 
-def _mosaic(config: Any, image_size: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+def scaled_mosaic(config: Any, image_size: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
     """(H, W) of the crops; the model scales a mosaic beyond the patch limit down to it."""
     height, width = mosaic_shape(config, image_size)
     limit = arguments.get("vision_aspect_ratio") or config.vision_aspect_ratio
@@ -25,7 +25,7 @@ def _mosaic(config: Any, image_size: Any, arguments: Mapping[str, Any]) -> tuple
     return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
 
 
-def _pooled(config: Any) -> tuple[int, int]:
+def pooled_frame(config: Any) -> tuple[int, int]:
     """(H, W) of a video frame, which the model pools 2 x 2."""
     _, h, w = tile_grid(config)
     return math.ceil(h / 2), math.ceil(w / 2)
@@ -35,11 +35,13 @@ def shape(facts: InputFacts) -> VisualShape:
     """As LLaVA-NeXT's, or the pooled frames of a video and one newline, which closes it."""
     config, length = facts.config, facts.length
     if facts.kind == "video":
-        h, w = _pooled(config)
+        h, w = pooled_frame(config)
         grid = ((length - 1) // (h * w), h, w)
         return VisualShape((grid,), (length - 1,)) if math.prod(grid) == length - 1 else VisualShape()
     sizes = facts.arguments.get("image_sizes")
-    return anyres_shape(config, length, None if sizes is None else _mosaic(config, sizes[facts.index], facts.arguments))
+    return anyres_shape(
+        config, length, None if sizes is None else scaled_mosaic(config, sizes[facts.index], facts.arguments)
+    )
 
 
 def regroup(output: EncoderValues) -> list[Tensor]:
@@ -47,9 +49,9 @@ def regroup(output: EncoderValues) -> list[Tensor]:
     config = output.base.config
     if output.kind == "video":
         frames = output.values.mT.unflatten(-1, tile_grid(config)[1:])
-        frames = F.interpolate(frames, _pooled(config), mode="bilinear").flatten(2).mT
+        frames = F.interpolate(frames, pooled_frame(config), mode="bilinear").flatten(2).mT
         return list(frames.unflatten(0, (len(output.lengths), -1)).flatten(1, 2))
-    return regroup_images(output, lambda size: _mosaic(config, size, output.arguments))
+    return regroup_images(output, lambda size: scaled_mosaic(config, size, output.arguments))
 
 
 # No projector, as in LLaVA-NeXT-Video: scaled mosaics and pooled frames have no token before it one-to-one.

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ...plugins import builtin_only
 from .base import Family
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ class UnsupportedModelError(ValueError):
 
 
 _FAMILIES: dict[str, Family] = {}
+#: Those that entry points of other packages took the place of, None where there was none, by model type.
+_REPLACED: dict[str, Family | None] = {}
 
 
 def register_family(family: Family, replace: bool = False) -> Family:
@@ -63,14 +66,21 @@ def _load_entry_points() -> None:
 
 def _register_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
+        before = dict(_FAMILIES)
         try:
             register_family(entry.load())
         except Exception as error:  # somebody else's package must not take our families down
             logger.warning("family %r of %s could not be loaded: %s", entry.name, entry.value, error)
+        changed = [name for name, family in _FAMILIES.items() if before.get(name) is not family]
+        for name in changed:
+            _REPLACED.setdefault(name, before.get(name))
 
 
 def families() -> dict[str, Family]:
     """All families by model type, those of installed packages included."""
+    if builtin_only():
+        known = {**_FAMILIES, **_REPLACED}
+        return {name: family for name, family in sorted(known.items()) if family is not None}
     _load_entry_points()
     return dict(sorted(_FAMILIES.items()))
 

@@ -1,17 +1,25 @@
 """The profiler: what it counts is right, and what it says follows from it."""
 
+import functools
+import io
 import json
+import re
 
 import pytest
 import torch
 import transformers
+from rich.console import Console
 
 from tokenprune import cli
 from tokenprune.commands.profile import SHAPES as COMMAND_SHAPES
 from tokenprune.eval.minivlm import load
 from tokenprune.eval.profile import shapes
 from tokenprune.eval.profile.command import noise_inputs
-from tokenprune.eval.profile.measure import count_flops, decoder_flops, profile, verdict
+from tokenprune.eval.profile.counting import count_flops, decoder_flops, peak_bytes
+from tokenprune.eval.profile.measure import profile, verdict
+from tokenprune.eval.profile.random_weights import BLOCK, CheapRandom
+from tokenprune.eval.profile.report import tables
+from tokenprune.eval.profile.work import Costs, Work, WorkBar
 from tokenprune.eval.setting import PruningSetting
 from tokenprune.patches.modules import base_of
 
@@ -84,6 +92,54 @@ def test_profile_of_the_embedded_model(embedded):
     assert "get_image_features" not in vars(base_of(model))  # its clock is gone
 
 
+def test_what_is_encoded_once_counts_as_if_it_was_encoded_each_time(embedded):
+    model, inputs = embedded
+    encoded = []
+    original = base_of(model).get_image_features
+    counted = functools.wraps(original)(lambda *a, **k: encoded.append(1) or original(*a, **k))
+    base_of(model).get_image_features = counted
+    settings = [PruningSetting("divprune", 0.25), PruningSetting("fastv", 0.25), PruningSetting("visionzip", 0.25)]
+    rows = profile(model, inputs, settings, new_tokens=2, rounds=2)
+    # once to count, twice to time; visionzip reads the encoder: counted once, two rounds to warm up and two that count
+    assert len(encoded) == 1 + 2 + (1 + 2 + 2)
+    del base_of(model).get_image_features
+    full, *pruned = rows
+    assert full["vision_ms"] == pruned[0]["vision_ms"] == pruned[1]["vision_ms"] != pruned[2]["vision_ms"]
+    for row, setting in zip(rows, [PruningSetting(), *settings], strict=True):
+        with torch.inference_mode(), setting.context(model), count_flops() as counter:
+            forward = lambda: model(**inputs, use_cache=True, logits_to_keep=1)
+            peak = peak_bytes(forward, model.device)
+        assert row["flops"] == counter.get_total_flops()
+        assert row["peak_bytes"] == pytest.approx(peak, rel=0.1)
+        assert row["total_ms"] >= row["vision_ms"] + row["prefill_ms"]
+
+
+@pytest.mark.parametrize("rounds", [1, None])
+def test_a_bar_says_from_the_start_what_is_left(embedded, rounds):
+    model, inputs = embedded
+    settings = [PruningSetting("divprune", 0.25), PruningSetting("visionzip", 9)]
+    costs = Costs.of(model, inputs, new_tokens=2)
+    weights = sum(p.numel() for p in base_of(model).language_model.layers.parameters())
+    assert costs.visual == 2 * weights * 288
+    assert costs.prefill(settings[1]) - costs.text == pytest.approx(costs.visual * 9 / 288)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    with WorkBar(console, costs.total(settings, rounds or 5), "cpu") as bar:
+        bar.progress.refresh()
+        assert re.search(r"about 0:\d\d:\d\d left", screen.getvalue())
+        profile(model, inputs, settings, 2, rounds, Work(costs, [PruningSetting(), *settings], bar))
+        task = bar.progress.tasks[0]
+        assert task.completed == pytest.approx(task.total)
+        bar.progress.refresh()
+    assert "about 0:00:00 left" in screen.getvalue()
+
+
+def test_fewer_rounds_where_they_take_long(embedded, monkeypatch):
+    monkeypatch.setattr("tokenprune.eval.profile.measure.SECONDS", 0.0)
+    assert [row["rounds"] for row in profile(*embedded, [], new_tokens=2, rounds=None)] == [3]
+    assert [row["rounds"] for row in profile(*embedded, [], new_tokens=2, rounds=4)] == [4]
+
+
 def test_too_few_tokens_to_decode(embedded):
     with pytest.raises(ValueError, match="new_tokens=1 must be at least 2"):
         profile(*embedded, [], new_tokens=1)
@@ -140,9 +196,121 @@ def test_command_writes_figures_and_a_plot(tmp_path, capsys):
         (["--config", "gpt-2"], "invalid choice: 'gpt-2'"),
         (["--model", "/no/such/place"], "tokenprune profile:"),
         (["--model", "embedded", "--new-tokens", "1"], "new_tokens=1 must be at least 2"),
+        (["--images", "0"], "'0' is no whole number above 0"),
     ],
 )
 def test_bad_options_are_named(options, words, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(["profile", *options])
     assert words in f"{error.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model", "embedded", "--frames", "4"], "--frames 4: llava takes no videos"),
+        (["--config", "llava-next-7b", "--frames", "4"], "--frames 4: llava_next takes no videos"),
+        (["--config", "qwen3-vl-8b", "--frames", "4"], "profile its videos with --model"),
+        (["--config", "llava-1.5-7b", "--image-size", "448"], "llava resizes every image to 336"),
+        (["--model", "embedded", "--layers", "2"], "--layers goes with --config"),
+        (["--config", "qwen2.5-vl-7b", "--frames", "4", "--images", "2"], "--images and --frames do not go together"),
+        (["--model", "embedded", "--requests", "4"], "--requests goes with --engine vllm"),
+        (["--model", "embedded", "--concurrency", "1"], "--concurrency goes with --engine vllm"),
+        (["--model", "embedded", "--json", "TMP"], "TMP is a folder; name a file in it"),
+        (["--model", "embedded", "--plot", "TMP/plot.txt"], "ends in .txt; accepted: .png"),
+        (["--model", "embedded", "--plot", "TMP/file/plot.png"], "TMP/file is a file, not a folder"),
+        (["--model", "embedded", "--plot", "TMP/x.svg", "--json", "TMP/x.svg"], "--json and --plot name the same file"),
+    ],
+)
+def test_what_does_not_apply_is_refused_in_one_line(options, words, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    nothing = lambda *a, **k: pytest.fail("a model was made")
+    monkeypatch.setattr("tokenprune.eval.profile.command.load_model", nothing)
+    monkeypatch.setattr(shapes, "build", nothing)
+    with pytest.raises(SystemExit) as error:
+        cli.main(["profile", *(option.replace("TMP", str(tmp_path)) for option in options)])
+    printed = capsys.readouterr().err or f"{error.value}\n"
+    assert words.replace("TMP", str(tmp_path)) in printed
+    assert printed.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_json_alone_on_standard_output(capsys):
+    cli.main(["profile", "--model", "embedded", "--keep", "0.25", "--new-tokens", "2", "--rounds", "1", "--json"])
+    written = json.loads(capsys.readouterr().out)
+    assert [row["policy"] for row in written["rows"]] == ["full", "divprune"]
+
+
+def _small(name):
+    """The config of a published shape with its grids, and hardly any weights."""
+    config = shapes.config_of(name, 1)
+    config.vision_config.num_hidden_layers = 2
+    for part in (config.vision_config, config.get_text_config()):
+        for key in ("num_attention_heads", "num_heads", "num_key_value_heads"):
+            if hasattr(part, key):
+                setattr(part, key, 2)
+        for key, size in (("hidden_size", 32), ("intermediate_size", 32), ("depth", 2)):
+            if hasattr(part, key):
+                setattr(part, key, size)
+    text, vision = config.get_text_config(), config.vision_config
+    text.head_dim = 16
+    if hasattr(text, "rope_parameters") and "mrope_section" in (text.rope_parameters or {}):
+        text.rope_parameters["mrope_section"] = [4, 2, 2]
+    if hasattr(vision, "out_hidden_size"):
+        vision.out_hidden_size = 32
+    for key in ("fullatt_block_indexes", "deepstack_visual_indexes"):
+        if hasattr(vision, key):
+            setattr(vision, key, [1])
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("llava-1.5-7b", shapes.Request(batch=2, images=2)),
+        ("llava-next-7b", shapes.Request()),
+        ("llava-next-7b", shapes.Request(images=2, side=500)),
+        ("llava-onevision-7b", shapes.Request()),
+        ("llava-onevision-7b", shapes.Request(side=2000)),
+        ("llava-onevision-7b", shapes.Request(frames=3)),
+        ("qwen2.5-vl-7b", shapes.Request(batch=2, side=224)),
+        ("qwen2.5-vl-7b", shapes.Request(frames=5, side=112)),
+        ("qwen3-vl-8b", shapes.Request(side=224, images=2)),
+    ],
+)
+def test_prompts_have_as_many_placeholders_as_there_are_features(name, request_):
+    """Lengths come from the grids. The model itself refuses a prompt whose placeholders do not fit its features."""
+    config, cpu = _small(name), torch.device("cpu")
+    model = shapes.build(config, torch.float32, cpu, None)
+    batch = shapes.inputs(name, config, request_, cpu, torch.float32)
+    with torch.inference_mode():
+        assert torch.isfinite(model(**batch, logits_to_keep=1).logits).all()
+
+
+def test_cheap_random_numbers_are_as_spread_as_others():
+    filled = []
+    with CheapRandom(filled.append):
+        weight = torch.empty(600, 3584).normal_(mean=0.5, std=0.02)
+        bias = torch.nn.init.uniform_(torch.empty(50_000), -1, 3)
+        linear = torch.nn.Linear(500, 300)
+    assert filled == [600 * 3584 * 4, 200_000, 600_000, 1200]
+    assert linear.weight.abs().max().item() == pytest.approx(500**-0.5, rel=0.01)
+    assert weight.mean().item() == pytest.approx(0.5, abs=1e-3) and weight.std().item() == pytest.approx(0.02, rel=0.01)
+    assert bias.min().item() == pytest.approx(-1, abs=0.01) and bias.max().item() == pytest.approx(3, abs=0.01)
+    assert len(weight.unique(dim=0)) == 600 and weight.numel() > 2 * BLOCK
+    assert torch.linalg.matrix_rank(weight[:64].float()) == 64
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_fit_the_console(embedded, width):
+    rows = profile(*embedded, [PruningSetting("divprune+fastv", 0.25)], new_tokens=2, rounds=1)
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in tables(rows, "a title", console):
+        console.print(table)
+    printed = console.export_text()
+    text = " ".join(printed.split())
+    assert max(len(line) for line in printed.splitlines()) <= width
+    assert "…" not in text
+    assert width < 80 or "divprune+fastv 0.25" in text
+    for word in ("divprune", "ms/token", "peak MiB", "TFLOP", f"{rows[1]['kept']:g}", "medians of 1 rounds"):
+        assert word in text

@@ -3,13 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tokenprune import cli
-from tokenprune.eval import published
+from tokenprune.eval import minivlm, published
 from tokenprune.eval.lmms import grid, grid_report
 from tokenprune.eval.lmms import model as model_module
 from tokenprune.eval.setting import PruningSetting, settings_grid
@@ -79,7 +80,8 @@ def test_the_command_writes_tables(tmp_path, capsys):
     assert len(table) == 2 + 3
     assert table[3].startswith("| `divprune` 0.25 | 36 |")
     # the standard results of the harness, with every sample
-    cell = json.loads((tmp_path / "cells" / "full" / f"{TASK}.json").read_text())
+    (path,) = tmp_path.glob(f"cells/embedded/full/{TASK}-*.json")
+    cell = json.loads(path.read_text())
     assert {"results", "configs", "samples", "n-samples", "lmms_eval_version"} <= set(cell)
     assert f"tokenprune_version={__import__('tokenprune').__version__}" in cell["config"]["model_args"]
 
@@ -91,13 +93,17 @@ def test_the_command_writes_tables(tmp_path, capsys):
         (["--model", "/nowhere"], "there is no such folder"),
         (["--backend", "llava_hf"], "backend 'llava_hf' is none of tokenprune_hf"),
         (["--compare", "divprune/llava"], "Did you mean divprune/llava-"),
+        (["--tasks", "gqa"], "the data of task 'gqa' cannot be fetched"),
+        (["--tasks", "gqa"], "tasks that need no network: tokenprune_embedded, tokenprune_embedded_colour"),
     ],
 )
 def test_what_cannot_run_fails_before_the_model_loads(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(model_module, "_load", lambda *a: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as stop:
         cli.main(["eval", *arguments, "--out", str(tmp_path)])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2 and message in printed
+    assert printed.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -105,6 +111,61 @@ def test_a_bad_policy_is_told_by_the_parser(capsys):
     with pytest.raises(SystemExit):
         cli.main(["eval", "--policy", "divprun"])
     assert "Did you mean 'divprune'" in capsys.readouterr().err
+
+
+def _evaluate(out, *more):
+    arguments = ["eval", "--policy", "divprune", "--keep", "0.25", "--tasks", TASK, "--limit", "3", "--out", str(out)]
+    cli.main([*arguments, *more])
+    return json.loads((out / "results.json").read_text())["rows"]
+
+
+def _settings(rows):
+    return [(r["model"].rpartition("/")[2], r["policy"], r["keep"], r["positions"]) for r in rows]
+
+
+def test_runs_of_models_policies_and_positions_add_up(tmp_path, capsys):
+    out, twins = tmp_path / "out", [tmp_path / side / "twin" for side in ("a", "b")]
+    for twin in twins:  # models whose paths end alike
+        shutil.copytree(minivlm.WEIGHTS["llava"], twin)
+    first = _evaluate(out)
+    assert _settings(first) == [("embedded", "full", None, "original"), ("embedded", "divprune", "0.25", "original")]
+    both = _evaluate(out, "--policy", "random", "--no-full", "--positions", "compact")
+    assert _settings(both) == [
+        ("embedded", "full", None, "original"),
+        ("embedded", "random", "0.25", "compact"),
+        ("embedded", "divprune", "0.25", "original"),
+    ]
+    assert all("difference" in row for row in both[1:])  # the full model is that of the first run
+    assert [row for row in both if row["policy"] == "divprune"] == first[1:]
+    for twin in twins:
+        rows = _evaluate(out, "--model", str(twin))
+    assert _settings(rows)[:2] == [("twin", "full", None, "original"), ("twin", "divprune", "0.25", "original")]
+    assert [row["model"] for row in rows] == [str(twins[1])] * 2 + ["embedded"] * 3 + [str(twins[0])] * 2 or [
+        row["model"] for row in rows
+    ] == [str(twins[1])] * 2 + [str(twins[0])] * 2 + ["embedded"] * 3
+    tables = (out / "results.md").read_text()
+    assert all(f"{model}:\n\n| | kept |" in tables for model in ("embedded", *map(str, twins)))
+    capsys.readouterr()
+    few = _evaluate(out, "--limit", "2")  # other questions do not go together with these
+    assert _settings(few) == _settings(first)
+    assert "7 cells in" in capsys.readouterr().out
+    assert len(list((out / "cells").rglob("*.json"))) == 9
+
+
+def test_cells_of_a_former_version_are_read(tmp_path):
+    rows = _evaluate(tmp_path)
+    for path in list((tmp_path / "cells").rglob("*.json")):
+        results = json.loads(path.read_text())
+        del results["names"]
+        for key in grid.Cell.ADDED:
+            del results["identity"][key]
+        former = tmp_path / "cells" / path.parent.name.replace("-original", "") / f"{TASK}.json"
+        former.parent.mkdir()
+        former.write_text(json.dumps(results))
+        path.unlink()
+    again = _evaluate(tmp_path, "--policy", "random")
+    assert [row for row in again if row["policy"] != "random"] == rows
+    assert len(list((tmp_path / "cells").rglob("*.json"))) == 3
 
 
 def test_pairs_are_joined_by_question():
@@ -154,7 +215,8 @@ def _launch(tmp_path, processes, model, out, *more):
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
     assert result.returncode == 0, result.stderr[-3000:]
     return {
-        path.relative_to(tmp_path / out): json.loads(path.read_text()) for path in (tmp_path / out).rglob("cells/*/*")
+        path.relative_to(tmp_path / out): json.loads(path.read_text())
+        for path in (tmp_path / out / "cells").rglob("*.json")
     }
 
 

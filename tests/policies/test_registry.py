@@ -18,6 +18,7 @@ from tokenprune import (
     register,
     remove_pruning,
 )
+from tokenprune.plugins import use_builtin_only
 from tokenprune.policies import DivPrune, Random, registry
 
 from ..families import get_model, ragged_batch
@@ -57,7 +58,7 @@ def test_a_custom_policy_instance_and_by_name():
     assert "loudest" not in registry()
 
 
-def test_policies_of_other_packages(monkeypatch, caplog):
+def test_policies_of_other_packages(plugins, monkeypatch, caplog):
     """Entry points are found by name; one that does not load is a warning, not an end."""
     good = EntryPoint("elsewhere", "tokenprune.policies.random:Elsewhere", "tokenprune.policies")
     bad = EntryPoint("broken", "no_such_package:Policy", "tokenprune.policies")
@@ -69,8 +70,11 @@ def test_policies_of_other_packages(monkeypatch, caplog):
         assert "no_such_package" in caplog.text
         apply_pruning(get_model("llava"), "elsewhere", seed=4)
         remove_pruning(get_model("llava"))
+        use_builtin_only()
+        assert "elsewhere" not in list_policies()
     finally:
         tokenprune.policies.registration._REGISTRY.pop("elsewhere")
+        tokenprune.policies.registration._INSTALLED.discard("elsewhere")
 
 
 def test_every_policy_of_ours_says_what_it_keeps_and_where_it_comes_from():

@@ -37,7 +37,9 @@ def add(commands: arguments.Commands) -> None:
     profile.add_argument("--images", type=count, default=1, metavar="N", help="pictures in each row")
     profile.add_argument("--frames", type=count, default=0, metavar="N", help="a video of N frames instead")
     profile.add_argument("--new-tokens", type=count, default=8, metavar="N", help="tokens to generate, 2 at least")
-    profile.add_argument("--rounds", type=count, default=5, metavar="N", help="repeats to take medians of")
+    profile.add_argument(
+        "--rounds", type=count, metavar="N", help="repeats to take medians of; default 5, of slow models 3"
+    )
     profile.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default by device")
     profile.add_argument("--attn", choices=("sdpa", "eager", "flash_attention_2"), help="attention implementation")
     profile.add_argument("--device", help="default cuda if there is one")
@@ -48,11 +50,10 @@ def add(commands: arguments.Commands) -> None:
     profile.add_argument(
         "--concurrency",
         type=arguments.counts,
-        default="1,8,32",
         metavar="N,N",
-        help="clients at a time, of --engine vllm",
+        help="clients at a time, of --engine vllm; default 1,8,32",
     )
-    profile.add_argument("--requests", type=count, default=32, metavar="N", help="of a round, of --engine vllm")
+    profile.add_argument("--requests", type=count, metavar="N", help="of a round, of --engine vllm; default 32")
     arguments.add_json(profile)
     profile.add_argument("--plot", type=Path, metavar="PNG", help="also draw latency by phase and the savings")
     profile.set_defaults(run=_run)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from ..plugins import builtin_only
 from .base import Policy
 
 logger = logging.getLogger(__name__)
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 ENTRY_POINT_GROUP = "tokenprune.policies"
 
 _REGISTRY: dict[str, type[Policy]] = {}
+#: Names of those of other packages.
+_INSTALLED: set[str] = set()
 P = TypeVar("P", bound=type[Policy])
 
 
@@ -44,10 +47,13 @@ def register(name: str) -> Callable[[P], P]:
 
 def registry() -> dict[str, type[Policy]]:
     """All policies by name, sorted: our own, and those of installed packages (entry points)."""
+    if builtin_only():
+        return {name: cls for name, cls in sorted(_REGISTRY.items()) if name not in _INSTALLED}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name not in _REGISTRY:
             try:
                 register(entry.name)(entry.load())
+                _INSTALLED.add(entry.name)
             except Exception as error:  # a broken package of others must not make our policies unusable
                 logger.warning("policy %r of %s could not be loaded: %s", entry.name, entry.value, error)
     return dict(sorted(_REGISTRY.items()))

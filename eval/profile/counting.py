@@ -1,0 +1,89 @@
+"""What a profile counts: time on a device, FLOPs and memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...patches.families.registry import family_of
+from ...patches.modules import base_of
+
+
+def now(device: torch.device) -> float:
+    """Milliseconds, after all that is queued on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * time.perf_counter()
+
+
+def count_flops() -> FlopCounterMode:
+    """torch's FLOP counter, extended by the CPU's fused attention, which it lacks."""
+
+    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+
+
+def decoder_flops(model: Any, cache: Any) -> int:
+    """FLOPs of one prefill through the decoder layers in closed form, a multiplication and an addition counted as two.
+
+    Per row and layer with L tokens: 2 L times the number of elements of the layer's matrices, and 4 L^2 times the
+    width of its heads for attention scores and values. Causality does not halve the latter, as torch counts. L is the
+    length of the layer's KV cache, padding included.
+
+    Args:
+        model: a supported model.
+        cache: filled by the prefill.
+    """
+    text = base_of(model).get_submodule(family_of(model).text_model)
+    total = 0
+    for layer, of_layer in zip(text.layers, cache.layers, strict=True):
+        batch, _, length, _ = of_layer.keys.shape
+        matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
+        heads = layer.self_attn.o_proj.in_features
+        total += batch * (2 * length * matrices + 4 * length**2 * heads)
+    return total
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes in use at a time during a call, beyond those in use before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _no_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as trace:
+        run()
+    assert trace.profiler is not None
+    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Silences file descriptor 2, to which torch's profiler logs its starts and stops directly."""
+    sys.stderr.flush()
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

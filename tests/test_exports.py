@@ -140,7 +140,7 @@ COMMANDS = {
     "engine concurrency requests json plot",
     "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
     "no-full out compare",
-    "report": "eval profile no-gallery model image question policy keep positions new-tokens device title out",
+    "report": "bench eval profile no-gallery model image question policy keep positions new-tokens device title out",
     "policies": "markdown",
     "models": "",
 }

@@ -1,0 +1,237 @@
+"""Results of `tokenprune bench` and `tokenprune eval` in one form: settings with their cost, accuracy and loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..bench.run import BASELINES
+from ..bench.tasks import ALL
+from ..curves import Curve, Plot, Point
+from ..lmms.grid_report import primary
+from ..setting import FULL
+
+Row = dict[str, Any]
+_Key = tuple[str, Any, Any]  # policy, keep ratio, positions
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; `low` and `high` are None if it is unknown."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A setting.
+
+    Attributes:
+        policy: its name; `full` for the full model.
+        keep: keep ratio or number of tokens as text; empty for the full model.
+        positions: `original` or `compact`; empty if the results do not say.
+        tokens: visual tokens per question, a mean over decoder layers; None if unknown.
+        accuracy: a share.
+        loss: what the full model has more, paired by question; None without a full model.
+        by_task: accuracy by task, in the task's own metric.
+        per_second: samples per second; None if they were not timed.
+    """
+
+    policy: str
+    keep: str
+    positions: str
+    tokens: float | None
+    accuracy: Estimate | None
+    loss: Estimate | None
+    by_task: dict[str, float]
+    per_second: float | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return self.policy == FULL
+
+    @property
+    def label(self) -> str:
+        """`divprune 0.25`, or `divprune 0.25, compact`."""
+        return f"{self.policy} {self.keep}".strip() + (", compact" if self.positions == "compact" else "")
+
+
+@dataclass(frozen=True)
+class Results:
+    """All settings of one model.
+
+    Attributes:
+        title: the model, and what it was asked.
+        measure: what `accuracy` is.
+        note: how intervals and accuracy are to be read.
+        settings: of the model, the full one included if it was measured.
+        metrics: by task, the name of its metric.
+        rows: those that the settings were made of.
+    """
+
+    title: str
+    measure: str
+    note: str
+    settings: tuple[Measured, ...]
+    metrics: dict[str, str]
+    rows: tuple[Row, ...]
+
+    @property
+    def full(self) -> Measured | None:
+        return next((each for each in self.settings if each.is_full), None)
+
+    @property
+    def pruned(self) -> list[Measured]:
+        return [each for each in self.settings if not each.is_full]
+
+    def saved(self, setting: Measured) -> float | None:
+        """The share of the full model's visual tokens that a setting does not hold."""
+        if self.full is None or not self.full.tokens or setting.tokens is None:
+            return None
+        return 1 - setting.tokens / self.full.tokens
+
+    def plot(self, label_all: bool) -> Plot | None:
+        """Accuracy against tokens, a curve for each policy; None if no setting has both."""
+        curves: dict[tuple[str, str], list[Point]] = {}
+        for each in self.pruned:
+            point = _point(each)
+            if point is not None:
+                curves.setdefault((each.policy, each.positions), []).append(point)
+        if not curves:
+            return None
+        return Plot(
+            [
+                Curve(name, tuple(sorted(points)), positions == "compact")
+                for (name, positions), points in curves.items()
+            ],
+            BASELINES,
+            None if self.full is None else _point(self.full),
+            self.measure,
+            label_all,
+        )
+
+
+def _point(setting: Measured) -> Point | None:
+    accuracy = setting.accuracy
+    if accuracy is None or not setting.tokens:
+        return None
+    low, high = (accuracy.value if end is None else end for end in (accuracy.low, accuracy.high))
+    return Point(setting.tokens, accuracy.value, low, high)
+
+
+def _by_model(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    for model in dict.fromkeys(row["model"] for row in rows):
+        yield model, [row for row in rows if row["model"] == model]
+
+
+def _by_setting(rows: Sequence[Row]) -> dict[_Key, list[Row]]:
+    found: dict[_Key, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["policy"], row["keep"], row.get("positions")), []).append(row)
+    return found
+
+
+def _keep(key: _Key) -> str:
+    policy, keep, _ = key
+    return "" if policy == FULL or keep is None else f"{keep:g}" if isinstance(keep, int | float) else str(keep)
+
+
+def of_bench(rows: Sequence[Row]) -> Iterator[Results]:
+    """Results of `tokenprune bench`, model by model."""
+    for model, of_model in _by_model(rows):
+        settings = []
+        for key, of_setting in _by_setting(of_model).items():
+            tasks = {row["task"]: row["exact_match"] for row in of_setting}
+            overall = next((row for row in of_setting if row["task"] == ALL), None)
+            if overall is None:
+                continue
+            loss = None
+            if key[0] == FULL:
+                loss = Estimate(0.0, 0.0, 0.0)
+            elif overall.get("vs_full") is not None:
+                loss = Estimate(-overall["vs_full"], -overall["vs_full_high"], -overall["vs_full_low"])
+            accuracy = Estimate(overall["exact_match"], overall["low"], overall["high"])
+            del tasks[ALL]
+            settings.append(Measured(key[0], _keep(key), key[2] or "", overall["visual_tokens"], accuracy, loss, tasks))
+        metrics = dict.fromkeys((row["task"] for row in of_model if row["task"] != ALL), "exact match")
+        questions = {row["n"] for row in of_model if row["task"] == ALL}
+        note = (
+            "Exact match over all tasks, with 95 % bootstrap intervals over questions. Losses are paired with the full "
+            "model by question."
+        )
+        asked = f"{max(questions)} questions" if questions else ""
+        yield Results(
+            f"{model}, embedded benchmark, {asked}", "exact match", note, tuple(settings), metrics, tuple(of_model)
+        )
+
+
+def of_eval(rows: Sequence[Row]) -> Iterator[Results]:
+    """Results of `tokenprune eval`, model by model.
+
+    Accuracy is relative to the full model's, in the mean over tasks. Without a full model it is the mean over tasks,
+    where all have the same metric with values up to 1.
+    """
+    for model, of_model in _by_model(rows):
+        chosen = primary(of_model)
+        single = [row for row in chosen if not row["group"]] or chosen
+        metrics = {row["task"]: row["metric"] for row in single}
+        has_full = any(row["policy"] == FULL for row in single)
+        total = _mean([row["visual_tokens"] or None for row in single])  # the full model's rows have none
+        settings = [_evaluated(key, of_setting, has_full, total) for key, of_setting in _by_setting(single).items()]
+        count = f"{len(metrics)} task{'s' * (len(metrics) != 1)}"
+        if has_full:
+            measure = "accuracy, of the full model's"
+            note = (
+                f"Accuracy is relative to the full model's, in the mean over {count}. Losses are paired with the full "
+                "model by question; their 95 % bootstrap intervals are combined over tasks as independent ones."
+            )
+        else:
+            measure = f"mean {' / '.join(sorted(set(metrics.values())))}"
+            note = f"Means over {count}. The full model was not evaluated, so that losses are unknown."
+        yield Results(f"{model}, lmms-eval, {count}", measure, note, tuple(settings), metrics, tuple(of_model))
+
+
+def _evaluated(key: _Key, rows: Sequence[Row], has_full: bool, total: float | None) -> Measured:
+    tokens = total if key[0] == FULL else _mean([row["kept_tokens"] or None for row in rows])
+    by_task = {row["task"]: row["value"] for row in rows}
+    accuracy, loss = None, None
+    if not has_full:
+        values = [row["value"] for row in rows]
+        if len({row["metric"] for row in rows}) == 1 and all(0 <= value <= 1 for value in values):
+            accuracy = Estimate(sum(values) / len(values))
+    elif key[0] == FULL:
+        accuracy, loss = Estimate(1.0, 1.0, 1.0), Estimate(0.0, 0.0, 0.0)
+    else:
+        loss = _relative_loss(rows)
+        if loss is not None:
+            low, high = (None if end is None else 1 - end for end in (loss.high, loss.low))
+            accuracy = Estimate(1 - loss.value, low, high)
+    speed = _mean([row["samples_per_second"] for row in rows])
+    return Measured(key[0], _keep(key), key[2] or "", tokens, accuracy, loss, by_task, speed)
+
+
+def _relative_loss(rows: Sequence[Row]) -> Estimate | None:
+    """Mean over tasks of one minus the relative accuracy; None if it is unknown for a task."""
+    shares = [row.get("relative") for row in rows]
+    if any(share is None for share in shares):
+        return None
+    value = sum(1 - share for share in shares) / len(rows)
+    if any(row.get("low") is None or not row["value"] for row in rows):
+        return Estimate(value)
+    # Differences are in the task's metric; the full model's value in it is value / relative.
+    scales = [row["relative"] / row["value"] for row in rows]
+    below, above = (
+        math.sqrt(sum(((row[end] - row["difference"]) * scale) ** 2 for row, scale in zip(rows, scales, strict=True)))
+        / len(rows)
+        for end in ("low", "high")
+    )
+    return Estimate(value, value - above, value + below)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -157,7 +157,7 @@ def _limits(axes: Any, plot: Plot) -> tuple[float, float]:
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if left / 1.05 <= tick <= right * 1.05]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    lowest, highest = min(p.low for p in points), max([1.0, *(p.high for p in points)])
+    lowest, highest = min(p.low for p in points), max([1.0, *(p.value for p in points)])
     floor = float(np.floor(10 * lowest) / 10)
     axes.set_ylim(floor if floor > 0.3 else 0.0, highest)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

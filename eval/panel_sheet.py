@@ -30,42 +30,57 @@ def draw(path: Path, rows: Sequence[tuple[str, Sequence[Panel]]]) -> None:
     """
     from matplotlib.figure import Figure
 
-    columns = max(_columns(len(panels)) for _, panels in rows)
-    heights = [_heights(question, panels, columns) for question, panels in rows]
-    width = _WIDTH * max(columns, 2)
+    grids = [grid(panels) for _, panels in rows]
+    columns = max(len(row) for each in grids for row in each)
+    headlines = [_headline(question, panels[0].expected, columns) for question, panels in rows]
+    heights = [[_headline_height(text), *map(_height, each)] for text, each in zip(headlines, grids, strict=True)]
     parts = legend([panel for _, panels in rows for panel in panels])
-    figure = Figure(figsize=(width, sum(sum(each) for each in heights) + 0.5), layout="constrained")
+    size = (_WIDTH * max(columns, 2), sum(sum(each) for each in heights) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     blocks = figure.subfigures(len(rows) + 1, 1, height_ratios=[*(sum(each) for each in heights), 0.5], squeeze=False)
-    for block, (question, panels), height in zip(blocks[:, 0], rows, heights, strict=False):
-        block.suptitle(_headline(question, panels, columns), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        axes = block.subplots(len(height) - 1, columns, squeeze=False, height_ratios=height[1:])
+    for block, text, lines, height in zip(blocks[:, 0], headlines, grids, heights, strict=False):
+        block.suptitle(text, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        axes = block.subplots(len(lines), columns, squeeze=False, height_ratios=height[1:])
         for ax in axes.flat:
             ax.axis("off")
-        for ax, panel in zip(axes.flat, panels, strict=False):
-            _panel(ax, panel)
+        for line, panels in zip(axes, lines, strict=True):
+            for ax, panel in zip(line, panels, strict=False):
+                if panel is not None:
+                    _panel(ax, panel)
     _legend(blocks[-1, 0], parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _columns(n: int) -> int:
-    """How many of `n` panels stand beside each other, so that all rows are about equally long."""
-    return math.ceil(n / math.ceil(n / _COLUMNS))
+def grid(panels: Sequence[Panel]) -> list[list[Panel | None]]:
+    """Rows of panels, at most six beside each other.
+
+    With several keep ratios, each has a row, with the same policy in the same column and None below the full model, as
+    long as it fits. Else the rows are about equally long.
+    """
+    keeps = list(dict.fromkeys(repr(panel.setting.keep) for panel in panels[1:]))
+    of_keep = [[panel for panel in panels[1:] if repr(panel.setting.keep) == keep] for keep in keeps]
+    if len(keeps) > 1 and len({len(each) for each in of_keep}) == 1 and len(of_keep[0]) < _COLUMNS:
+        return [[panels[0] if i == 0 else None, *each] for i, each in enumerate(of_keep)]
+    columns = math.ceil(len(panels) / math.ceil(len(panels) / _COLUMNS))
+    return [list(panels[i : i + columns]) for i in range(0, len(panels), columns)]
 
 
-def _headline(question: str, panels: Sequence[Panel], columns: int) -> str:
-    expected = panels[0].expected
+def _headline(question: str, expected: str | None, columns: int) -> str:
     text = question if expected is None else f"{question}   (right answer: {expected})"
     return "\n".join(textwrap.wrap(text, 30 * max(columns, 2)))
 
 
-def _heights(question: str, panels: Sequence[Panel], columns: int) -> list[float]:
-    """Inches of a block's headline and of each row of its panels."""
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    pictures = [min(TALLEST, max(p.picture.shape[0] / p.picture.shape[1] for p in row)) for row in rows]
-    lines = [max(len(_above(p)) + len(_below(p)) for p in row) for row in rows]
-    headline = 0.24 * (1 + _headline(question, panels, columns).count("\n")) + 0.1
-    return [headline, *((_WIDTH * ratio + _LINE * (n + 1) for ratio, n in zip(pictures, lines, strict=True)))]
+def _headline_height(text: str) -> float:
+    return 0.24 * (1 + text.count("\n")) + 0.1
+
+
+def _height(row: Sequence[Panel | None]) -> float:
+    """Inches of a row of panels."""
+    panels = [panel for panel in row if panel is not None]
+    ratio = min(TALLEST, max(panel.picture.shape[0] / panel.picture.shape[1] for panel in panels))
+    lines = max(len(_above(panel)) + len(_below(panel)) for panel in panels)
+    return _WIDTH * ratio + _LINE * (lines + 1)
 
 
 def _above(panel: Panel) -> list[str]:

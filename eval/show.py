@@ -15,13 +15,14 @@ from transformers.image_utils import load_image
 from . import minivlm
 from .answers import held_out
 from .checkpoints import load_checkpoint
+from .files import write_json
 from .machine import pick_device, pick_dtype
 from .panel_sheet import draw
 from .panels import Panel, Question, Viewer
 from .pictures import kept_indices
 from .setting import FULL, PruningSetting, settings_grid
 
-__all__ = ["Panel", "Question", "Viewer", "as_json", "draw", "rows", "run"]
+__all__ = ["Panel", "Question", "Viewer", "as_json", "draw", "look", "rows", "run"]
 
 _QUESTION = "Describe the picture."
 
@@ -62,12 +63,13 @@ def rows(
         keeps: keep ratios or numbers of tokens.
         console: shows the progress.
     """
-    return [(question.text, panels) for question, panels in _looked(options, policies, keeps, console)]
+    return [(question.text, panels) for question, panels in look(options, policies, keeps, console)]
 
 
-def _looked(
+def look(
     options: argparse.Namespace, policies: Sequence[str], keeps: Sequence[float | int], console: Console
 ) -> list[tuple[Question, list[Panel]]]:
+    """As `rows`, with all that is known of a question."""
     device = pick_device(options.device)
     questions = _questions(options)
     viewer = Viewer(*load_checkpoint(options.model, pick_dtype(None, device), device), options.new_tokens)
@@ -79,12 +81,11 @@ def _looked(
     ]
 
 
-def as_json(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """What `run` draws, as JSON values.
+def as_json(found: Sequence[tuple[Question, Sequence[Panel]]]) -> list[dict[str, Any]]:
+    """What a picture of `look` shows, as JSON values.
 
     Args:
-        options: as of `run`; `out` is not read.
-        console: shows the progress.
+        found: of `look`.
 
     Returns:
         Per picture and setting, the full model first:
@@ -96,7 +97,6 @@ def as_json(options: argparse.Namespace, console: Console) -> list[dict[str, Any
         - `indices` of what the last layer holds; `merged`, those that were merged with dropped tokens
         - `grids`: [T, H, W] of each of the image's rasters; None for the full model
     """
-    found = _looked(options, options.policy, options.keep, console)
     return [_values(question, panel) for question, panels in found for panel in panels]
 
 
@@ -121,6 +121,10 @@ def _values(question: Question, panel: Panel) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Draw what the policies keep, and print where."""
-    draw(options.out, rows(options, options.policy, options.keep, console))
+    """Draw what the policies keep, print where, and write it as JSON if a file is named for that."""
+    found = look(options, options.policy, options.keep, console)
+    draw(options.out, [(question.text, panels) for question, panels in found])
     console.print(f"Picture: {options.out}", highlight=False, soft_wrap=True)
+    json_file = getattr(options, "json", None)
+    if json_file is not None:
+        write_json(json_file, as_json(found))

@@ -11,10 +11,10 @@ from transformers.image_utils import load_image
 
 from tokenprune import cli, pruning, pruning_report
 from tokenprune.eval import answers, minivlm, show
-from tokenprune.eval.panel_sheet import _columns
-from tokenprune.eval.panels import Question, Viewer, legend
+from tokenprune.eval.panel_sheet import grid
+from tokenprune.eval.panels import Panel, Question, Viewer, legend
 from tokenprune.eval.pictures import FRAME, dim, fitted, framed, kept_masks, masks, model_crop
-from tokenprune.eval.setting import PruningSetting
+from tokenprune.eval.setting import PruningSetting, settings_grid
 from tokenprune.policies import make_policy
 
 from .. import families
@@ -86,11 +86,26 @@ def test_show_draws_policies_side_by_side(tmp_path, capsys):
     assert Image.open(tmp_path / "drawn.png").height > 500
 
 
+def _panels(policies, keeps):
+    settings = [PruningSetting(), *settings_grid(policies, keeps, full=False)]
+    return [Panel(setting, np.zeros((1, 1, 3), np.uint8), "", None, None, None, 1, 1) for setting in settings]
+
+
 @pytest.mark.parametrize(
-    ("panels", "columns"), [(1, 1), (3, 3), (6, 6), (7, 4), (9, 5), (12, 6), (13, 5), (25, 5), (29, 6)]
+    ("policies", "columns"), [(0, 1), (2, 3), (5, 6), (6, 4), (8, 5), (11, 6), (12, 5), (24, 5), (28, 6)]
 )
-def test_many_panels_are_wrapped(panels, columns):
-    assert _columns(panels) == columns
+def test_many_panels_are_wrapped(policies, columns):
+    panels = _panels(["random"] * policies, [0.1])
+    rows = grid(panels)
+    assert [panel for row in rows for panel in row] == panels
+    assert max(len(row) for row in rows) == columns
+
+
+def test_keep_ratios_have_a_row_each():
+    panels = sorted(_panels(["divprune", "random"], [0.5, 9]), key=lambda panel: repr(panel.setting.keep) == "9")
+    full, *pruned = panels
+    assert grid(panels) == [[full, *pruned[:2]], [None, *pruned[2:]]]
+    assert [len(row) for row in grid(_panels(["random"] * 6, [0.5, 9]))] == [5, 5, 3]
 
 
 def _options(tmp_path, *arguments):
@@ -171,7 +186,9 @@ def test_the_legend_has_what_occurs(embedded):
 
 def test_json_has_what_is_drawn(tmp_path):
     options = _options(tmp_path, "--policy", "divprune,fastv", "--keep", "0.1,0.5")
-    values = json.loads(json.dumps(show.as_json(options, Console(quiet=True))))
+    options.json = tmp_path / "shown.json"
+    show.run(options, Console(quiet=True))
+    values = json.loads(options.json.read_text())
     assert len(values) == 3 * 5
     assert [(each["policy"], each["keep"]) for each in values[:5]] == [
         ("full", 1.0), ("divprune", 0.1), ("fastv", 0.1), ("divprune", 0.5), ("fastv", 0.5),
@@ -183,7 +200,7 @@ def test_json_has_what_is_drawn(tmp_path):
     assert values[2]["tokens_mean"] == 79
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     options = _options(tmp_path, "--image", str(tmp_path / "red.png"), "--new-tokens", "2")
-    values = show.as_json(options, Console(quiet=True))
+    values = show.as_json(show.look(options, options.policy, options.keep, Console(quiet=True)))
     assert {each["correct"] for each in values} == {None}
     assert {each["image"] for each in values} == {str(tmp_path / "red.png")}
 

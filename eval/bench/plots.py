@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..curves import Curve, Plot, Point, draw, halo
+from ..curve_labels import halo
+from ..curves import Curve, Plot, Point, draw
 from ..setting import FULL, format_keep
 from .run import BASELINES
 from .tasks import ALL

@@ -79,6 +79,8 @@ class Charts:
             f"{results.measure} against visual tokens, a line per policy: the best ones in colour, baselines grey, "
             "others faint; vertical lines are 95 % intervals"
         )
+        if any(curve.dotted for curve in plot.curves):
+            text += "; dotted: compact positions"
         return Chart(
             self._svg(lambda figure: curves.draw(figure, plot), (11.5, 6.4), text, titles),
             self._svg(lambda figure: curves.draw(figure, small), (4.0, 5.0), text, titles),

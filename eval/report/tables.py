@@ -82,7 +82,7 @@ def keep(value: str) -> Cell:
 
 def settings(results: Results) -> Table:
     """A row per setting, the most accurate first: tokens, accuracy and loss with their intervals."""
-    positions = len({each.positions for each in results.pruned}) > 1
+    positions = _several_positions(results)
     timed = any(each.per_second is not None for each in results.settings)
     heads = [Head("policy", False), Head("keep")]
     heads += [Head("positions", False)] * positions
@@ -123,12 +123,19 @@ def _interval(low: float | None, high: float | None) -> Cell:
 
 def by_task(results: Results) -> Table:
     """A row per setting and a column per task, values in the task's metric, shaded where that is a share."""
-    heads = (Head("policy", False), Head("keep"), *(Head(task, text=name) for task, name in results.metrics.items()))
+    positions = _several_positions(results)
+    heads = [Head("policy", False), Head("keep"), *[Head("positions", False)] * positions]
+    heads += [Head(task, text=name) for task, name in results.metrics.items()]
     rows, strong = [], []
     for each in results.settings:
-        rows.append((text(each.policy), keep(each.keep), *(_score(each, task) for task in results.metrics)))
+        cells = [text(each.policy), keep(each.keep), *[text(each.positions)] * positions]
+        rows.append((*cells, *(_score(each, task) for task in results.metrics)))
         strong.append(each.is_full)
-    return Table(heads, tuple(rows), tuple(strong))
+    return Table(tuple(heads), tuple(rows), tuple(strong))
+
+
+def _several_positions(results: Results) -> bool:
+    return len({each.positions for each in results.pruned}) > 1
 
 
 def _score(setting: Measured, task: str) -> Cell:

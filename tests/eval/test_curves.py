@@ -1,5 +1,6 @@
 """Curves of accuracy against cost: what is highlighted, where names stand, and what the axes show."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tokenprune.eval.bench import plots
-from tokenprune.eval.curves import Curve, Plot, Point, best, draw, halo, spread
+from tokenprune.eval.curve_labels import halo, spread
+from tokenprune.eval.curves import Curve, Plot, Point, best, draw
 
 BENCH = Path(__file__).parents[2] / "docs" / "bench"
 
@@ -53,7 +55,7 @@ def test_names_of_the_committed_benchmarks_can_be_read(model, size):
     boxes = [Text.get_window_extent(text) for text in texts]  # without the thin line to the curve
     for i, box in enumerate(boxes):
         assert box.x0 > 0
-        assert box.x1 <= figure.bbox.x1
+        assert box.x1 <= figure.bbox.x1 + 1
         for j, other in enumerate(boxes[:i]):
             assert not box.overlaps(other), (texts[i].get_text(), texts[j].get_text())
 
@@ -80,6 +82,16 @@ def test_baselines_are_grey_and_others_faint():
     colours = {line.get_gid(): line.get_color() for line in axes.lines if line.get_gid()}
     assert len({colours[f"curve-{i}"] for i in range(6)}) == 6
     assert len({colours[f"curve-{i}"] for i in range(6, 9)}) == 1
+
+
+@pytest.mark.parametrize("width", [4, 11])
+def test_long_names_fit(width):
+    curves = [_curve("a", (10, 0.5), (40, 0.6)), _curve("divprune+pyramiddrop", (60, 0.8), (95, 0.9))]
+    (axes,) = _drawn(Plot(curves, full=Point(100, 1, 1, 1)), (width, 5)).axes
+    assert max(Text.get_window_extent(text).x1 for text in axes.texts) <= axes.get_window_extent().x1 + 1
+    shown = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(shown) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))
 
 
 def test_a_single_setting_and_none_are_drawn():

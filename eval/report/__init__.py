@@ -4,7 +4,6 @@ network."""
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from rich.console import Console
 
 from ... import __version__
 from .. import curves
+from ..errors import CommandError
 from ..machine import describe, device_and_threads
-from . import answer, measured, tables
+from ..setting import PruningSetting
+from . import answer, inputs, measured, tables
 from .charts import Charts
 from .gallery import gallery
 from .measured import Results
@@ -72,12 +73,15 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """Run the command.
 
     Raises:
-        OSError: no such file or checkpoint.
-        ValueError: a file that is not what the command that should have written it writes.
+        CommandError: there is no input, or a file is not what the command that should have written it writes.
+        OSError: no such picture or checkpoint.
+        ValueError: a policy that the gallery's model does not support.
     """
-    benches = [_read(_results(path), "a benchmark", "tokenprune bench") for path in options.bench]
-    evaluations = [_read(_results(path), "an evaluation", "tokenprune eval") for path in options.eval]
-    profiles = [_read(path, "a profile", "tokenprune profile --json") for path in options.profile]
+    if options.no_gallery and not (options.bench or options.eval or options.profile):
+        raise CommandError("nothing to report: give --bench, --eval or --profile, or leave out --no-gallery")
+    benches = [inputs.read(path, inputs.BENCH) for path in options.bench]
+    evaluations = [inputs.read(path, inputs.EVAL) for path in options.eval]
+    profiles = [inputs.read(path, inputs.PROFILE) for path in options.profile]
     found = [results for one in benches for results in measured.of_bench(one["rows"])]
     found += [results for one in evaluations for results in measured.of_eval(one["rows"])]
     with console.status("looking at pictures"):
@@ -100,7 +104,7 @@ def _interesting(found: Sequence[Results]) -> list[str]:
     """Policies for the gallery: the best of those that were measured, and random tokens if they were."""
     plots = [plot for plot in (results.plot(label_all=True) for results in found) if plot is not None]
     every = list(dict.fromkeys(each.policy for results in found for each in results.pruned))
-    usable = [name for name in every if name != "downsample"]  # in a benchmark, smaller images and no pruning
+    usable = [name for name in every if name != "downsample" and _known(name)]  # those are smaller images, not pruned
     if len(usable) <= _IN_GALLERY:
         return usable or ["divprune", "random"]
     ranked = [curve.name for plot in plots for curve in curves.best(plot.curves, len(plot.curves))]
@@ -108,15 +112,10 @@ def _interesting(found: Sequence[Results]) -> list[str]:
     return chosen + ["random"] * ("random" in usable)
 
 
-def _results(path: Path) -> Path:
-    return path / "results.json" if path.is_dir() else path
-
-
-def _read(path: Path, what: str, command: str) -> dict[str, Any]:
+def _known(policy: str) -> bool:
+    """Whether a policy that was measured, perhaps elsewhere, is there."""
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(content, dict) or not content.get("rows") or "machine" not in content:
-        raise ValueError(f"{path} is not {what}: it should be what `{command}` writes")
-    return content
+        PruningSetting(policy, 0.5)
+    except ValueError:
+        return False
+    return True

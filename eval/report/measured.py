@@ -147,16 +147,12 @@ def of_bench(rows: Sequence[Row]) -> Iterator[Results]:
         for key, of_setting in _by_setting(of_model).items():
             tasks = {row["task"]: row["exact_match"] for row in of_setting}
             overall = next((row for row in of_setting if row["task"] == ALL), None)
-            if overall is None:
-                continue
-            loss = None
-            if key[0] == FULL:
-                loss = Estimate(0.0, 0.0, 0.0)
-            elif overall.get("vs_full") is not None:
-                loss = Estimate(-overall["vs_full"], -overall["vs_full_high"], -overall["vs_full_low"])
-            accuracy = Estimate(overall["exact_match"], overall["low"], overall["high"])
-            del tasks[ALL]
-            settings.append(Measured(key[0], _keep(key), key[2] or "", overall["visual_tokens"], accuracy, loss, tasks))
+            tasks.pop(ALL, None)
+            tokens, score, loss = None, None, None
+            if overall is not None:  # it was asked all tasks
+                tokens, loss = overall["visual_tokens"], _loss(overall)
+                score = Estimate(overall["exact_match"], overall["low"], overall["high"])
+            settings.append(Measured(key[0], _keep(key), key[2] or "", tokens, score, loss, tasks))
         metrics = dict.fromkeys((row["task"] for row in of_model if row["task"] != ALL), "exact match")
         questions = {row["n"] for row in of_model if row["task"] == ALL}
         note = (
@@ -167,6 +163,15 @@ def of_bench(rows: Sequence[Row]) -> Iterator[Results]:
         yield Results(
             f"{model}, embedded benchmark, {asked}", "exact match", note, tuple(settings), metrics, tuple(of_model)
         )
+
+
+def _loss(overall: Row) -> Estimate | None:
+    """What the full model has more over all tasks."""
+    if overall["policy"] == FULL:
+        return Estimate(0.0, 0.0, 0.0)
+    if overall.get("vs_full") is None:
+        return None
+    return Estimate(-overall["vs_full"], -overall["vs_full_high"], -overall["vs_full_low"])
 
 
 def of_eval(rows: Sequence[Row]) -> Iterator[Results]:

@@ -4,14 +4,18 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tokenprune import cli
-from tokenprune.eval import published
+from tokenprune.eval import published, report
+from tokenprune.eval.errors import CommandError
 from tokenprune.eval.lmms import grid_report
-from tokenprune.eval.report import answer, measured, tables
+from tokenprune.eval.report import answer, inputs, measured, tables
 
+ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -160,9 +164,118 @@ def test_models_in_one_folder_are_sections_of_their_own():
     assert len({len(results.settings) for results in found}) == 1
 
 
+def test_settings_that_were_not_asked_all_tasks_are_in_the_table_only():
+    rows = [row for row in BENCH if row["policy"] != "auto" or row["task"] != "all"]
+    (results,) = measured.of_bench(rows)
+    auto = next(each for each in results.pruned if each.policy == "auto")
+    assert (auto.tokens, auto.accuracy, auto.loss, auto.by_task) == (None, None, None, {"word": 1.0})
+    assert [curve.name for curve in results.plot(True).curves] == ["divprune", "random", "downsample"]
+    assert answer.of_results(results).setting == "divprune 0.25"
+    assert tables.settings(results).rows[-1][0].shown == "auto"
+
+
 def test_missing_numbers_are_empty_cells():
     assert tables.number(None, ".1f") == tables.number(float("nan"), ".1f") == tables.Cell("", None)
     assert tables.number(0.123, ".1f", 100) == tables.Cell("12.3", 0.123)
+
+
+PROFILE = {
+    "machine": {"device": "CPU", "threads": 1, "torch": "2"}, "model": "m", "layers": 2, "dtype": "torch.float32",
+    "settings": {"new_tokens": 8},
+    "rows": [dict.fromkeys(inputs.PROFILE.needs, 1.0) | {"policy": "full"}],
+}  # fmt: skip
+FILES = {
+    "bench": {"machine": {}, "rows": BENCH},
+    "eval": {"machine": {}, "rows": ROWS},
+    "profile": PROFILE,
+    "engine": {"machine": {}, "rows": [{"policy": "full", "concurrency": 1, "ttft_ms": 1.0}]},
+    "demo": {"machine": {}, "rows": [{"policy": "full", "exact_match": {"all": 1.0}, "prefill_ratio": 1.0}]},
+    "show": [{"policy": "full", "indices": []}],
+    "empty": {"machine": {}, "rows": []},
+}
+
+
+@pytest.mark.parametrize("kind", [inputs.BENCH, inputs.EVAL, inputs.PROFILE], ids=lambda kind: kind.option)
+@pytest.mark.parametrize("file", FILES)
+def test_only_what_an_option_is_for_is_taken(tmp_path, kind, file):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(FILES[file]))
+    if kind.option == f"--{file}":
+        assert inputs.read(path, kind) == FILES[file]
+        return
+    with pytest.raises(CommandError) as refused:
+        inputs.read(path, kind)
+    message = str(refused.value)
+    assert message.startswith(f"{path} is not {kind.what}: it ")
+    assert "\n" not in message
+    assert {
+        "bench": "it is a benchmark; --bench takes it",
+        "eval": "it is an evaluation; --eval takes it",
+        "profile": "it is a profile; --profile takes it",
+        "engine": "it is a profile of an engine; the report does not take those",
+        "demo": "it is the figures of a demo; the report does not take those",
+        "show": "and has no rows",
+        "empty": "and has no rows",
+    }[file] in message
+
+
+@pytest.mark.parametrize("kind", [inputs.BENCH, inputs.EVAL, inputs.PROFILE], ids=lambda kind: kind.option)
+def test_what_a_file_lacks_is_named(tmp_path, kind):
+    content = FILES[kind.option.removeprefix("--")]
+    path = tmp_path / "file.json"
+    for name in kind.needs:
+        rows = [*content["rows"][:-1], {key: value for key, value in content["rows"][-1].items() if key != name}]
+        path.write_text(json.dumps(content | {"rows": rows}))
+        with pytest.raises(CommandError, match=name):
+            inputs.read(path, kind)
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "machine"}))
+    with pytest.raises(CommandError, match="lacks machine"):
+        inputs.read(path, kind)
+
+
+def test_files_that_are_not_there_or_no_json_are_named(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    for kind in (inputs.BENCH, inputs.EVAL, inputs.PROFILE):
+        for name, message in (("broken.json", "is no JSON"), ("picture.png", "is no JSON"), ("gone", "no such file")):
+            with pytest.raises(CommandError, match=message) as refused:
+                inputs.read(tmp_path / name, kind)
+            assert str(tmp_path / name) in str(refused.value)
+        with pytest.raises(CommandError, match="is a folder" if kind is inputs.PROFILE else "has no results.json"):
+            inputs.read(tmp_path, kind)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "bench").glob("*/results.json")))
+def test_committed_benchmarks_enter_the_report(path):
+    found = list(measured.of_bench(inputs.read(path.parent, inputs.BENCH)["rows"]))
+    assert [results.full.accuracy.value > 0.9 for results in found] == [True]
+    assert answer.of_results(found[0]).setting
+
+
+def test_the_committed_profile_enters_the_report():
+    path = ROOT / "eval" / "results" / "profile-llava-1.5-7b-4-layers-auto-cpu.json"
+    content = inputs.read(path, inputs.PROFILE)
+    said = answer.of_profile("m", content["rows"], content["settings"]["new_tokens"])
+    assert said.setting == "divprune 0.111"
+    assert "a request takes 48 % less time, its prefill 79 % less" in said.text
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    arguments = ["report", "--no-gallery", "--out", str(tmp_path / "report.html")]
+    with pytest.raises(CommandError, match="nothing to report: give --bench, --eval or --profile"):
+        report.run(cli.parser().parse_args(arguments), Console(quiet=True))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_gallery_shows_the_best_policies_that_are_there():
+    (results,) = measured.of_bench(BENCH)
+    assert report._interesting([results]) == ["auto", "divprune", "random"]
+    every = json.loads((ROOT / "docs" / "bench" / "llava" / "results.json").read_text())["rows"]
+    (results,) = measured.of_bench(every)
+    assert report._interesting([results]) == ["auto", "divprune", "todre", "mmtok", "random"]
+    (results,) = measured.of_bench([row | {"policy": "ours"} if row["policy"] == "auto" else row for row in BENCH])
+    assert report._interesting([results]) == ["divprune", "random"]
+    assert report._interesting([]) == ["divprune", "random"]
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,9 @@ def _run(args: argparse.Namespace) -> None:
 
     arguments.quiet_transformers()
     from ..eval import report
+    from ..eval.errors import CommandError
 
     try:
         report.run(args, Console())
-    except (OSError, ValueError) as error:  # no such file, or not what it should be
+    except (CommandError, OSError, ValueError) as error:  # no such file, or not what it should be
         raise SystemExit(f"tokenprune report: {error}") from None

@@ -203,7 +203,7 @@ def _first_layer_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if not found and hidden is not None:
-            found.append(hidden)
+            found.append(hidden.clone())
 
     layers = getattr(model.get_decoder(), "layers", None) if hasattr(model, "get_decoder") else None
     hook = layers[0].register_forward_pre_hook(note, with_kwargs=True) if layers else None

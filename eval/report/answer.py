@@ -66,7 +66,8 @@ def cheapest(results: Results, tolerance: float) -> Measured | None:
         if each.tokens is not None
         and (results.saved(each) or 0.0) > _SAVES
         and each.loss is not None
-        and (each.loss.value if each.loss.high is None else each.loss.high) <= tolerance + 1e-9
+        and each.loss.high is not None
+        and each.loss.high <= tolerance + 1e-9
     ]
     return min(within, key=lambda each: (each.tokens, each.loss.value if each.loss else 0.0), default=None)
 
@@ -89,6 +90,8 @@ def of_results(results: Results) -> Answer:
         return Answer(results.title, "", "The full model was not measured, so that nothing can be said about losses.")
     if full.tokens is None or not any(each.loss is not None for each in results.pruned):
         return Answer(results.title, "", "Tokens or losses are unknown for all settings.")
+    if all(each.loss is None or each.loss.high is None for each in results.pruned):
+        return Answer(results.title, "", "Losses have no intervals, so that no setting can be recommended.")
     found = {tolerance: cheapest(results, tolerance) for tolerance in TOLERANCES}
     lines = tuple(_line(results, tolerance, each) for tolerance, each in found.items())
     note = (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..bench.run import BASELINES
 from ..bench.tasks import ALL
 from ..curves import Curve, Plot, Point
 from ..lmms.grid_report import primary
-from ..setting import FULL
+from ..setting import FULL, format_keep
 
 Row = dict[str, Any]
 _Key = tuple[str, Any, Any]  # policy, keep ratio, positions
@@ -123,9 +123,13 @@ def _point(setting: Measured) -> Point | None:
     return Point(setting.tokens, accuracy.value, low, high)
 
 
-def _by_model(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    for model in dict.fromkeys(row["model"] for row in rows):
-        yield model, [row for row in rows if row["model"] == model]
+def _by_run(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by what is compared: the model, and the wrapper and its arguments where one model was run with several."""
+    runs: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        runs.setdefault((row["model"], row.get("backend") or "", row.get("arguments") or ""), []).append(row)
+    models = [model for model, *_ in runs]
+    return {", ".join(filter(None, run)) if models.count(run[0]) > 1 else run[0]: each for run, each in runs.items()}
 
 
 def _by_setting(rows: Sequence[Row]) -> dict[_Key, list[Row]]:
@@ -137,12 +141,14 @@ def _by_setting(rows: Sequence[Row]) -> dict[_Key, list[Row]]:
 
 def _keep(key: _Key) -> str:
     policy, keep, _ = key
-    return "" if policy == FULL or keep is None else f"{keep:g}" if isinstance(keep, int | float) else str(keep)
+    if policy == FULL:
+        return ""
+    return keep if isinstance(keep, str) else format_keep(keep)
 
 
 def of_bench(rows: Sequence[Row]) -> Iterator[Results]:
     """Results of `tokenprune bench`, model by model."""
-    for model, of_model in _by_model(rows):
+    for model, of_model in _by_run(rows).items():
         settings = []
         for key, of_setting in _by_setting(of_model).items():
             tasks = {row["task"]: row["exact_match"] for row in of_setting}
@@ -159,9 +165,9 @@ def of_bench(rows: Sequence[Row]) -> Iterator[Results]:
             "Exact match over all tasks, with 95 % bootstrap intervals over questions. Losses are paired with the full "
             "model by question."
         )
-        asked = f"{max(questions)} questions" if questions else ""
+        asked = f", {max(questions)} questions" if questions else ""
         yield Results(
-            f"{model}, embedded benchmark, {asked}", "exact match", note, tuple(settings), metrics, tuple(of_model)
+            f"{model}, embedded benchmark{asked}", "exact match", note, tuple(settings), metrics, tuple(of_model)
         )
 
 
@@ -180,13 +186,18 @@ def of_eval(rows: Sequence[Row]) -> Iterator[Results]:
     Accuracy is relative to the full model's, in the mean over tasks. Without a full model it is the mean over tasks,
     where all have the same metric with values up to 1.
     """
-    for model, of_model in _by_model(rows):
+    for model, of_model in _by_run(rows).items():
         chosen = primary(of_model)
         single = [row for row in chosen if not row["group"]] or chosen
         metrics = {row["task"]: row["metric"] for row in single}
         has_full = any(row["policy"] == FULL for row in single)
         total = _mean([row["visual_tokens"] or None for row in single])  # the full model's rows have none
-        settings = [_evaluated(key, of_setting, has_full, total) for key, of_setting in _by_setting(single).items()]
+        settings = []
+        for key, of_setting in _by_setting(single).items():
+            # Tasks may be hard or easy: without some of them, accuracy and loss cannot be compared.
+            scores = _scores(of_setting, has_full) if len(of_setting) == len(metrics) else (None, None)
+            setting = _evaluated(key, of_setting, scores)
+            settings.append(replace(setting, tokens=total) if setting.is_full else setting)
         count = f"{len(metrics)} task{'s' * (len(metrics) != 1)}"
         if has_full:
             measure = "accuracy, of the full model's"
@@ -200,23 +211,28 @@ def of_eval(rows: Sequence[Row]) -> Iterator[Results]:
         yield Results(f"{model}, lmms-eval, {count}", measure, note, tuple(settings), metrics, tuple(of_model))
 
 
-def _evaluated(key: _Key, rows: Sequence[Row], has_full: bool, total: float | None) -> Measured:
-    tokens = total if key[0] == FULL else _mean([row["kept_tokens"] or None for row in rows])
+def _evaluated(key: _Key, rows: Sequence[Row], scores: tuple[Estimate | None, Estimate | None]) -> Measured:
+    """A setting from its rows, one per task, and its accuracy and loss."""
+    tokens = _mean([row["kept_tokens"] or None for row in rows])
     by_task = {row["task"]: row["value"] for row in rows}
-    accuracy, loss = None, None
+    speed = _mean([row["samples_per_second"] for row in rows])
+    return Measured(key[0], _keep(key), key[2] or "", tokens, *scores, by_task, speed)
+
+
+def _scores(rows: Sequence[Row], has_full: bool) -> tuple[Estimate | None, Estimate | None]:
+    """Accuracy and loss of a setting; None where unknown."""
     if not has_full:
         values = [row["value"] for row in rows]
         if len({row["metric"] for row in rows}) == 1 and all(0 <= value <= 1 for value in values):
-            accuracy = Estimate(sum(values) / len(values))
-    elif key[0] == FULL:
-        accuracy, loss = Estimate(1.0, 1.0, 1.0), Estimate(0.0, 0.0, 0.0)
-    else:
-        loss = _relative_loss(rows)
-        if loss is not None:
-            low, high = (None if end is None else 1 - end for end in (loss.high, loss.low))
-            accuracy = Estimate(1 - loss.value, low, high)
-    speed = _mean([row["samples_per_second"] for row in rows])
-    return Measured(key[0], _keep(key), key[2] or "", tokens, accuracy, loss, by_task, speed)
+            return Estimate(sum(values) / len(values)), None
+        return None, None
+    if rows[0]["policy"] == FULL:
+        return Estimate(1.0, 1.0, 1.0), Estimate(0.0, 0.0, 0.0)
+    loss = _relative_loss(rows)
+    if loss is None:
+        return None, None
+    low, high = (None if end is None else 1 - end for end in (loss.high, loss.low))
+    return Estimate(1 - loss.value, low, high), loss
 
 
 def _relative_loss(rows: Sequence[Row]) -> Estimate | None:

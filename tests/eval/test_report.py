@@ -7,12 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from tokenprune import cli
 from tokenprune.eval import published, report
 from tokenprune.eval.errors import CommandError
 from tokenprune.eval.lmms import grid_report
+from tokenprune.eval.profile.report import draw_phases, draw_savings
 from tokenprune.eval.report import answer, inputs, measured, tables
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +152,31 @@ def test_evaluations_are_relative_to_the_full_model():
     assert set(half.by_task) == {"gqa", "ai2d"}
 
 
+def test_settings_without_some_of_the_tasks_are_not_compared():
+    easy = [row | {"task": "ai2d"} for row in ROWS if row["policy"] != "random"]
+    (results,) = measured.of_eval(ROWS + easy)
+    random = next(each for each in results.pruned if each.policy == "random")
+    assert (random.accuracy, random.loss, random.by_task) == (None, None, {"gqa": 0.5})
+    assert all(each.loss is not None for each in results.pruned if each.policy == "divprune")
+
+
+def test_wrappers_and_arguments_are_not_mixed():
+    rows = [row | {"backend": backend, "arguments": ""} for backend in ("a", "b") for row in ROWS]
+    found = list(measured.of_eval(rows))
+    assert [results.title for results in found] == [
+        f"llava-hf/llava-1.5-7b-hf, {backend}, lmms-eval, 1 task" for backend in ("a", "b")
+    ]
+    assert [len(results.settings) for results in found] == [4, 4]
+
+
+def test_nothing_is_recommended_without_intervals():
+    rows = [row | {"low": None, "high": None} if row["policy"] != "full" else row for row in ROWS]
+    (results,) = measured.of_eval(rows)
+    assert results.plot(True).curves
+    assert answer.cheapest(results, 1.0) is None
+    assert "no intervals" in answer.of_results(results).text
+
+
 def test_evaluations_without_a_full_model_are_means():
     rows = [row | {"relative": None, "difference": None, "low": None, "high": None} for row in ROWS[1:]]
     (results,) = measured.of_eval(rows)
@@ -258,6 +285,15 @@ def test_the_committed_profile_enters_the_report():
     said = answer.of_profile("m", content["rows"], content["settings"]["new_tokens"])
     assert said.setting == "divprune 0.111"
     assert "a request takes 48 % less time, its prefill 79 % less" in said.text
+
+
+def test_bars_start_at_zero_and_shares_end_at_100_percent():
+    rows = json.loads((ROOT / "eval" / "results" / "profile-llava-1.5-7b-4-layers-auto-cpu.json").read_text())["rows"]
+    bars, shares = Figure().subplots(1, 2)
+    draw_phases(bars, rows, 8)
+    draw_savings(shares, rows)
+    assert bars.get_xlim()[0] == 0
+    assert (shares.get_xlim(), shares.get_ylim()) == ((0, 1), (0, 1))
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):

@@ -196,7 +196,7 @@ class Viewer:
 
 
 @contextlib.contextmanager
-def _first_layer_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+def _first_layer_inputs(model: Any) -> Iterator[list[Tensor]]:
     """A list that receives what the first decoder layer gets in the first call, (1, M, D)."""
     found: list[Tensor] = []
 

@@ -58,7 +58,7 @@ def framed(image: np.ndarray, marked: np.ndarray) -> np.ndarray:
     # A pixel lies on a frame if one that is `thick` pixels away belongs to another patch, or to none.
     edge_rows, edge_columns = (_edges(cells, thick) for cells in (rows, columns))
     on_edge = edge_rows[:, None] | edge_columns[None, :]
-    return np.where((on_edge & marked[rows][:, columns])[..., None], np.uint8(FRAME), image)
+    return np.where((on_edge & marked[rows][:, columns])[..., None], np.array(FRAME, np.uint8), image)
 
 
 def _cells(image: np.ndarray, cells: np.ndarray) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ _VARIABLES = {
     curves.GRID: "--line",
     **{colour: f"--series-{i}" for i, colour in enumerate(curves.SERIES)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "tokenprune",  # the same drawing is the same file
     "text.color": curves.INK,

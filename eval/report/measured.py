@@ -237,8 +237,8 @@ def _scores(rows: Sequence[Row], has_full: bool) -> tuple[Estimate | None, Estim
 
 def _relative_loss(rows: Sequence[Row]) -> Estimate | None:
     """Mean over tasks of one minus the relative accuracy; None if it is unknown for a task."""
-    shares = [row.get("relative") for row in rows]
-    if any(share is None for share in shares):
+    shares = [row["relative"] for row in rows if row.get("relative") is not None]
+    if len(shares) < len(rows):
         return None
     value = sum(1 - share for share in shares) / len(rows)
     if any(row.get("low") is None or not row["value"] for row in rows):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
 
 from ..patches import Record
 
-_DARK = 0.18  # brightness of dropped patches
+#: Brightness of patches: dropped before the decoder, and held by its lower layers only. Kept ones stay as they are.
+DARK, HALF = 0.18, 0.5
+#: Colour of the frame around patches whose token was merged with dropped ones.
+FRAME = (255, 196, 0)
 TALLEST = 1.6  # largest height of a drawn image, in widths of its column
 
 
@@ -18,20 +23,52 @@ def kept_indices(record: Record) -> list[int]:
 
 def kept_masks(record: Record) -> list[np.ndarray]:
     """Per token grid of the input, which of its tokens are kept, (T, H, W) bool; empty if the grids are unknown."""
+    return masks(record, kept_indices(record))
+
+
+def masks(record: Record, indices: Iterable[int]) -> list[np.ndarray]:
+    """Per token grid of the input, which of its tokens are among `indices`, (T, H, W) bool; empty if the grids are
+    unknown."""
     if record.grids is None:
         return []
-    kept = np.zeros(record.n_before, bool)
-    kept[kept_indices(record)] = True
-    kept = np.delete(kept, record.separators)
+    found = np.zeros(record.n_before, bool)
+    found[list(indices)] = True
+    found = np.delete(found, record.separators)
     ends = np.cumsum([np.prod(grid) for grid in record.grids])
-    return [part.reshape(grid) for part, grid in zip(np.split(kept, ends[:-1]), record.grids, strict=True)]
+    return [part.reshape(grid) for part, grid in zip(np.split(found, ends[:-1]), record.grids, strict=True)]
 
 
-def dim(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """An image, uint8 (height, width, 3), darkened where its tokens, `kept` bool (H, W), were dropped."""
-    rows, columns = (np.arange(n) * cells // n for n, cells in zip(image.shape, kept.shape, strict=False))
-    light = np.where(kept[rows][:, columns], 1.0, _DARK)[..., None]
-    return (image * light).astype(np.uint8)
+def dim(image: np.ndarray, kept: np.ndarray, entered: np.ndarray | None = None) -> np.ndarray:
+    """An image with the patches of dropped tokens darkened.
+
+    Args:
+        image: uint8 (height, width, 3).
+        kept: (H, W) bool, the tokens that the last decoder layer holds.
+        entered: (H, W) bool, those that the first one holds; None: the same.
+    """
+    rows, columns = _cells(image, kept)
+    light = np.where(kept, 1.0, DARK if entered is None else np.where(entered, HALF, DARK))
+    return (image * light[rows][:, columns][..., None]).astype(np.uint8)
+
+
+def framed(image: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """An image, uint8 (height, width, 3), with a frame around each patch whose token is marked, bool (H, W)."""
+    rows, columns = _cells(image, marked)
+    thick = max(1, min(image.shape[0] // marked.shape[0], image.shape[1] // marked.shape[1]) // 12)
+    # A pixel lies on a frame if one that is `thick` pixels away belongs to another patch, or to none.
+    edge_rows, edge_columns = (_edges(cells, thick) for cells in (rows, columns))
+    on_edge = edge_rows[:, None] | edge_columns[None, :]
+    return np.where((on_edge & marked[rows][:, columns])[..., None], np.array(FRAME, np.uint8), image)
+
+
+def _cells(image: np.ndarray, cells: np.ndarray) -> list[np.ndarray]:
+    """For each row of pixels the row of patches it belongs to, and likewise for columns."""
+    return [np.arange(n) * count // n for n, count in zip(image.shape, cells.shape, strict=False)]
+
+
+def _edges(cells: np.ndarray, thick: int) -> np.ndarray:
+    padded = np.pad(cells, thick, constant_values=-1)
+    return (padded[: len(cells)] != cells) | (padded[2 * thick :] != cells)
 
 
 def model_crop(image: Image.Image, processor: object) -> Image.Image:

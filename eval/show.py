@@ -4,119 +4,51 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..patches import Record
+from . import minivlm
 from .answers import held_out
 from .checkpoints import load_checkpoint
-from .files import check_file, picture_suffixes
+from .files import check_file, picture_suffixes, write_json
 from .images import open_image
 from .machine import pick_device, pick_dtype
-from .pictures import TALLEST, dim, fitted, kept_indices, kept_masks, model_crop
-from .setting import PruningSetting, settings_grid
+from .panel_sheet import draw
+from .panels import Panel, Question, Viewer
+from .pictures import kept_indices
+from .setting import FULL, PruningSetting, settings_grid
 
-_WIDTH = 640  # of an image, pixels
+__all__ = ["Panel", "Question", "Viewer", "as_json", "draw", "look", "rows", "run"]
+
 _QUESTION = "Describe the picture."
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One image under one setting.
-
-    Attributes:
-        title: the setting, and how many tokens it kept.
-        picture: uint8 (height, width, 3), dark where tokens were dropped.
-        answer: the model's.
-    """
-
-    title: str
-    picture: np.ndarray
-    answer: str
-
-
-@torch.inference_mode()
-def panel(
-    model: Any,
-    processor: Any,
-    image: Image.Image,
-    question: str,
-    setting: PruningSetting,
-    new_tokens: int,
-) -> Panel:
-    """Ask a question about an image under a setting.
-
-    Raises:
-        ValueError: the family's token grid is unknown, so that kept tokens cannot be drawn.
-    """
-    message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
-    inputs = processor.apply_chat_template(
-        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device, model.dtype)
-    with setting.context(model):
-        tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
-        records = setting.records(model)
-    answer = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    picture = np.asarray(_enlarged(model_crop(image, processor)))
-    if not records:
-        return Panel(str(setting), picture, answer)
-    record = records[0]
-    title = f"{setting}: {len(kept_indices(record))} of {record.n_before}"
-    return Panel(title, _dimmed(picture, record), answer)
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    return image.resize(fitted(*image.size, _WIDTH), Image.Resampling.NEAREST)
-
-
-def _dimmed(picture: np.ndarray, record: Record) -> np.ndarray:
-    """The image once per token grid, side by side: a thumbnail and its mosaic of crops are two grids."""
-    masks = kept_masks(record)
-    if not masks:
-        raise ValueError("how this image's tokens lie in the picture is unknown, so nothing can be drawn")
-    return np.concatenate([dim(picture, np.any(mask, axis=0)) for mask in masks], axis=1)
-
-
-def draw(path: Path, rows: Sequence[tuple[str, Sequence[Panel]]]) -> None:
-    """Draw panels row by row into an image whose format follows from the path's suffix.
-
-    Args:
-        path: of the image.
-        rows: the question and the panels of each row. The first panel's title is the question.
-    """
-    from matplotlib.figure import Figure
-
-    columns = max(len(panels) for _, panels in rows)
-    shape = rows[0][1][0].picture.shape
-    height = 3.2 * min(TALLEST, shape[0] / shape[1]) + 0.7
-    figure = Figure(figsize=(3.2 * columns, height * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (question, panels) in zip(axes, rows, strict=True):
-        for ax in line:
-            ax.axis("off")
-        for ax, shown in zip(line, panels, strict=False):
-            ax.imshow(shown.picture)
-            title = question if ax is line[0] else shown.title
-            ax.set_title(f"{_shortened(title)}\n{_shortened(shown.answer) or '(no answer)'}", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 48 else f"{text[:47]}…"
+def _questions(options: argparse.Namespace) -> list[Question]:
+    """The pictures and questions that the options name, or drawn scenes. Their right answers are known to us, and to
+    embedded models also how they are worded."""
+    if options.image:
+        text = options.question or _QUESTION
+        return [Question(open_image(path), text, source=path) for path in options.image]
+    samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about a different image
+    known = options.question is None and options.model in minivlm.EMBEDDED
+    return [
+        Question(
+            Image.fromarray(sample.scene.image),
+            options.question or sample.question.text,
+            sample.question.answer if known else None,
+            f"scene {i}",
+        )
+        for i, sample in enumerate(samples)
+    ]
 
 
 def rows(
     options: argparse.Namespace, policies: Sequence[str], keeps: Sequence[float | int], console: Console
 ) -> list[tuple[str, list[Panel]]]:
-    """Per image and keep ratio: the question, and the panels of the full model and of each policy.
+    """Per image: the question, and the panels of the full model and of each policy at each keep ratio.
 
     Args:
         options: of the command line: `image`, `question`, `model`, `device`, `positions` and `new_tokens` are read.
@@ -124,25 +56,70 @@ def rows(
         keeps: keep ratios or numbers of tokens.
         console: shows the progress.
     """
+    return [(question.text, panels) for question, panels in look(options, policies, keeps, console)]
+
+
+def look(
+    options: argparse.Namespace, policies: Sequence[str], keeps: Sequence[float | int], console: Console
+) -> list[tuple[Question, list[Panel]]]:
+    """As `rows`, with all that is known of a question."""
     device = pick_device(options.device)
-    if options.image:
-        questions = [(open_image(path), options.question or _QUESTION) for path in options.image]
-    else:
-        samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about a different image
-        questions = [(Image.fromarray(s.scene.image), options.question or s.question.text) for s in samples]
-    model, processor = load_checkpoint(options.model, pick_dtype(None, device), device)
-    found = []
-    for image, question in track(questions, "looking", console=console, transient=True):
-        full = panel(model, processor, image, question, PruningSetting(), options.new_tokens)
-        for keep in keeps:
-            settings = settings_grid(policies, [keep], options.positions, full=False)
-            pruned = [panel(model, processor, image, question, each, options.new_tokens) for each in settings]
-            found.append((question, [full, *pruned]))
-    return found
+    questions = _questions(options)
+    viewer = Viewer(*load_checkpoint(options.model, pick_dtype(None, device), device), options.new_tokens)
+    settings = [PruningSetting()]
+    settings += [each for keep in keeps for each in settings_grid(policies, [keep], options.positions, full=False)]
+    return [
+        (question, [viewer.look(question, setting) for setting in settings])
+        for question in track(questions, "looking", console=console, transient=True)
+    ]
+
+
+def as_json(found: Sequence[tuple[Question, Sequence[Panel]]]) -> list[dict[str, Any]]:
+    """What a picture of `look` shows, as JSON values.
+
+    Args:
+        found: of `look`.
+
+    Returns:
+        Per picture and setting, the full model first:
+
+        - `image`: its file, or `scene N`; `question`
+        - `policy` (`full` for the full model), `keep` (1.0 for the full model)
+        - `answer`; `expected`, the right answer; `correct`. The latter two are None where that is unknown.
+        - `tokens_before`, `tokens_after` (what the last decoder layer holds), `tokens_mean` (over decoder layers)
+        - `indices` of what the last layer holds; `merged`, those that were merged with dropped tokens
+        - `grids`: [T, H, W] of each of the image's rasters; None for the full model
+    """
+    return [_values(question, panel) for question, panels in found for panel in panels]
+
+
+def _values(question: Question, panel: Panel) -> dict[str, Any]:
+    record = panel.record
+    kept = list(range(panel.n_before)) if record is None else kept_indices(record)
+    return {
+        "image": question.source,
+        "question": question.text,
+        "policy": FULL if panel.setting.is_full else panel.setting.name,
+        "keep": panel.setting.keep,
+        "answer": panel.answer,
+        "expected": panel.expected,
+        "correct": panel.correct,
+        "tokens_before": panel.n_before,
+        "tokens_after": len(kept),
+        "tokens_mean": panel.mean,
+        "indices": kept,
+        "merged": list(panel.merged),
+        "grids": None if record is None or record.grids is None else [list(grid) for grid in record.grids],
+    }
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Draw what the policies keep, and print where."""
+    """Draw what the policies keep, print where, and write it as JSON if a file is named for that."""
     check_file(options.out, "--out", picture_suffixes())
-    draw(options.out, rows(options, options.policy, options.keep, console))
+    check_file(getattr(options, "json", None), "--json")
+    found = look(options, options.policy, options.keep, console)
+    draw(options.out, [(question.text, panels) for question, panels in found])
     console.print(f"Picture: {options.out}", highlight=False, soft_wrap=True)
+    json_file = getattr(options, "json", None)
+    if json_file is not None:
+        write_json(json_file, as_json(found))

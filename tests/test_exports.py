@@ -144,10 +144,10 @@ COMMANDS = {
     "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
     "no-full out compare",
     "play": "model policy keep positions new-tokens device dtype host port share no-browser",
-    "report": "eval profile no-gallery model image question policy keep positions new-tokens device title out",
     "policies": "stage needs json markdown",
     "models": "json",
     "completion": "",
+    "report": "bench eval profile no-gallery model image question policy keep positions new-tokens device title out",
 }
 OF_ALL_COMMANDS = {"-h", "--help", "-v", "--verbose", "-q", "--quiet"}
 VARIABLES = {"TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS", "TOKENPRUNE_PER_FRAME"}

@@ -7,72 +7,69 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from ..setting import format_keep
+from ..curve_labels import halo
+from ..curves import Curve, Plot, Point, draw
+from ..setting import FULL, format_keep
 from .run import BASELINES
 from .tasks import ALL
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> Plot:
+    """Exact match over all tasks against visual tokens, a curve per policy and positions.
+
+    Args:
+        rows: of `report.rows`, of one model.
+    """
+    lines: dict[tuple[str, str], list[Point]] = {}
+    for row in rows:
+        if row["task"] == ALL:
+            point = Point(row["visual_tokens"], row["exact_match"], row["low"], row["high"])
+            lines.setdefault((row["policy"], row["positions"]), []).append(point)
+    full = next((points[0] for (name, _), points in lines.items() if name == FULL), None)
+    curves = [
+        Curve(name, tuple(sorted(points)), dotted=positions == "compact")
+        for (name, positions), points in lines.items()
+        if name != FULL
+    ]
+    return Plot(curves, BASELINES, full)
 
 
 def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw exact match over all tasks against visual tokens, with 95 % intervals.
 
-    A colour and a marker per policy, baselines in grey, in the order of their exact match at the fewest tokens. Lines
-    are solid for original positions and dotted for compact ones.
+    The six best policies have colours, baselines are grey and the others faint. Names stand at the ends of the lines.
+    Lines of compact positions are dotted.
 
     Args:
         rows: of `report.rows`.
         path: of the image.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    ax = figure.subplots()
-    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["task"] == ALL:
-            lines.setdefault((row["policy"], row["positions"]), []).append(row)
-    colours: dict[str, Any] = dict(zip(BASELINES, ("0.7", "0.5", "0.25"), strict=True))
-    best = lambda item: -min(item[1], key=lambda row: row["visual_tokens"])["exact_match"]
-    for (name, positions), line in sorted(lines.items(), key=best):
-        points = sorted(line, key=lambda row: row["visual_tokens"])
-        value, low, high = (np.array([100 * row[k] for row in points]) for k in ("exact_match", "low", "high"))
-        if name == "full":
-            ax.axhline(value[0], color="black", linewidth=1, label="full")
-            continue
-        colours.setdefault(name, colormaps["tab20"]((len(colours) - len(BASELINES)) % 20))
-        ax.errorbar(
-            [row["visual_tokens"] for row in points],
-            value,
-            yerr=[value - low, high - value],
-            marker="os^vDPX*"[list(colours).index(name) % 8],
-            markersize=5,
-            capsize=2,
-            linestyle=":" if positions == "compact" else "-",
-            color=colours[name],
-            label=f"{name}, compact" if positions == "compact" else name,
-        )
-    ax.set_xlabel("visual tokens per question, mean over decoder layers")
-    ax.set_ylabel("exact match, %")
-    ax.set_title(f"All tasks ({rows[0]['model']})")
-    ax.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=90)
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    draw(figure, plot(rows))
+    halo(figure)
+    figure.axes[0].set_title(f"All tasks ({rows[0]['model']}, {rows[0]['n']} questions per task)", loc="left")
+    figure.savefig(path, dpi=100)
 
 
 def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw policies by tasks at every keep ratio, exact match as colour and number.
 
+    Policies are ordered by the last task that there are figures of, which is all of them together.
+
     Args:
-        rows: of `report.rows`.
+        rows: of `report.rows`, of one model.
         path: of the image.
     """
     names = list(dict.fromkeys(row["task"] for row in rows))
     blocks: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
-    full = {row["task"]: 100 * row["exact_match"] for row in rows if row["policy"] == "full"}
+    full = {row["task"]: 100 * row["exact_match"] for row in rows if row["policy"] == FULL}
     for row in rows:
-        if row["policy"] != "full":
-            block = blocks.setdefault((format_keep(row["keep"]), row["positions"]), {"full": full})
+        if row["policy"] != FULL:
+            block = blocks.setdefault((row["keep"], row["positions"]), {FULL: full})
             block.setdefault(row["policy"], {})[row["task"]] = 100 * row["exact_match"]
+    blocks = blocks or {(1.0, "original"): {FULL: full}}
     heights = [len(block) for block in blocks.values()]
     figure = Figure(
         figsize=(1.5 + 0.8 * len(names), 0.6 * len(blocks) + 0.36 * sum(heights) + 0.6), layout="constrained"
@@ -88,5 +85,6 @@ def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
         ax.set_yticks(range(len(block)), list(block), fontsize=9)
         ax.set_xticks(range(len(names)), names, fontsize=9)
-        ax.set_title(f"keep {keep}, {positions} positions: exact match, %", fontsize=10, loc="left")
+        title = f"keep {format_keep(keep)}, {positions} positions: exact match, %"
+        ax.set_title(title, fontsize=10, loc="left")
     figure.savefig(path, dpi=90)

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from .. import minivlm
 from ..checkpoints import load_model
 from ..errors import CommandError
 from ..files import console_beside, write_json
 from ..machine import describe, device_and_threads, dtype_name, pick_device, pick_dtype
+from ..model_names import check_attention, find_checkpoint
 from ..processors import check_videos, load_processor
 from ..setting import PruningSetting, label, settings_grid
 from . import shapes
@@ -41,7 +41,7 @@ def load(
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
     request = shapes.Request(options.batch, options.images, options.frames, options.image_size)
-    path = None if options.model is None else minivlm.checkpoint_path(options.model)
+    path = None if options.model is None else find_checkpoint(options.model)
     config = shapes.config_of(options.config, options.layers) if path is None else AutoConfig.from_pretrained(path)
     check_kind(config.model_type, options)
     if path is None:
@@ -103,6 +103,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         ValueError: an input or a policy that the model does not take.
     """
     check(options)
+    check_attention(options.attn)
     console = console_beside(options.json, console)
     settings = settings_grid(options.policy, options.keep)
     with contextlib.ExitStack() as stack:

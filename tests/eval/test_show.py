@@ -1,5 +1,7 @@
 """`tokenprune show`: right pictures."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,12 @@ from rich.console import Console
 from transformers.image_utils import load_image
 
 from tokenprune import cli, pruning, pruning_report
-from tokenprune.eval import show
-from tokenprune.eval.pictures import dim, fitted, kept_masks, model_crop
+from tokenprune.eval import answers, minivlm, show
+from tokenprune.eval.panel_sheet import grid
+from tokenprune.eval.panels import Panel, Question, Viewer, legend
+from tokenprune.eval.pictures import FRAME, dim, fitted, framed, kept_masks, masks, model_crop
+from tokenprune.eval.setting import PruningSetting, settings_grid
+from tokenprune.policies import make_policy
 
 from .. import families
 
@@ -38,6 +44,26 @@ def test_dropped_patches_are_dark():
     assert (dark[4:, :5] == 36).all()
 
 
+def test_patches_of_lower_layers_are_half_dark():
+    image = np.full((8, 8, 3), 200, np.uint8)
+    kept, entered = np.array([[True, False], [False, False]]), np.array([[True, True], [False, False]])
+    dark = dim(image, kept, entered)
+    assert [dark[y, x, 0] for y, x in ((0, 0), (0, 7), (7, 0), (7, 7))] == [200, 100, 36, 36]
+
+
+def test_merged_patches_have_a_frame():
+    image = np.zeros((24, 48, 3), np.uint8)
+    drawn = framed(image, np.array([[False, True, False, False], [False, False, False, False]]))
+    on_frame = (drawn == FRAME).all(2)
+    assert on_frame[0, 12:24].all()
+    assert on_frame[11, 12:24].all()
+    assert on_frame[:12, 12].all()
+    assert on_frame[:12, 23].all()
+    assert not on_frame[2:10, 14:22].any()
+    assert not on_frame[:, :12].any()
+    assert not on_frame[12:].any()
+
+
 def test_only_what_the_model_sees_is_shown():
     class Processor:
         class image_processor:
@@ -60,10 +86,135 @@ def test_show_draws_policies_side_by_side(tmp_path, capsys):
     assert Image.open(tmp_path / "drawn.png").height > 500
 
 
+def _panels(policies, keeps):
+    settings = [PruningSetting(), *settings_grid(policies, keeps, full=False)]
+    return [Panel(setting, np.zeros((1, 1, 3), np.uint8), "", None, None, None, 1, 1) for setting in settings]
+
+
+@pytest.mark.parametrize(
+    ("policies", "columns"), [(0, 1), (2, 3), (5, 6), (6, 4), (8, 5), (11, 6), (12, 5), (24, 5), (28, 6)]
+)
+def test_many_panels_are_wrapped(policies, columns):
+    panels = _panels(["random"] * policies, [0.1])
+    rows = grid(panels)
+    assert [panel for row in rows for panel in row] == panels
+    assert max(len(row) for row in rows) == columns
+
+
+def test_keep_ratios_have_a_row_each():
+    panels = sorted(_panels(["divprune", "random"], [0.5, 9]), key=lambda panel: repr(panel.setting.keep) == "9")
+    full, *pruned = panels
+    assert grid(panels) == [[full, *pruned[:2]], [None, *pruned[2:]]]
+    assert [len(row) for row in grid(_panels(["random"] * 6, [0.5, 9]))] == [5, 5, 3]
+
+
+def _options(tmp_path, *arguments):
+    return cli.parser().parse_args(["show", *arguments, "--out", str(tmp_path / "out" / "kept.png")])
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """Asks the embedded LLaVA about a drawn scene, and what it is asked."""
+    (sample,) = answers.held_out(1)
+    question = Question(Image.fromarray(sample.scene.image), sample.question.text, sample.question.answer)
+    return Viewer(*minivlm.load(), 4), question
+
+
+def test_what_a_panel_says(embedded):
+    viewer, question = embedded
+    full, divprune, fastv = (
+        viewer.look(question, PruningSetting(*setting)) for setting in ((), ("divprune", 0.1), ("fastv", 0.1))
+    )
+    assert [panel.title for panel in (full, divprune, fastv)] == ["full model", "divprune 0.1", "fastv 0.1"]
+    assert full.kept == "all 144 tokens"
+    assert divprune.kept == "14 of 144"
+    assert fastv.kept == "14 of 144 at the end, 79 in the mean"  # (2 * 144 + 2 * 14) / 4 layers
+    assert [panel.mean for panel in (full, divprune, fastv)] == [144, 14, 79]
+    assert full.correct is True
+    assert all(panel.correct is (panel.answer == question.expected) for panel in (divprune, fastv))
+
+
+def test_what_is_bright_half_dark_and_framed(embedded):
+    viewer, question = embedded
+    full = viewer.look(question, PruningSetting())
+    for policy in ("prumerge", "fastv", "divprune", "auto"):
+        panel = viewer.look(question, PruningSetting(policy, 0.1))
+        (kept,), (entered,), (merged,) = (
+            masks(panel.record, each) for each in (panel.record.deep_indices or panel.record.indices,
+                                                   panel.record.indices, panel.merged)
+        )  # fmt: skip
+        centers = (np.arange(12) + 0.5) * panel.picture.shape[0] / 12
+        at = np.ix_(centers.astype(int), centers.astype(int))
+        bright, seen = full.picture[at].astype(int), panel.picture[at]
+        for mask, light in ((kept[0], 1), (entered[0] & ~kept[0], 0.5), (~entered[0], 0.18)):
+            assert (seen[mask] == (bright[mask] * light).astype(np.uint8)).all()
+        assert (merged.sum() > 0) == (policy == "prumerge")
+        assert set(panel.merged) <= set(panel.record.indices)
+        assert ((panel.picture == FRAME).all(2).any()) == (policy == "prumerge")
+
+
+def test_merged_tokens_are_those_whose_features_changed(embedded):
+    """Against what the policy itself answers."""
+    viewer, question = embedded
+    viewer.look(question, PruningSetting())
+    seen = []
+
+    class Watched(type(make_policy("visionzip"))):
+        def select(self, tokens, n_keep):
+            selection = super().select(tokens, n_keep)
+            same = (selection.features - tokens.features[selection.indices]).abs().amax(1) < 1e-5
+            seen.append(selection.indices[~same].tolist())
+            return selection
+
+    panel = viewer.look(question, PruningSetting(Watched(), 0.1))
+    assert 0 < len(panel.merged) < len(panel.record.indices)
+    assert [list(panel.merged)] == seen
+
+
+def test_the_legend_has_what_occurs(embedded):
+    viewer, question = embedded
+    full, divprune, auto = (
+        viewer.look(question, PruningSetting(*setting)) for setting in ((), ("divprune", 0.1), ("auto", 0.1))
+    )
+    texts = lambda panels: " ".join(part.text for part in legend(panels))
+    assert "dropped" not in texts([full])
+    assert "half dark" not in texts([full, divprune])
+    assert "half dark" in texts([full, auto])
+    assert "framed" not in texts([full, divprune, auto])
+    assert {part.mark for part in legend([full])} == {"", "✓", "✗"}
+
+
+def test_json_has_what_is_drawn(tmp_path):
+    options = _options(tmp_path, "--policy", "divprune,fastv", "--keep", "0.1,0.5")
+    options.json = tmp_path / "shown.json"
+    show.run(options, Console(quiet=True))
+    values = json.loads(options.json.read_text())
+    assert len(values) == 3 * 5
+    assert [(each["policy"], each["keep"]) for each in values[:5]] == [
+        ("full", 1.0), ("divprune", 0.1), ("fastv", 0.1), ("divprune", 0.5), ("fastv", 0.5),
+    ]  # fmt: skip
+    for each in values:
+        assert len(each["indices"]) == each["tokens_after"] <= each["tokens_before"] == 144
+        assert each["correct"] is (each["answer"] == each["expected"])
+        assert each["grids"] == (None if each["policy"] == "full" else [[1, 12, 12]])
+    assert values[2]["tokens_mean"] == 79
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    options = _options(tmp_path, "--image", str(tmp_path / "red.png"), "--new-tokens", "2")
+    values = show.as_json(show.look(options, options.policy, options.keep, Console(quiet=True)))
+    assert {each["correct"] for each in values} == {None}
+    assert {each["image"] for each in values} == {str(tmp_path / "red.png")}
+
+
+def test_answers_are_not_judged_where_the_right_one_is_unknown(tmp_path):
+    found = show.rows(
+        _options(tmp_path, "--question", "Is it nice?", "--new-tokens", "1"), ["random"], [9], Console(quiet=True)
+    )
+    assert {panel.correct for _, panels in found for panel in panels} == {None}
+
+
 def _shown(path, tmp_path, model="embedded"):
     """What `tokenprune show` draws of a picture: panels of the full model and of a pruned one."""
-    arguments = ["show", "--image", str(path), "--model", model, "--policy", "divprune", "--new-tokens", "2"]
-    options = cli.parser().parse_args([*arguments, "--out", str(tmp_path / "out" / "kept.png")])
+    options = _options(tmp_path, "--image", str(path), "--model", model, "--policy", "divprune", "--new-tokens", "2")
     found = show.rows(options, options.policy, options.keep, Console(quiet=True))
     show.draw(options.out, found)
     assert Image.open(options.out).width > 200
@@ -90,7 +241,7 @@ def test_thin_and_tiny_pictures_are_shown(tmp_path, size, model, drawn):
     assert full.picture.shape == (*reversed(drawn), 3)
     assert (full.picture == (255, 0, 0)).all()
     assert pruned.picture.shape == full.picture.shape
-    assert "divprune 0.1: " in pruned.title
+    assert pruned.title == "divprune 0.1"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

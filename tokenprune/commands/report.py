@@ -14,7 +14,11 @@ def add(commands: arguments.Commands) -> None:
         commands,
         "report",
         help="one HTML file with curves, latency and pictures of kept tokens",
-        description="Put evaluations, profiles and a gallery of kept tokens into one HTML file that needs no network.",
+        description="Put benchmarks, evaluations, profiles and a gallery of kept tokens into one HTML file that needs "
+        "no network.",
+    )
+    report.add_argument(
+        "--bench", type=Path, nargs="+", default=[], metavar="DIR", help="folders that `tokenprune bench` wrote"
     )
     report.add_argument(
         "--eval", type=Path, nargs="+", default=[], metavar="DIR", help="folders that `tokenprune eval` wrote"

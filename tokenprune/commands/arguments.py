@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import POSITIONS
+from ..eval.files import STDOUT
 from . import completers
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-#: As the file of `--json`: standard output.
-STDOUT = Path("-")
 _EMBEDDED = "`embedded` or `llava`, and `embedded-qwen` or `qwen`, ship with us"
 #: Where `-v` (1) and `-q` (-1) are collected before the command's name, and after it.
 VERBOSITY = ("verbosity", "verbosity_of_command")

@@ -60,8 +60,9 @@ def tables(rows: list[dict[str, Any]]) -> Group:
         of_task = [row for row in chosen if row["task"] == task]
         title = f"{task}: {of_task[0]['metric']}, n={of_task[0]['n']}"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        for name in ("", "value", "of full", "difference to full, 95 %", "kept", "per s"):
-            table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column("", overflow="fold", min_width=14)  # names with options are long
+        for name in ("value", "of full", "difference to full, 95 %", "kept", "per s"):
+            table.add_column(name, justify="right", no_wrap=True)
         for row in of_task:
             table.add_row(*_line(row))
         out.append(table)

@@ -35,7 +35,7 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
         "theory",
         "real",
     ):
-        out.add_column(name, justify="right" if name else "left", no_wrap=True)
+        out.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     for row in rows:
         full = row["policy"] == FULL
         out.add_row(

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         return
     rows = grid_report.rows(cells, options.out)
     grid_report.write(rows, options.out, describe(options.device))
+    console.width = max(console.width, 80)  # narrower, figures would be cut
     console.print(tables(rows))
     if figures is not None:
         console.print(published.table(figures, rows))
@@ -60,7 +61,7 @@ def tables(rows: list[dict[str, Any]]) -> Group:
         of_task = [row for row in chosen if row["task"] == task]
         title = f"{task}: {of_task[0]['metric']}, n={of_task[0]['n']}"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        table.add_column("", overflow="fold", min_width=14)  # names with options are long
+        table.add_column("", overflow="fold")  # names with options are long
         for name in ("value", "of full", "difference to full, 95 %", "kept", "per s"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in of_task:

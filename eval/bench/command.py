@@ -81,8 +81,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             title_justify="left",
         )
         for name in ("", "kept", *tasks, "over random"):
-            head, side = f"{_SHORT.get(name, name)} ", "right" if name else "left"
-            table.add_column(head, justify=side, no_wrap=bool(name), overflow="fold")
+            head = f"{_SHORT.get(name, name)} "
+            table.add_column(head, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
         for policy in (FULL, *(name for name, *budget in report.ranked(pruned) if budget == [keep, positions])):
             of_policy = [row for row in full + pruned if row["policy"] == policy]
             table.add_row(

@@ -73,7 +73,7 @@ def print_table(console: Console, rows: list[dict[str, Any]], samples: int) -> N
         box=box.SIMPLE_HEAD,
         padding=0,  # fits 80 columns
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")  # names with options are long; figures are not cut for them
     types = list(rows[0]["exact_match"])
     for name in ("keep", "kept", "KiB", "ms", "ratio", *types):
         table.add_column(name, justify="right", no_wrap=True)

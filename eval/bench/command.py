@@ -108,7 +108,8 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
         title_justify="left",
     )
     for name in ("", "kept", *tasks, "over random"):
-        table.add_column(f"{_SHORT.get(name, name)} ", justify="right" if name else "left", no_wrap=True)
+        head = f"{_SHORT.get(name, name)} "
+        table.add_column(head, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     for setting in report.ranked(rows):
         by_task = {row["task"]: row for row in rows if Setting.of(row) == setting}
         last = by_task.get(ALL) or list(by_task.values())[-1]

@@ -52,6 +52,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     cells, left_out = collect(plan, options.out)
     rows = grid_report.rows(cells)
     grid_report.write(rows, options.out, describe(options.device))
+    console.width = max(console.width, 80)  # narrower, figures would be cut
     console.print(tables(rows))
     if figures is not None:
         own = [row for row in rows if (row["model"], row["positions"]) == (plan.model, options.positions)]
@@ -72,7 +73,7 @@ def tables(rows: list[dict[str, Any]]) -> Group:
             caption = "kept: visual tokens, a mean over decoder layers"
             table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=caption)
             for head in ("", "value", "of full", "difference to full, 95 %", "kept", "per s"):
-                table.add_column(head, justify="right" if head else "left", no_wrap=True)
+                table.add_column(head, justify="right" if head else "left", no_wrap=bool(head), overflow="fold")
             for row in of_task:
                 table.add_row(*_line(row))
             out.append(table)

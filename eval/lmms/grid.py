@@ -129,12 +129,14 @@ def check(plan: Plan) -> Any:
 
     Raises:
         NoHarness: lmms-eval is not installed.
+        CommandError: there is no such device.
         ValueError: no such backend or task.
         UnsupportedModelError: the checkpoint's family is not supported.
         OSError: there is no such checkpoint.
     """
     if importlib.util.find_spec("lmms_eval") is None:
         raise NoHarness("lmms-eval is not installed; in a checkout of this repository: pip install '.[eval]'")
+    pick_device(plan.device)
     if plan.backend not in BACKENDS:
         raise ValueError(f"backend {plan.backend!r} is none of {', '.join(BACKENDS)}")
     from loguru import logger

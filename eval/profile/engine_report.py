@@ -20,7 +20,7 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """A table of the rows of `engine.measure`, by number of clients."""
     out = Table(title=title, box=box.SIMPLE, caption=CAPTION, caption_justify="left")
     for name in ("clients", "", "prompt tokens", "requests/s", "x full", "TTFT ms", "x full"):
-        out.add_column(name, justify="right" if name else "left", no_wrap=True)
+        out.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     for row in sorted(rows, key=lambda row: (row["concurrency"], row["policy"] != FULL)):
         full = row["policy"] == FULL
         out.add_row(

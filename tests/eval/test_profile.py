@@ -11,9 +11,8 @@ import transformers
 from rich.console import Console
 
 from tokenprune import cli
-from tokenprune.commands.profile import SHAPES as COMMAND_SHAPES
 from tokenprune.eval.minivlm import load
-from tokenprune.eval.profile import shapes
+from tokenprune.eval.profile import CONFIGS, shapes
 from tokenprune.eval.profile.command import noise_inputs
 from tokenprune.eval.profile.counting import count_flops, decoder_flops, peak_bytes
 from tokenprune.eval.profile.measure import profile, verdict
@@ -43,7 +42,7 @@ def test_shapes_are_the_published_ones(name):
 
 
 def test_every_shape_has_its_published_size_here():
-    assert set(COMMAND_SHAPES) == set(shapes.SHAPES) == set(SIZES)
+    assert set(CONFIGS) == set(shapes.SHAPES) == set(SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,11 @@ def load_processor(path: str) -> Any:
     """
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-    from transformers.utils import is_torchvision_available
+    from transformers.utils.import_utils import is_torchvision_available
 
     cls: Any = AutoProcessor
     if not is_torchvision_available():
-        known = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
+        known: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
         if known is not None and _VIDEOS in _parts(known):
             cls = type(known.__name__, (_PictureProcessor, known), {"__module__": __name__})
     try:

@@ -147,8 +147,8 @@ class _Measured:
     vision: Vision
     new_tokens: int
 
-    def _replayed(self, setting: PruningSetting) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if runs_the_encoder(setting) else self.vision.replayed()
+    def _replayed(self, setting: PruningSetting, anew: bool = False) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if runs_the_encoder(setting) else self.vision.replayed(anew)
 
     def time(self, setting: PruningSetting, into: Timings, encoder_ms: Sequence[float]) -> None:
         """Time a request."""
@@ -171,14 +171,14 @@ class _Measured:
         """What a prefill computes and holds, of `profile`'s row."""
         model, vision, made = self.model, self.vision, []
         row: dict[str, Any] = {"policy": setting.name, "keep": setting.keep}
-        with setting.context(model), self._replayed(setting), count_flops() as counter:
+        with setting.context(model), self._replayed(setting, anew=True), count_flops() as counter:
             forward = lambda: made.append(model(**self.inputs, use_cache=True, logits_to_keep=1))
             row["peak_bytes"] = peak_bytes(forward, vision.device)
             records = setting.records(model)
         row["flops"] = counter.get_total_flops()
         if not runs_the_encoder(setting):
             row["flops"] += vision.flops
-            row["peak_bytes"] = max(vision.peak_bytes, row["peak_bytes"] + vision.feature_bytes)
+            row["peak_bytes"] = max(vision.peak_bytes, row["peak_bytes"])
         cache = getattr(made[0], cache_name())
         row["flops_formula"], row["kv_cache_bytes"] = decoder_flops(model, cache), cache_bytes(cache)
         if not setting.is_full:

@@ -219,7 +219,7 @@ def inputs(name: str, config: Any, request: Request, device: torch.device, dtype
     row += [11] * (request.text - request.text // 2)
     ids = torch.tensor([row] * request.batch, device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
-    model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model_class: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     if "mm_token_type_ids" in inspect.signature(model_class.forward).parameters:
         batch["mm_token_type_ids"] = ids.eq(token).long() * (2 if kind == "video" else 1)
     return batch

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ...patches.modules import base_of
 from ...policies.stages import Stage
@@ -57,12 +56,6 @@ class Vision:
     _mode: str = "through"
     _depth: int = 0
 
-    @property
-    def feature_bytes(self) -> int:
-        """Memory of the features."""
-        tensors = [leaf for call in self.calls.values() for leaf in tree_leaves(call.output)]
-        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-
     def encode_once(self, forward: Callable[[], Any]) -> None:
         """Encode the visual inputs of a forward call, counting FLOPs and memory; the rest of the call does not run."""
         self._mode = "count"
@@ -81,9 +74,13 @@ class Vision:
         return now(self.device) - started
 
     @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """A context in which calls get the features of `encode_once` at once."""
-        self._mode = "replay"
+    def replayed(self, anew: bool = False) -> Iterator[None]:
+        """A context in which calls get the features of `encode_once` at once.
+
+        Args:
+            anew: in memory of their own, as if they had just been computed.
+        """
+        self._mode = "replay anew" if anew else "replay"
         try:
             yield
         finally:
@@ -95,8 +92,9 @@ class Vision:
             return encode()
         self._depth += 1
         try:
-            if self._mode == "replay" and name in self.calls:
-                return copy.copy(self.calls[name].output)  # the copy, as pruning notes on it where it came from
+            if self._mode.startswith("replay") and name in self.calls:
+                output = self.calls[name].output  # copied, as pruning notes on it where it came from
+                return copy.deepcopy(output) if self._mode == "replay anew" else copy.copy(output)
             if self._mode == "count":
                 self._count(name, encode)
                 raise _Encoded

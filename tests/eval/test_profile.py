@@ -253,8 +253,10 @@ def _small(name):
                 setattr(part, key, size)
     text, vision = config.get_text_config(), config.vision_config
     text.head_dim = 16
-    if hasattr(text, "rope_parameters") and "mrope_section" in (text.rope_parameters or {}):
-        text.rope_parameters["mrope_section"] = [4, 2, 2]
+    for key in ("rope_parameters", "rope_scaling"):  # transformers 5, 4
+        rope = getattr(text, key, None) or {}
+        if "mrope_section" in rope:
+            rope["mrope_section"] = [4, 2, 2]
     if hasattr(vision, "out_hidden_size"):
         vision.out_hidden_size = 32
     for key in ("fullatt_block_indexes", "deepstack_visual_indexes"):

@@ -67,9 +67,9 @@ def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
     full = {row["task"]: 100 * row["exact_match"] for row in rows if row["policy"] == FULL}
     for row in rows:
         if row["policy"] != FULL:
-            block = blocks.setdefault((row["keep"], row["positions"]), {FULL: full})
+            block = blocks.setdefault((format_keep(row["keep"]), row["positions"]), {FULL: full})
             block.setdefault(row["policy"], {})[row["task"]] = 100 * row["exact_match"]
-    blocks = blocks or {(1.0, "original"): {FULL: full}}
+    blocks = blocks or {("1.0", "original"): {FULL: full}}
     heights = [len(block) for block in blocks.values()]
     figure = Figure(
         figsize=(1.5 + 0.8 * len(names), 0.6 * len(blocks) + 0.36 * sum(heights) + 0.6), layout="constrained"
@@ -85,6 +85,5 @@ def tasks(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
         ax.set_yticks(range(len(block)), list(block), fontsize=9)
         ax.set_xticks(range(len(names)), names, fontsize=9)
-        title = f"keep {format_keep(keep)}, {positions} positions: exact match, %"
-        ax.set_title(title, fontsize=10, loc="left")
+        ax.set_title(f"keep {keep}, {positions} positions: exact match, %", fontsize=10, loc="left")
     figure.savefig(path, dpi=90)

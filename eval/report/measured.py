@@ -14,7 +14,7 @@ from ..lmms.grid_report import primary
 from ..setting import FULL, format_keep
 
 Row = dict[str, Any]
-_Key = tuple[str, Any, Any]  # policy, keep ratio, positions
+_Key = tuple[str, str, str]  # policy, keep ratio as text, positions
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ def _by_run(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _by_setting(rows: Sequence[Row]) -> dict[_Key, list[Row]]:
     found: dict[_Key, list[Row]] = {}
     for row in rows:
-        found.setdefault((row["policy"], row["keep"], row.get("positions")), []).append(row)
+        found.setdefault((row["policy"], _keep(row), row.get("positions") or ""), []).append(row)
     return found
 
 
-def _keep(key: _Key) -> str:
-    policy, keep, _ = key
-    if policy == FULL:
+def _keep(row: Row) -> str:
+    if row["policy"] == FULL:
         return ""
+    keep = row["keep"]
     return keep if isinstance(keep, str) else format_keep(keep)
 
 
@@ -158,7 +158,7 @@ def of_bench(rows: Sequence[Row]) -> Iterator[Results]:
             if overall is not None:  # it was asked all tasks
                 tokens, loss = overall["visual_tokens"], _loss(overall)
                 score = Estimate(overall["exact_match"], overall["low"], overall["high"])
-            settings.append(Measured(key[0], _keep(key), key[2] or "", tokens, score, loss, tasks))
+            settings.append(Measured(*key, tokens, score, loss, tasks))
         metrics = dict.fromkeys((row["task"] for row in of_model if row["task"] != ALL), "exact match")
         questions = {row["n"] for row in of_model if row["task"] == ALL}
         note = (
@@ -216,7 +216,7 @@ def _evaluated(key: _Key, rows: Sequence[Row], scores: tuple[Estimate | None, Es
     tokens = _mean([row["kept_tokens"] or None for row in rows])
     by_task = {row["task"]: row["value"] for row in rows}
     speed = _mean([row["samples_per_second"] for row in rows])
-    return Measured(key[0], _keep(key), key[2] or "", tokens, *scores, by_task, speed)
+    return Measured(*key, tokens, *scores, by_task, speed)
 
 
 def _scores(rows: Sequence[Row], has_full: bool) -> tuple[Estimate | None, Estimate | None]:

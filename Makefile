@@ -51,10 +51,10 @@ $(DOCS): $(STAMP)
 	@touch $@
 
 site: $(DOCS)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 docs-serve: $(DOCS)
-	$(BIN)/python -m mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 # Wheel and source distribution in dist/, as they are published.
 dist: setup

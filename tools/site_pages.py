@@ -7,12 +7,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 ROOT = Path(__file__).parents[1]
 #: Pages of the site by the files that they are made of.
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 _LINK = re.compile(r"(?P<words>!?\[[^\]]*\])\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def in_tree(path: str) -> Path | None:
+    """A file or folder by its path from the root of the repository; None if there is none.
+
+    A source distribution has `patches/` and `eval/` in `tokenprune/` only.
+    """
+    return next((found for found in (ROOT / path, ROOT / "tokenprune" / path) if found.exists()), None)
 
 
 def links_of_site(text: str, folder: str, repository: str) -> str:
@@ -34,24 +40,50 @@ def links_of_site(text: str, folder: str, repository: str) -> str:
             page = PAGES.get(path, path.removeprefix("docs/"))
             here = folder.removeprefix("docs").strip("/")
             return f"{match['words']}({posixpath.relpath(page, here or '.')}{anchor})"
-        kind = "tree" if (ROOT / path).is_dir() else "blob"
-        if not (ROOT / path).exists():
+        found = in_tree(path)
+        if found is None:
             raise ValueError(f"{folder or 'the root'} links to {target}, which is not there")
+        kind = "tree" if found.is_dir() else "blob"
         return f"{match['words']}({repository.rstrip('/')}/{kind}/main/{path}{anchor})"
 
     return _LINK.sub(link, text)
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the pages of `PAGES`."""
+    from mkdocs.structure.files import File  # tests use this module without mkdocs
+
     for source, page in PAGES.items():
-        text = links_of_site((ROOT / source).read_text(encoding="utf-8"), "", config.repo_url)
+        text = links_of_site((ROOT / source).read_text(encoding="utf-8"), "", config.extra["repository"])
         files.append(File.generated(config, page, content=text))
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Make links that lead out of `docs/` links to the repository."""
-    if page.file.src_uri in PAGES.values() or page.file.src_uri.endswith(".ipynb"):
+    path = page.file.src_uri
+    if path in PAGES.values() or path.endswith(".ipynb"):
         return markdown
-    return links_of_site(markdown, posixpath.join("docs", posixpath.dirname(page.file.src_uri)).rstrip("/"), config.repo_url)
+    folder = posixpath.join("docs", posixpath.dirname(path)).rstrip("/")
+    return links_of_site(markdown, folder, config.extra["repository"])
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Take out what a notebook's page would load from another host: a script for diagrams, of which there are none."""
+    return re.sub(r"<script[^>]*>(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>", "", output, flags=re.S)
+
+
+#: What a browser fetches by itself from another host.
+_FETCHED = re.compile(
+    r'<(?:script|img|iframe|source|video)\b[^>]*\bsrc="?(?:https?:)?//[^\s">]*'
+    r'|<link\b(?![^>]*\bcanonical)[^>]*\bhref="?(?:https?:)?//[^\s">]*'
+)
+
+
+def on_post_build(config: Any) -> None:
+    """Fail if a page of the site loads something from another host."""
+    from mkdocs.exceptions import PluginError
+
+    for page in sorted(Path(config.site_dir).rglob("*.html")):
+        if found := _FETCHED.search(page.read_text(encoding="utf-8")):
+            raise PluginError(f"{page.relative_to(config.site_dir)} loads from another host: {found[0]}")

@@ -43,6 +43,7 @@ fuzz: setup
 # The tables of README.md and docs/ that are made of code, tests and committed results; then the site, in site/.
 docs: setup
 	$(BIN)/python -m tools.docs_tables
+	$(BIN)/python -m tools.bench_pictures
 	$(MAKE) --no-print-directory site
 
 DOCS := .venv/.installed-docs

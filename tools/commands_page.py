@@ -11,6 +11,14 @@ HEAD = """\
 # Commands
 
 This page is generated from the parsers. `tokenprune COMMAND --help` prints the same.
+
+Every command takes `-v` (says what is done), `-vv` (in detail) and `-q` (results only). `--json` without a file writes
+JSON to standard output, and nothing else. An error is one line on standard error, and the exit status is 2, or 130
+after Ctrl-C; `-vv` shows where it came from. `--model` takes `embedded` or `llava`, `embedded-qwen` or `qwen`, a
+folder, or an id of the hub. `--image` takes files and addresses.
+
+Options of a policy follow its name, and `+` composes policies of different stages: `--policy
+fastv:layer=3,divprune+fastv`.
 """
 
 

@@ -75,6 +75,7 @@ NOT_TYPED = {
 BEFORE = {
     "from tokenprune import expand_logits": f"""
 from transformers import AutoProcessor
+from tokenprune import remove_pruning
 import torch
 from PIL import Image
 processor = AutoProcessor.from_pretrained("{CHECKPOINT}")
@@ -84,7 +85,9 @@ inputs = processor.apply_chat_template([message], add_generation_prompt=True, to
                                        return_tensors="pt")
 labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
 criterion = lambda logits, labels: torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+remove_pruning(model)
 stock = model(**inputs).logits
+apply_pruning(model, "divprune", keep=0.1)
 """,
 }
 #: Code after a Python block, which checks what came of it.
@@ -146,13 +149,15 @@ class Newcomer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bin = folder / "work", folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
         self.environment["PATH"] = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         self.failures = self.passed = 0
 
     def install(self, wheel: Path) -> None:
-        """Make the environment."""
+        """Make the environment, unless the folder has one from a run before."""
+        if (self.bin / "tokenprune").exists():
+            return
         self.run("the environment", [sys.executable, "-m", "venv", str(self.bin.parent)])
         pip = [str(self.bin / "python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
         self.run("the wheel, installed", [*pip, str(wheel.resolve())])
@@ -219,7 +224,7 @@ def accuracies(table: str) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.first_minutes", description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path, help="as `make dist` builds it")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, removed afterwards")
+    parser.add_argument("--folder", type=Path, help="where to work, again if it is there; default: a temporary folder")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="first-minutes-"))
     newcomer, found = Newcomer(folder), blocks(ROOT / "README.md")

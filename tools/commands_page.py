@@ -15,7 +15,8 @@ This page is generated from the parsers. `tokenprune COMMAND --help` prints the 
 Every command takes `-v` (says what is done), `-vv` (in detail) and `-q` (results only). `--json` without a file writes
 JSON to standard output, and nothing else. An error is one line on standard error, and the exit status is 2, or 130
 after Ctrl-C; `-vv` shows where it came from. `--model` takes `embedded` or `llava`, `embedded-qwen` or `qwen`, a
-folder, or an id of the hub. `--image` takes files and addresses.
+folder, or an id of the hub. `--image` takes files and addresses. `--out`, `--json` and `--plot` are checked before any
+work: missing folders are made, and the suffix of a picture says its format.
 
 Options of a policy follow its name, and `+` composes policies of different stages: `--policy
 fastv:layer=3,divprune+fastv`.
@@ -89,6 +90,7 @@ def page() -> str:
         lines += ["", "## `tokenprune`", "", *_table(main_options)]
     for name, parser in _subparsers(main):
         lines += ["", f"## `tokenprune {name}`", "", *(_said(parser) or [_summary(main, name)])]
-        if options := _documented(parser):
+        shared = {option for action in main_options for option in action.option_strings}
+        if options := [action for action in _documented(parser) if not shared.intersection(action.option_strings)]:
             lines += ["", *_table(options)]
     return "\n".join(lines) + "\n"

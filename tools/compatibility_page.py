@@ -1,4 +1,4 @@
-"""Makes docs/compatibility.md and its summary in the README from the cells of `tests/compatibility`."""
+"""Makes docs/compatibility.md from the cells of `tests/compatibility`."""
 
 from importlib import import_module
 
@@ -39,10 +39,3 @@ def page() -> str:
             families = ", ".join(f"`{family}`" for family in cell.families)
             lines.append(f"| {cell.feature} | {cell.says} | {families} |")
     return "\n".join(lines) + "\n"
-
-
-def summary() -> str:
-    """The README's table: what is tested, by area."""
-    rows = ["| | tested: equal to the masked original, or a clear error |", "|---|---|"]
-    rows += [f"| **{area}** | {'; '.join(cell.feature for cell in cells)} |" for area, cells in areas().items()]
-    return "\n".join(rows)

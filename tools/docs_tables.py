@@ -1,7 +1,8 @@
 """Writes the tables of the documentation: `python -m tools.docs_tables`, or `make docs`.
 
-The tables come from the registry of policies, the settings of the vLLM plugin, the committed results of the
-benchmark, and the cells of `tests/compatibility`. `tests/test_docs.py` checks that the committed pages have them.
+The tables come from the registries of policies and families, the parsers of the commands, the settings of the vLLM
+plugin, the committed results of the benchmark, and the cells of `tests/compatibility`. `tests/test_docs.py` checks that
+the committed pages have them.
 """
 
 from __future__ import annotations
@@ -15,19 +16,25 @@ from rich.progress import track
 from tokenprune.commands.policies import markdown, summary
 from tokenprune.serve.settings import table as served
 
-from . import bench_tables, compatibility_page
+from . import bench_tables, commands_page, compatibility_page, policies_page
 from .marked_tables import put
+from .models_table import models
 
 ROOT = Path(__file__).parents[1]
 #: Tables by page and marker.
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"policies": summary, "matrix": compatibility_page.summary},
+    "README.md": {"models": models, "policies": summary},
+    "docs/models.md": {"models": models},
     "docs/policies.md": {"policies: tokenprune policies --markdown": markdown},
     "docs/serving.md": {"served": served},
     "docs/bench.md": bench_tables.TABLES,
 }
 #: Pages that are generated as a whole.
-PAGES: dict[str, Callable[[], str]] = {"docs/compatibility.md": compatibility_page.page}
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/compatibility.md": compatibility_page.page,
+    "docs/cli.md": commands_page.page,
+    "docs/api-policies.md": policies_page.page,
+}
 
 
 def written(name: str) -> str:
@@ -59,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     old = []
     for name in track(options.pages or pages, description="docs", transient=True):
         text = written(name)
-        if (ROOT / name).read_text() != text:
+        if not (ROOT / name).exists() or (ROOT / name).read_text() != text:
             old.append(name)
             if not options.check:
                 (ROOT / name).write_text(text)

@@ -114,6 +114,31 @@ def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Te
     return picks
 
 
+def token_coverage_select(
+    features: Tensor,
+    k: int,
+    quality: Tensor | None,
+    weight: Tensor | None,
+    shift: float,
+    temperature: float | None,
+    others: Tensor | None,
+) -> Tensor:
+    """`coverage_select` with this similarity of tokens to tokens, and the other targets."""
+    return coverage_select(token_coverage(features, weight, shift, temperature, others), k, quality, None)
+
+
+def token_coverage(
+    features: Tensor, weight: Tensor | None, shift: float, temperature: float | None, others: Tensor | None
+) -> Tensor:
+    """(B, N + W, N) float32, how well each token covers each target."""
+    similarity = (1 - shift) * _similarity(features, None)[0] + shift
+    if temperature is not None:
+        similarity = (similarity / temperature).softmax(-1)
+    if weight is not None:
+        similarity = similarity * weight.float()[..., None]
+    return similarity if others is None else torch.cat([similarity, others.float()], 1)
+
+
 def _similarity(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B, N, N) cosine similarities, and (B, N) bool, True for tokens that are no candidates."""
     unit = F.normalize(features.float(), dim=-1)

@@ -5,7 +5,7 @@ overhead of a call, which is a third of torch's.
 """
 
 from .attention import attention_received
-from .coverage import coverage_select
+from .coverage import coverage_select, token_coverage_select
 from .dpp import dpp_select
 from .greedy import max_min_select, max_sum_select
 from .topk import topk_gather
@@ -16,5 +16,6 @@ __all__ = [
     "dpp_select",
     "max_min_select",
     "max_sum_select",
+    "token_coverage_select",
     "topk_gather",
 ]

@@ -25,14 +25,14 @@ def mean_lengths(features: Tensor) -> Tensor:
     return norms / norms.mean().clamp(min=1e-12)
 
 
-def gram(unit: Tensor) -> Tensor:
-    """(N, N) products of (N, D) vectors: blocks on and below the diagonal are computed, the others mirrored.
+def gram(unit: Tensor, out: Tensor | None = None) -> Tensor:
+    """(N, N) products of (N, D) vectors, in `out` if given: blocks on and below the diagonal, the others mirrored.
 
     Small matrices are a single block. Blocks begin where the tiles of the BLAS product do, so that equal tokens get
     equal sums.
     """
     n = len(unit)
-    matrix = unit.new_empty(n, n)
+    matrix = unit.new_empty(n, n) if out is None else out
     for start in range(0, n, step := max(96, -(-n // (32 * _GRAM_BLOCKS)) * 32)):
         stop = start + step
         torch.mm(unit[start:], unit[start:stop].T, out=matrix[start:, start:stop])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .interpreter import interpreted
 
-_WORKSPACE = 1 << 31  # bytes of similarities at a time
+WORKSPACE = 1 << 31  # bytes of similarities at a time
 
 
 def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
@@ -76,7 +76,7 @@ def row_stride(n: int) -> int:
 
 def images_at_once(n: int, stride: int) -> int:
     """Number of images whose similarities fit into the workspace."""
-    return max(1, _WORKSPACE // (4 * n * stride))
+    return max(1, WORKSPACE // (4 * n * stride))
 
 
 def cosines(

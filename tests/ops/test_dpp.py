@@ -40,4 +40,31 @@ def test_dpp_takes_duplicates_last(name):
     x = torch.randn(6, 32, generator=torch.Generator().manual_seed(1)).repeat(3, 1)
     with implementation(name):
         picks = dpp_select(x[None], torch.ones(1, 18), 18)[0].tolist()
-    assert sorted(i % 6 for i in picks[:6]) == list(range(6)) and picks[6:] == sorted(picks[6:])
+    assert sorted(i % 6 for i in picks[:6]) == list(range(6))
+    assert picks[6:] == sorted(picks[6:], key=lambda i: i * 2654435769 % 2**32)
+
+
+@pytest.mark.parametrize("name", ["reference", *FAST])
+def test_dpp_beyond_the_rank_is_spread_over_the_picture(name):
+    """Of 24 x 24 tokens in a space of 3 dimensions 60 are picked: no part of the picture is left out."""
+    x = torch.randn(1, 576, 3, generator=torch.Generator().manual_seed(2))
+    with implementation(name):
+        picks = dpp_select(x, torch.ones(1, 576), 60)[0]
+        fewer = dpp_select(x, torch.ones(1, 576), 30)[0]
+    assert torch.equal(fewer, picks[:30])
+    for some, at_most in ((picks, 8), (fewer, 5)):
+        assert len(some.unique()) == len(some)
+        rows, columns = some[3:] // 24, some[3:] % 24
+        for lines in (rows, columns):  # an eighth of the picture would have 7 and 3 of them
+            assert lines.div(3, rounding_mode="floor").bincount(minlength=8).min() >= 1
+            assert lines.bincount(minlength=24).max() <= at_most
+        gaps = torch.cat([torch.tensor([0]), some.sort().values, torch.tensor([576])]).diff()
+        assert gaps.max() <= 2.7 * 576 / len(some)
+
+
+@on_cases(100, batches())
+def test_dpp_without_any_variance_is_the_references(name, case):
+    """Features in few dimensions with the same quality: all picks but the first few have none left."""
+    x, _, mask, k = case
+    x = torch.sign(x[..., :2].float() + 0.5) * torch.tensor([1.0, 0])
+    check_picks(name, lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, x.new_ones(x.shape[:2]), mask)

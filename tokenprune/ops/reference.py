@@ -73,8 +73,16 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
 NO_VARIANCE = 1e-4
 
 
+#: Multiplier of the order in which tokens are picked that have no variance left: 2^32 over the golden ratio. Indices
+#: times it, modulo 2^32, are spread evenly, and so are the indices of the smallest of these numbers.
+SPREAD = 2654435769
+
+
 def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -> Tensor:
-    """Each pick is the candidate of largest variance given the picks: L_jj - L_jS L_SS^-1 L_Sj."""
+    """Each pick is the candidate of largest variance given the picks: L_jj - L_jS L_SS^-1 L_Sj.
+
+    If none has variance left, it is the candidate first in an order that is spread evenly over the indices.
+    """
     similarity, excluded = _similarity(features, mask)
     quality = quality.float()
     kernel = quality[:, :, None] * similarity * quality[:, None]
@@ -82,9 +90,11 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
     variance, columns = prior.clone(), list[Tensor]()
     picks = torch.empty(len(kernel), 0, dtype=torch.int64, device=kernel.device)
     taken = excluded.clone()
+    order = torch.arange(features.shape[1], device=kernel.device) * SPREAD % 2**32
     for _ in range(k):
         score = torch.where(variance > NO_VARIANCE * prior, variance, 0).masked_fill(taken, -torch.inf)
-        best = score.argmax(-1)
+        spread = order.masked_fill(taken, 2**32).argmin(-1)
+        best = torch.where(score.amax(-1) > 0, score.argmax(-1), spread)
         picks = torch.cat([picks, best.masked_fill(taken.all(1), -1)[:, None]], 1)
         row = kernel[torch.arange(len(kernel), device=kernel.device), best]
         for column in columns:  # of the Cholesky factor of L_SS, continued to all tokens

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..reference import NO_VARIANCE
+from ..reference import NO_VARIANCE, SPREAD
 from . import products
 
 
@@ -18,13 +18,21 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
     for i, (image, weight) in enumerate(zip(features, quality, strict=True)):
         candidates = torch.arange(len(image), device=image.device) if mask is None else mask[i].nonzero()[:, 0]
         if len(candidates):
-            order = _most_volume(image[candidates], weight[candidates], min(k, len(candidates)))
-            picks[i, : len(order)] = candidates.cpu()[torch.from_numpy(order)]
+            index = candidates.cpu().numpy()
+            order = _most_volume(image[candidates], weight[candidates], index * SPREAD % 2**32, min(k, len(index)))
+            picks[i, : len(order)] = torch.from_numpy(index[order])
     return picks.to(features.device)
 
 
-def _most_volume(features: Tensor, quality: Tensor, k: int) -> np.ndarray:
-    """(k,) int64 picks of (N, D) tokens with (N,) weights, by a Cholesky factor that grows by a row at each pick."""
+def _most_volume(features: Tensor, quality: Tensor, spread: np.ndarray, k: int) -> np.ndarray:
+    """(k,) int64 picks, by a Cholesky factor that grows by a row at each pick.
+
+    Args:
+        features: (N, D).
+        quality: (N,) weights.
+        spread: (N,), tokens without variance are picked by this, ascending.
+        k: number of picks.
+    """
     unit = products.unit_vectors(features) * quality.float()[:, None]
     n = len(unit)
     row_of: Callable[[int], np.ndarray]
@@ -39,10 +47,13 @@ def _most_volume(features: Tensor, quality: Tensor, k: int) -> np.ndarray:
     for step in range(k):
         score = np.where(variance > least, variance, 0)
         score[taken] = -np.inf
-        picks[step] = best = int(score.argmax())
-        taken[best] = True
-        if score[best] > 0:
-            row = row_of(best) - factor[:step, best] @ factor[:step]
-            factor[step] = row / np.sqrt(score[best])
-            variance -= factor[step] ** 2
+        best = int(score.argmax())
+        if not score[best] > 0:  # nor will any token have variance after further picks
+            rest = np.flatnonzero(~taken)
+            picks[step:] = rest[spread[rest].argsort()][: k - step]
+            break
+        picks[step], taken[best] = best, True
+        row = row_of(best) - factor[:step, best] @ factor[:step]
+        factor[step] = row / np.sqrt(score[best])
+        variance -= factor[step] ** 2
     return picks

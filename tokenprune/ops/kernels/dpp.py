@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import NO_VARIANCE
+from ..reference import NO_VARIANCE, SPREAD
 from .greedy import cosines, images_at_once, row_stride, warps
 
 
@@ -38,6 +38,7 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
             k,
             stride,
             NO_VARIANCE,
+            SPREAD=SPREAD,
             MASKED=mask is not None,
             BLOCK=block,
             num_warps=warps(block),
@@ -56,6 +57,7 @@ def _volume(
     k,
     stride,
     least,
+    SPREAD: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -76,6 +78,9 @@ def _volume(
     for step in range(0, k):
         score = tl.where(is_open, tl.where(variance > least * prior, variance, 0.0), -float("inf"))
         most, index = tl.max(score, 0, return_indices=True, return_indices_tie_break_left=True)
+        if most == 0.0:  # no token has variance left
+            order = (token.to(tl.int64) * SPREAD) & 0xFFFFFFFF
+            _, index = tl.min(tl.where(is_open, order, 1 << 32), 0, return_indices=True)
         best = index.to(tl.int64)
         tl.store(picks_ptr + step, tl.where(most == -float("inf"), -1, best))
         row = tl.load(similarity_ptr + best * stride + token, mask=inside, other=0)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune.ops import dpp_select, implementation
+from tokenprune.ops import dpp_select, implementation, max_min_select, max_sum_select
 
-from .cases import FAST, batches, check_picks, on_cases
+from .cases import CASES, FAST, batches, check_picks, needs_triton, on_cases
 
 
 @on_cases(500, batches(), st.data())
@@ -68,3 +69,42 @@ def test_dpp_without_any_variance_is_the_references(name, case):
     x, _, mask, k = case
     x = torch.sign(x[..., :2].float() + 0.5) * torch.tensor([1.0, 0])
     check_picks(name, lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, x.new_ones(x.shape[:2]), mask)
+
+
+@needs_triton
+@given(batches(), st.data())
+@settings(CASES, max_examples=200)
+def test_streamed_dpp_is_the_references(case, data):
+    """What the kernels' module does where the similarities of one input take more than the workspace."""
+    from tokenprune.ops.kernels import streamed
+
+    x, _, mask, k = case
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    quality = (0.2 + torch.rand(x.shape[:2], generator=generator)).to(x.device)
+    x = x + 0.3 * torch.randn(x.shape, generator=generator).to(x) * x.float().norm(dim=-1, keepdim=True).to(x)
+    if data.draw(st.booleans()):
+        x = x[..., :3]  # of low rank
+    with implementation("reference"):
+        expected = dpp_select(x, quality, k, mask)
+    assert torch.equal(streamed.dpp_select(x, quality, k, mask), expected)
+
+
+@needs_triton
+def test_kernels_stream_what_is_too_large(monkeypatch):
+    """With a workspace of nothing, no kernel is launched."""
+    from tokenprune.ops.kernels import dpp, greedy
+
+    for module in (greedy, dpp):
+        monkeypatch.setattr(module, "WORKSPACE", 0)
+        monkeypatch.setattr(module, "cosines", None)
+    x, first = torch.randn(2, 30, 8), torch.tensor([3, 4])
+    runs = [
+        lambda: dpp_select(x, torch.ones(2, 30), 9),
+        lambda: max_min_select(x, 9),
+        lambda: max_sum_select(x, 9, first),
+    ]
+    for run in runs:
+        with implementation("reference"):
+            expected = run()
+        with implementation("triton"):
+            assert torch.equal(run(), expected)

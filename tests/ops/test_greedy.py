@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenprune.ops import implementation, max_min_select, max_sum_select
 from tokenprune.ops.host import farthest, products
 
-from .cases import CASES, DEVICE, DTYPES, FAST, answers, batches, check_picks, on_cases
+from .cases import CASES, DEVICE, DTYPES, FAST, answers, batches, check_picks, needs_triton, on_cases
 
 
 @on_cases(2000, batches())
@@ -164,6 +164,27 @@ def test_two_tokens_that_are_each_others_nearest_are_a_tie(long):
         x[0, [4, 9]] = torch.zeros(2, 24)
         x[0, [4, 9], 6:] = torch.randn(2, 18, generator=generator)
         assert int(max_min_select(x, 1)) == 4
+
+
+@needs_triton
+@given(batches(), st.sampled_from([0.0, 0.5]), st.booleans(), st.booleans())
+@settings(CASES, max_examples=300)
+def test_streamed_ops_are_the_references(case, length, seek, summed):
+    """What kernels do where the similarities of one input take more than the workspace."""
+    from tokenprune.ops.kernels import streamed
+
+    x, first, mask, k = case
+    if summed:
+        with implementation("reference"):
+            expected = max_sum_select(x, k, first, mask)
+        assert torch.equal(streamed.greedy(x, k, first[:, None], mask, True), expected)
+        return
+    x = F.normalize(x.float(), dim=-1) if length else x
+    first = None if seek else first
+    with implementation("reference"):
+        expected = max_min_select(x, k, first, mask, length)
+    given = None if first is None else first[:, None]
+    assert torch.equal(streamed.greedy(x, k, given, mask, False, length), expected)
 
 
 PEAK = """

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference import NO_VARIANCE, SPREAD
-from .greedy import cosines, images_at_once, row_stride, warps
+from . import streamed
+from .greedy import WORKSPACE, cosines, images_at_once, row_stride, warps
 
 
 @torch.no_grad()
@@ -20,6 +21,8 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
     features, quality = features.contiguous(), quality.float().contiguous()
     batch, n, _ = features.shape
     stride = row_stride(n)
+    if 4 * n * stride > WORKSPACE:
+        return streamed.dpp_select(features, quality, k, mask)
     images = images_at_once(n, stride)
     picks = torch.empty(batch, k, dtype=torch.int64, device=features.device)
     mask = None if mask is None else mask.contiguous()

@@ -55,6 +55,7 @@ OPS = {
     "implementation",
     "max_min_select",
     "max_sum_select",
+    "token_coverage_select",
     "topk_gather",
     "topk_select",
 }

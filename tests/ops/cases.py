@@ -14,6 +14,7 @@ from tokenprune.ops import coverage_select, implementation
 from ..support.products import FULL
 
 FAST = ["host", *(["triton"] if importlib.util.find_spec("triton") else [])]
+needs_triton = pytest.mark.skipif("triton" not in FAST, reason="needs triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CASES = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

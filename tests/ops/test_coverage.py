@@ -1,12 +1,17 @@
 """`coverage_select`."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import strategies as st
 
-from tokenprune.ops import coverage_select, implementation
+from tokenprune.ops import coverage_select, implementation, token_coverage_select
+from tokenprune.ops.host import coverage as host_coverage
+from tokenprune.ops.host import covering, products
 
-from .cases import FAST, batches, check_picks, on_cases
+from .cases import FAST, answers, batches, check_picks, on_cases
 
 
 @on_cases(500, batches(), st.data())
@@ -33,3 +38,112 @@ def test_coverage_by_hand(name):
         assert coverage_select(similarity, 4)[0].tolist() == [0, 1, 2, 3]
         # token 3 is wanted thrice as much: 3; then 1 (0 adds .5 + .5), 0.75 and 0
         assert coverage_select(similarity, 4, torch.tensor([[1.0, 1, 1, 3]]))[0].tolist() == [3, 0, 2, 1]
+
+
+def few_held(monkeypatch):
+    """No matrix fits, blocks are small, and few rows are kept."""
+    monkeypatch.setattr(host_coverage, "MATRIX_BYTES", 0)
+    monkeypatch.setattr(covering, "MATRIX_BYTES", 0)
+    monkeypatch.setattr(covering, "_SIDE", 5)
+    monkeypatch.setattr(covering, "_AGAIN", (1, 3))
+    monkeypatch.setattr(covering, "_AHEAD", 2)
+    monkeypatch.setattr(products, "TILE", 12)
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_covering_tokens_is_the_references_to_the_bit(in_blocks):
+    """Cosines, qualities and weights are exact in any order of summing, with a shift of a half too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if in_blocks:
+            few_held(patch)
+            if "triton" in FAST:
+                patch.setattr("tokenprune.ops.kernels.coverage.WORKSPACE", 0)
+
+        @on_cases(100, batches(), st.data())
+        def on_one(name, case, data):
+            x, _, _, k = case
+            generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+            powers = lambda: 2.0 ** torch.randint(-2, 3, x.shape[:2], generator=generator).to(x.device)
+            quality, weight = (powers() if data.draw(st.booleans()) else None for _ in range(2))
+            shape = (len(x), data.draw(st.integers(1, 6)), x.shape[1])
+            others = torch.randint(-8, 17, shape, generator=generator) / 16
+            others = others.to(x.device) if data.draw(st.booleans()) else None
+            shift = data.draw(st.sampled_from([0.0, 0.5]))
+            expected, picks = answers(name, token_coverage_select, x, k, quality, weight, shift, None, others)
+            assert torch.equal(picks, expected)
+
+        for name in FAST:
+            on_one(name)
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("kind", ["random", "groups", "repeated", "some zero"])
+def test_covering_tokens_of_any_numbers(kind, in_blocks, monkeypatch):
+    """With all that SCOPE, EADP and MMTok ask for."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(1, 150, 20, generator=generator)
+    if kind == "groups":
+        x = x[:, torch.randint(12, (150,), generator=generator)] + 0.4 * x
+    elif kind == "repeated":
+        x = x[:, torch.randint(50, (150,), generator=generator)]
+    elif kind == "some zero":
+        x[torch.rand(1, 150, generator=generator) < 0.2] = 0
+    quality, others = torch.rand(1, 150, generator=generator), torch.rand(1, 4, 150, generator=generator)
+    if in_blocks:
+        few_held(monkeypatch)
+    for more in (
+        {"quality": quality},
+        {"weight": quality, "shift": 0.5},
+        {"temperature": 0.2, "weight": 0.5 + quality, "others": 0.1 * others},
+    ):
+        with implementation("reference"):
+            expected = token_coverage_select(x, 30, **more)
+        picks = token_coverage_select(x, 30, **more)
+        if kind == "repeated":  # the reference sums equal tokens' gains in different orders
+            assert torch.equal(x[0, picks[0]], x[0, expected[0]]) and picks.sum() <= expected.sum()
+        else:
+            assert torch.equal(picks, expected), more
+
+
+def test_zero_vectors_cover_all_alike_at_a_low_temperature(monkeypatch):
+    """The softmax of a zero vector is even, where the exponentials of all others would be 0."""
+    x = torch.eye(8)[None] * (torch.arange(8) < 6)[:, None]
+    for _ in range(2):
+        assert token_coverage_select(x, 7, temperature=0.001)[0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+        few_held(monkeypatch)
+
+
+def test_covering_tokens_is_coverage_select_of_that_matrix():
+    x, weight = torch.randn(2, 12, 6), torch.rand(2, 12)
+    unit = x / x.norm(dim=-1, keepdim=True)
+    matrix = (unit @ unit.mT / 0.3).softmax(-1) * weight[..., None]
+    expected = coverage_select(matrix, 5)
+    assert torch.equal(token_coverage_select(x, 5, weight=weight, temperature=0.3), expected)
+
+
+def test_a_symmetric_matrix_is_not_copied():
+    x = torch.randn(30, 30)
+    symmetric = x + x.T
+    assert host_coverage._by_candidate(symmetric).data_ptr() == symmetric.data_ptr()
+    assert host_coverage._by_candidate(x.T).data_ptr() == x.data_ptr()
+    assert torch.equal(host_coverage._by_candidate(x), x.T)
+
+
+PEAK = """
+import resource, torch
+from tokenprune.ops import token_coverage_select
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+torch.set_num_threads(1)
+x = torch.randn(1, 14_000, 64)
+token_coverage_select(x[:, :64], 8)
+before = peak()
+token_coverage_select(x, 40, torch.rand(1, 14_000) ** 8)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, for the peak of resident memory")
+def test_memory_of_covering_tokens_stays_bounded():
+    """N x N would take 784 MB."""
+    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 500

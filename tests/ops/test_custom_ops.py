@@ -10,6 +10,7 @@ from tokenprune.ops import (
     implementation,
     max_min_select,
     max_sum_select,
+    token_coverage_select,
     topk_gather,
 )
 
@@ -34,6 +35,16 @@ def test_bad_arguments_are_named():
         coverage_select(x.mT, 2, torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"similarity must be \(B, R, N\)"):
         coverage_select(x[0], 2)
+    with pytest.raises(ValueError, match=r"features must be \(B, N, D\)"):
+        token_coverage_select(x[0], 2)
+    with pytest.raises(ValueError, match=r"weight must be"):
+        token_coverage_select(x, 2, weight=torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"others must be \(B, W, N\) with B = 2 and N = 5"):
+        token_coverage_select(x, 2, others=torch.ones(2, 3, 4))
+    with pytest.raises(ValueError, match=r"shift=1 must be in \[0, 1\)"):
+        token_coverage_select(x, 2, shift=1)
+    with pytest.raises(ValueError, match="temperature=0 must be above 0"):
+        token_coverage_select(x, 2, temperature=0)
     with pytest.raises(ValueError, match=r"k=0 must be"):
         topk_gather(x[..., 0], x, 0)
     with pytest.raises(ValueError, match=r"scores must be \(B, N\)"):
@@ -57,6 +68,7 @@ def calls(k=3):
         (ops.max_sum_select.default, (x, k, first[:, None], None)),
         (ops.dpp_select.default, (x, scores.sigmoid(), k, mask)),
         (ops.coverage_select.default, (x.mT.contiguous(), k, scores.sigmoid(), None)),
+        (ops.token_coverage_select.default, (x, k, scores.sigmoid(), None, 0.5, 0.2, scores[:, None])),
         (ops.topk_gather.default, (scores, x, k, None, None)),
         (
             ops.topk_gather.default,
@@ -75,7 +87,7 @@ def test_compile_keeps_its_graph_whole_around_the_ops():
     def layer(x, scores, first):
         x = x * 2
         diverse = torch.cat([max_min_select(x, 3), max_sum_select(x, 3, first), dpp_select(x, scores, 3)], 1)
-        diverse = torch.cat([diverse, coverage_select(x.mT, 3)], 1)
+        diverse = torch.cat([diverse, coverage_select(x.mT, 3), token_coverage_select(x, 3)], 1)
         indices, gathered = topk_gather(scores + 1, x, 2)
         heads = x[:, None].expand(-1, 4, -1, -1)
         received = attention_received(heads, heads[:, :2])
@@ -99,6 +111,7 @@ def test_three_launches_and_a_cuda_graph():
             max_sum_select(x, 60, first),
             dpp_select(x, scores.sigmoid(), 60),
             coverage_select(x.float() @ x.float().mT, 60),
+            token_coverage_select(x, 60),
             *topk_gather(scores, x, 60),
             attention_received(x[:, None], x[:, None]),
         )

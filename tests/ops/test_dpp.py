@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune.ops import dpp_select, implementation
+from tokenprune.ops import dpp_select, implementation, max_min_select, max_sum_select
 
-from .cases import FAST, batches, check_picks, on_cases
+from .cases import CASES, FAST, batches, check_picks, needs_triton, on_cases
 
 
 @on_cases(500, batches(), st.data())
@@ -40,4 +41,70 @@ def test_dpp_takes_duplicates_last(name):
     x = torch.randn(6, 32, generator=torch.Generator().manual_seed(1)).repeat(3, 1)
     with implementation(name):
         picks = dpp_select(x[None], torch.ones(1, 18), 18)[0].tolist()
-    assert sorted(i % 6 for i in picks[:6]) == list(range(6)) and picks[6:] == sorted(picks[6:])
+    assert sorted(i % 6 for i in picks[:6]) == list(range(6))
+    assert picks[6:] == sorted(picks[6:], key=lambda i: i * 2654435769 % 2**32)
+
+
+@pytest.mark.parametrize("name", ["reference", *FAST])
+def test_dpp_beyond_the_rank_is_spread_over_the_picture(name):
+    """Of 24 x 24 tokens in a space of 3 dimensions 60 are picked: no part of the picture is left out."""
+    x = torch.randn(1, 576, 3, generator=torch.Generator().manual_seed(2))
+    with implementation(name):
+        picks = dpp_select(x, torch.ones(1, 576), 60)[0]
+        fewer = dpp_select(x, torch.ones(1, 576), 30)[0]
+    assert torch.equal(fewer, picks[:30])
+    for some, at_most in ((picks, 8), (fewer, 5)):
+        assert len(some.unique()) == len(some)
+        rows, columns = some[3:] // 24, some[3:] % 24
+        for lines in (rows, columns):  # an eighth of the picture would have 7 and 3 of them
+            assert lines.div(3, rounding_mode="floor").bincount(minlength=8).min() >= 1
+            assert lines.bincount(minlength=24).max() <= at_most
+        gaps = torch.cat([torch.tensor([0]), some.sort().values, torch.tensor([576])]).diff()
+        assert gaps.max() <= 2.7 * 576 / len(some)
+
+
+@on_cases(100, batches())
+def test_dpp_without_any_variance_is_the_references(name, case):
+    """Features in few dimensions with the same quality: all picks but the first few have none left."""
+    x, _, mask, k = case
+    x = torch.sign(x[..., :2].float() + 0.5) * torch.tensor([1.0, 0])
+    check_picks(name, lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, x.new_ones(x.shape[:2]), mask)
+
+
+@needs_triton
+@given(batches(), st.data())
+@settings(CASES, max_examples=200)
+def test_streamed_dpp_is_the_references(case, data):
+    """What the kernels' module does where the similarities of one input take more than the workspace."""
+    from tokenprune.ops.kernels import streamed
+
+    x, _, mask, k = case
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    quality = (0.2 + torch.rand(x.shape[:2], generator=generator)).to(x.device)
+    x = x + 0.3 * torch.randn(x.shape, generator=generator).to(x) * x.float().norm(dim=-1, keepdim=True).to(x)
+    if data.draw(st.booleans()):
+        x = x[..., :3]  # of low rank
+    with implementation("reference"):
+        expected = dpp_select(x, quality, k, mask)
+    assert torch.equal(streamed.dpp_select(x, quality, k, mask), expected)
+
+
+@needs_triton
+def test_kernels_stream_what_is_too_large(monkeypatch):
+    """With a workspace of nothing, no kernel is launched."""
+    from tokenprune.ops.kernels import dpp, greedy
+
+    for module in (greedy, dpp):
+        monkeypatch.setattr(module, "WORKSPACE", 0)
+        monkeypatch.setattr(module, "cosines", None)
+    x, first = torch.randn(2, 30, 8), torch.tensor([3, 4])
+    runs = [
+        lambda: dpp_select(x, torch.ones(2, 30), 9),
+        lambda: max_min_select(x, 9),
+        lambda: max_sum_select(x, 9, first),
+    ]
+    for run in runs:
+        with implementation("reference"):
+            expected = run()
+        with implementation("triton"):
+            assert torch.equal(run(), expected)

@@ -6,11 +6,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenprune.ops import implementation, max_min_select, max_sum_select
+from tokenprune.ops.host import farthest, products
 
-from .cases import DEVICE, DTYPES, FAST, answers, batches, check_picks, on_cases
+from .cases import CASES, DEVICE, DTYPES, FAST, answers, batches, check_picks, needs_triton, on_cases
 
 
 @on_cases(2000, batches())
@@ -107,23 +109,82 @@ def test_batches_masks_and_a_given_pivot():
         max_min_select(x[0], 2)
 
 
-def test_long_inputs_are_the_references_without_an_n_by_n_matrix(monkeypatch):
-    from tokenprune.ops import host
+@pytest.fixture
+def long(monkeypatch):
+    """All inputs are taken for long ones, and blocks are small."""
+    monkeypatch.setattr(products, "GRAM_LIMIT", 0)
+    monkeypatch.setattr(products, "gram", None)
+    monkeypatch.setattr(farthest, "_COLUMNS", 5)
+    monkeypatch.setattr(farthest, "_ROWS", 7)
+    monkeypatch.setattr(farthest, "_SETTLED", 2)
+    monkeypatch.setattr(farthest, "_GROUPS", (3, 6))
 
-    x = torch.randn(1, 300, 32, generator=torch.Generator().manual_seed(1))
+
+@given(batches(), st.booleans(), st.sampled_from([0.0, 0.0, 0.5]))
+@settings(CASES, max_examples=500)
+def test_long_inputs_are_the_references_to_the_bit(long, case, seek, length):
+    """Cosines are exact, and with lengths so are their sums: the lengths are powers of two, and so is their mean."""
+    x, first, mask, k = case
+    if length:
+        x = F.normalize(x.float(), dim=-1)
+    first = None if seek else first
+    expected, answer = answers("host", max_min_select, x, k, first, mask, length)
+    assert torch.equal(answer, expected)
+
+
+def test_long_inputs_of_any_numbers_are_the_references(long):
+    """Random, alike in groups, repeated, and along a curve; from one or several first picks, and with lengths."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(300, 32, generator=generator)
+    groups = x[torch.randint(20, (300,), generator=generator)] + 0.2 * x
+    repeated = x[torch.randint(80, (300,), generator=generator)]
+    for features in (x, groups, repeated, x.cumsum(0)):
+        k = min(120, len(features.unique(dim=0)))  # rounding decides between what repeats a pick
+        for first in (None, torch.tensor([5]), torch.tensor([[7, 200, 3]])):
+            for length in (0.0, 0.75):
+                expected, answer = answers("host", max_min_select, features[None], k, first, None, length)
+                assert torch.equal(expected, answer)
     first = torch.tensor([5])
-    runs = [
-        lambda: max_min_select(x, 60),
-        lambda: max_min_select(x, 60, first),
-        lambda: max_sum_select(x, 60, first),
-        lambda: max_min_select(x, 60, length=0.75),
-        lambda: max_min_select(x, 60, first, length=0.75),
-    ]
-    expected = [run() for run in runs]
-    monkeypatch.setattr(host, "_GRAM_LIMIT", 100)
-    monkeypatch.setattr(host, "_TILE", 1000)
-    monkeypatch.setattr(host, "_gram", None)
-    assert all(torch.equal(a, run()) for a, run in zip(expected, runs, strict=True))
+    expected, answer = answers("host", max_sum_select, x[None], 60, first)
+    assert torch.equal(expected, answer)
+
+
+def test_a_long_input_with_nan_ends(long):
+    x = torch.randn(1, 40, 8)
+    x[0, 20, 3] = torch.nan
+    assert max_min_select(x, 20).shape == (1, 20)
+
+
+def test_two_tokens_that_are_each_others_nearest_are_a_tie(long):
+    """4 and 9 are far from all others and near each other: 4 is first, from whichever of them it is found."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        x = torch.zeros(1, 30, 24)
+        x[0, :, :6] = 1 + 0.1 * torch.randn(30, 6, generator=generator)
+        x[0, [4, 9]] = torch.zeros(2, 24)
+        x[0, [4, 9], 6:] = torch.randn(2, 18, generator=generator)
+        assert int(max_min_select(x, 1)) == 4
+
+
+@needs_triton
+@given(batches(), st.sampled_from([0.0, 0.5]), st.booleans(), st.booleans())
+@settings(CASES, max_examples=300)
+def test_streamed_ops_are_the_references(case, length, seek, summed):
+    """What kernels do where the similarities of one input take more than the workspace."""
+    from tokenprune.ops.kernels import streamed
+
+    x, first, mask, k = case
+    if summed:
+        with implementation("reference"):
+            expected = max_sum_select(x, k, first, mask)
+        assert torch.equal(streamed.greedy(x, k, first[:, None], mask, True), expected)
+        return
+    x = F.normalize(x.float(), dim=-1) if length else x
+    first = None if seek else first
+    with implementation("reference"):
+        expected = max_min_select(x, k, first, mask, length)
+    given = None if first is None else first[:, None]
+    assert torch.equal(streamed.greedy(x, k, given, mask, False, length), expected)
 
 
 PEAK = """

@@ -7,7 +7,7 @@ them.
 """
 
 from .attention import attention_received
-from .coverage import coverage_select
+from .coverage import coverage_select, token_coverage_select
 from .dispatch import implementation
 from .dpp import dpp_select
 from .greedy import max_min_select, max_sum_select
@@ -20,6 +20,7 @@ __all__ = [
     "implementation",
     "max_min_select",
     "max_sum_select",
+    "token_coverage_select",
     "topk_gather",
     "topk_select",
 ]

@@ -52,3 +52,75 @@ def _coverage(similarity: Tensor, k: int, quality: Tensor | None, mask: Tensor |
 @_coverage.register_fake
 def _(similarity: Tensor, k: int, quality: Tensor | None, mask: Tensor | None) -> Tensor:
     return similarity.new_empty(len(similarity), k, dtype=torch.int64)
+
+
+def token_coverage_select(
+    features: Tensor,
+    k: int,
+    quality: Tensor | None = None,
+    weight: Tensor | None = None,
+    shift: float = 0.0,
+    temperature: float | None = None,
+    others: Tensor | None = None,
+) -> Tensor:
+    """`coverage_select` where the targets are the tokens themselves, for any number of them.
+
+    Token n covers token r by `(1 - shift) cos(r, n) + shift`, or by the softmax over all tokens n of that, divided by
+    `temperature`. Other targets can be added.
+
+    Args:
+        features: (B, N, D), any floating dtype; similarities are float32. A zero vector has cosine 0 with everything.
+        k: tokens to pick, 1 <= k <= N.
+        quality: (B, N), factors of the gains, >= 0. None: ones.
+        weight: (B, N), weights of the tokens as targets, >= 0. None: ones.
+        shift: of the similarity, in [0, 1); 0.5 is (cos + 1) / 2.
+        temperature: of the softmax, > 0. None: no softmax.
+        others: (B, W, N), how well token n covers each of W other targets. None: no other targets.
+
+    Returns:
+        (B, k) int64, as `coverage_select` returns it.
+
+    Raises:
+        ValueError: if k, shift, temperature or a shape does not fit.
+
+    The matrix of similarities is made for up to 4096 tokens on the CPU, and for up to 2 GB of it on a GPU. Beyond,
+    similarities are computed in blocks and up to half a gigabyte of them is kept; on a GPU, the host waits for each
+    pick there.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")
+    batch, n = features.shape[:2]
+    check_picks(k, batch, n, quality=quality, weight=weight)
+    if others is not None and (others.ndim != 3 or others.shape[::2] != (batch, n)):
+        raise ValueError(f"others must be (B, W, N) with B = {batch} and N = {n}, got shape {tuple(others.shape)}")
+    if not 0 <= shift < 1:
+        raise ValueError(f"shift={shift!r} must be in [0, 1)")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature={temperature!r} must be above 0, or None")
+    options = (float(shift), None if temperature is None else float(temperature))
+    picks: Tensor = torch.ops.tokenprune.token_coverage_select(features, k, quality, weight, *options, others)
+    return picks
+
+
+@torch.library.custom_op(
+    "tokenprune::token_coverage_select",
+    mutates_args=(),
+    schema="(Tensor features, SymInt k, Tensor? quality, Tensor? weight, float shift, float? temperature, "
+    "Tensor? others) -> Tensor",
+)
+def _token_coverage(
+    features: Tensor,
+    k: int,
+    quality: Tensor | None,
+    weight: Tensor | None,
+    shift: float,
+    temperature: float | None,
+    others: Tensor | None,
+) -> Tensor:
+    picks: Tensor = call("token_coverage_select", features, k, quality, weight, shift, temperature, others)
+    return picks
+
+
+@_token_coverage.register_fake
+def _(features: Tensor, k: int, *_: object) -> Tensor:
+    return features.new_empty(len(features), k, dtype=torch.int64)

@@ -24,8 +24,9 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None = 
 
     Returns:
         (B, k) int64, in the order picked, no index twice; -1 after a row's candidates are used up. The first j of k
-        picks are the picks for j. If no candidate has more than a ten-thousandth of its variance left (duplicates,
-        or more picks than the kernel's rank), the lowest index is next.
+        picks are the picks for j. Once no candidate has more than a ten-thousandth of its variance left (duplicates,
+        or more picks than the kernel's rank), the next picks are spread evenly over the indices that are left: the
+        candidate with the smallest `index * 2654435769 mod 2^32` is next.
 
     Raises:
         ValueError: if k or a shape does not fit.

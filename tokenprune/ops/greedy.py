@@ -33,9 +33,10 @@ def max_min_select(
     Raises:
         ValueError: if k, length or a shape does not fit.
 
-    On the CPU no N x N matrix is made above 4096 tokens (the first pick is found block by block there), nor where
-    `first` is given and k products of matrix and vector are cheaper. On a GPU there are three kernel launches whatever
-    k is, per 2 GB of similarities; with `length` a few more.
+    On the CPU no N x N matrix is made above 4096 tokens: only similarities that could decide a pick are computed there,
+    in blocks. Nor is it made where `first` is given and k products of matrix and vector are cheaper. On a GPU there are
+    three kernel launches whatever k is, per 2 GB of similarities; with `length` a few more. An input that alone would
+    need more than 2 GB has a few launches for each pick, and no N x N matrix.
     """
     first = _check(features, k, first, mask)
     if not 0 <= length <= 1:
@@ -61,7 +62,8 @@ def max_sum_select(features: Tensor, k: int, first: Tensor, mask: Tensor | None 
     Raises:
         ValueError: if k or a shape does not fit.
 
-    Memory and launches are those of `max_min_select`.
+    Launches are those of `max_min_select`. Above 4096 tokens on the CPU, a row of similarities is computed for each
+    pick.
     """
     picks: Tensor = torch.ops.tokenprune.max_sum_select(features, k, _check(features, k, first, mask), mask)
     return picks

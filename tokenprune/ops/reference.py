@@ -73,8 +73,16 @@ def attention_received(query: Tensor, key: Tensor, rows: Tensor | None, mask: Te
 NO_VARIANCE = 1e-4
 
 
+#: Multiplier of the order in which tokens are picked that have no variance left: 2^32 over the golden ratio. Indices
+#: times it, modulo 2^32, are spread evenly, and so are the indices of the smallest of these numbers.
+SPREAD = 2654435769
+
+
 def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -> Tensor:
-    """Each pick is the candidate of largest variance given the picks: L_jj - L_jS L_SS^-1 L_Sj."""
+    """Each pick is the candidate of largest variance given the picks: L_jj - L_jS L_SS^-1 L_Sj.
+
+    If none has variance left, it is the candidate first in an order that is spread evenly over the indices.
+    """
     similarity, excluded = _similarity(features, mask)
     quality = quality.float()
     kernel = quality[:, :, None] * similarity * quality[:, None]
@@ -82,9 +90,11 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
     variance, columns = prior.clone(), list[Tensor]()
     picks = torch.empty(len(kernel), 0, dtype=torch.int64, device=kernel.device)
     taken = excluded.clone()
+    order = torch.arange(features.shape[1], device=kernel.device) * SPREAD % 2**32
     for _ in range(k):
         score = torch.where(variance > NO_VARIANCE * prior, variance, 0).masked_fill(taken, -torch.inf)
-        best = score.argmax(-1)
+        spread = order.masked_fill(taken, 2**32).argmin(-1)
+        best = torch.where(score.amax(-1) > 0, score.argmax(-1), spread)
         picks = torch.cat([picks, best.masked_fill(taken.all(1), -1)[:, None]], 1)
         row = kernel[torch.arange(len(kernel), device=kernel.device), best]
         for column in columns:  # of the Cholesky factor of L_SS, continued to all tokens
@@ -112,6 +122,31 @@ def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Te
         covered = torch.maximum(covered, similarity.gather(2, best[:, None].expand(-1, targets, -1)))
         taken = taken.scatter(1, best, True)
     return picks
+
+
+def token_coverage_select(
+    features: Tensor,
+    k: int,
+    quality: Tensor | None,
+    weight: Tensor | None,
+    shift: float,
+    temperature: float | None,
+    others: Tensor | None,
+) -> Tensor:
+    """`coverage_select` with this similarity of tokens to tokens, and the other targets."""
+    return coverage_select(token_coverage(features, weight, shift, temperature, others), k, quality, None)
+
+
+def token_coverage(
+    features: Tensor, weight: Tensor | None, shift: float, temperature: float | None, others: Tensor | None
+) -> Tensor:
+    """(B, N + W, N) float32, how well each token covers each target."""
+    similarity = (1 - shift) * _similarity(features, None)[0] + shift
+    if temperature is not None:
+        similarity = (similarity / temperature).softmax(-1)
+    if weight is not None:
+        similarity = similarity * weight.float()[..., None]
+    return similarity if others is None else torch.cat([similarity, others.float()], 1)
 
 
 def _similarity(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

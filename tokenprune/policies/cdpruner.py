@@ -26,7 +26,10 @@ class CDPruner(BatchedPolicy):
     1. Relevance: the mean cosine similarity of the question's word embeddings with each token, scaled to [0, 1] for
        each image, to the power of `weight`. Without a question all tokens are equally relevant.
     2. Kernel: cosine similarity of projected tokens, multiplied by the relevance of both.
-    3. Tokens are added greedily, each time the one that increases the determinant of the kernel most.
+    3. Tokens are added greedily, each time the one that increases the determinant of the kernel most. Once no token
+       increases it (the picks span all tokens, which happens when more are kept than the features have dimensions, or
+       when all others repeat picks), the rest of the budget is spread evenly over the tokens that are left, whatever
+       their relevance.
 
     The paper takes relevance from CLIP's text encoder (with the sign turned, since patches and captions are
     anti-aligned there), and from the language model's embeddings on models without one. Checkpoints do not contain

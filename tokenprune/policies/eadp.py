@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import to_device
-from ..ops import coverage_select
+from ..ops import token_coverage_select
 from ..validate import boolean, real
 from .base import Policy
 from .registration import register
@@ -63,9 +63,9 @@ class EADP(Policy):
         boolean(self, "inverted")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        unit = F.normalize(tokens.features.float(), dim=-1)
-        cover = (unit @ unit.T + 1) / 2 * self.importance(tokens)[:, None]
-        return Selection(coverage_select(cover[None], n_keep)[0].sort().values)
+        importance = self.importance(tokens)
+        picks = token_coverage_select(tokens.features[None], n_keep, weight=importance[None], shift=0.5)[0]
+        return Selection(picks.sort().values)
 
     def importance(self, tokens: VisualTokens) -> Tensor:
         """(N,) float32 in [0, 1]."""

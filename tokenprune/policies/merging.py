@@ -29,11 +29,12 @@ def with_merged(tokens: VisualTokens, kept: Tensor, targets: Tensor, merged: Ten
         kept: (K,) int64, tokens that stay unchanged; distinct, in any order.
         targets: (M,) int64, tokens that the merged ones replace; distinct, none of them in `kept`.
         merged: (M, D), projected.
+
+    Only features of tokens that stay are copied.
     """
-    features = tokens.features.clone()
-    features[targets] = merged.to(features.dtype)
-    indices = torch.cat([kept, targets]).sort().values
-    return Selection(indices, features[indices])
+    order = torch.cat([kept, targets]).sort()
+    features = torch.cat([tokens.features[kept], merged.to(tokens.features.dtype)])
+    return Selection(order.values, features[order.indices])
 
 
 def group_sum(features: Tensor, group: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -41,11 +42,12 @@ def group_sum(features: Tensor, group: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
     Args:
         features: (M, D).
-        group: (M,) int64, the group of each, in `range(n)`.
+        group: (M,) int64, the group of each, in `range(n)`; n for those in no group.
         n: number of groups.
 
     Returns:
         the sums, (n, D), and the groups' sizes, (n, 1) int64.
     """
-    total = features.new_zeros(n, features.shape[1]).index_add_(0, group, features)
-    return total, group.new_zeros(n, 1).index_add_(0, group, torch.ones_like(group)[:, None])
+    total = features.new_zeros(n + 1, features.shape[1]).index_add_(0, group, features)
+    size = group.new_zeros(n + 1, 1).index_add_(0, group, torch.ones_like(group)[:, None])
+    return total[:n], size[:n]

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
-from ..ops import coverage_select
+from ..ops import token_coverage_select
 from ..validate import real
 from .base import Policy
 from .merging import mergeable
@@ -53,10 +52,10 @@ class MMTok(Policy):
         return EncoderSpec(rows=None, features=True)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        unit = F.normalize(mergeable(tokens)[0].float(), dim=-1)
-        targets = [self.alpha / len(unit) * ((unit @ unit.T) / self.vision_temperature).softmax(-1)]
-        words = question_similarity(tokens)
-        if len(words):
-            targets.append((words / self.text_temperature).softmax(-1) / len(words))
-        picks = coverage_select(torch.cat(targets)[None], n_keep)[0]
+        features, words = mergeable(tokens)[0], question_similarity(tokens)
+        weight = torch.full((1, len(tokens)), self.alpha / len(tokens), device=features.device)
+        meant = (words / self.text_temperature).softmax(-1)[None] / len(words) if len(words) else None
+        picks = token_coverage_select(
+            features[None], n_keep, weight=weight, temperature=self.vision_temperature, others=meant
+        )[0]
         return Selection(picks.sort().values)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
-
-from ..ops import coverage_select
+from ..ops import token_coverage_select
 from ..validate import real
 from .base import Policy
 from .merging import mergeable
@@ -44,7 +42,6 @@ class Scope(Policy):
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         assert tokens.encoder_attention is not None
-        unit = F.normalize(mergeable(tokens)[0].float(), dim=-1)
         saliency = tokens.encoder_attention.float() ** self.alpha
-        picks = coverage_select((unit @ unit.T)[None], n_keep, saliency[None])[0]
+        picks = token_coverage_select(mergeable(tokens)[0][None], n_keep, saliency[None])[0]
         return Selection(picks.sort().values)

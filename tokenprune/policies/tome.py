@@ -58,21 +58,19 @@ class ToMe(Policy):
         while missing:
             m = keep.shape[1]
             n_merges = min(missing, (m + 1) // 2 - int(view.cls) if m > 2 else 1)
-            kept, target = self._match(keys, n_merges, view.cls)
-            sizes, old = torch.zeros_like(sizes).scatter_add(1, target, sizes), sizes
-            weight = (old / sizes.gather(1, target))[..., None]
-            hidden, keys = _merge(hidden, target, weight), _merge(keys, target, weight)
-            hidden, keys, sizes, keep = (
-                _rows(hidden, kept),
-                _rows(keys, kept),
-                sizes.gather(1, kept),
-                keep.gather(1, kept),
-            )
+            kept, joining, target = self._match(keys, n_merges, view.cls)
+            total = sizes.scatter_add(1, target, sizes.gather(1, joining))
+            weights = [sizes.gather(1, joining) / total.gather(1, target), (sizes / total).gather(1, kept)]
+            # Where the target of each is among those that stay.
+            ranks = torch.arange(m - n_merges, device=kept.device).expand_as(kept)
+            joined = kept.new_zeros(batch, m).scatter(1, kept, ranks).gather(1, target)
+            hidden, keys = (_merged(x, kept, joining, joined, *weights) for x in (hidden, keys))
+            sizes, keep = total.gather(1, kept), keep.gather(1, kept)
             missing -= n_merges
         return TowerCut(keep, hidden, sizes) if keep.shape[1] < view.hidden.shape[1] else None
 
     @staticmethod
-    def _match(keys: Tensor, n_merges: int, cls: bool) -> tuple[Tensor, Tensor]:
+    def _match(keys: Tensor, n_merges: int, cls: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Which tokens merge into which.
 
         Args:
@@ -81,8 +79,8 @@ class ToMe(Policy):
             cls: whether token 0 is a CLS token.
 
         Returns:
-            (B, M - n_merges) int64, ascending indices of tokens that stay; and (B, M) int64, for every token the
-            index of the one that it joins, or its own.
+            (B, M - n_merges) int64, ascending indices of tokens that stay; (B, n_merges) int64, ascending, of those
+            that join another, and of the ones that they join.
         """
         batch, m = keys.shape[:2]
         unit = F.normalize(keys, dim=-1)
@@ -91,17 +89,27 @@ class ToMe(Policy):
             similarity[:, 0] = -torch.inf
         best, partner = similarity.max(-1)
         order = best.argsort(dim=1, descending=True, stable=True)[:, :n_merges]
-        index = torch.arange(m, device=keys.device).expand(batch, -1)
-        target = index.scatter(1, 2 * order, 2 * partner.gather(1, order) + 1)
-        merged = torch.zeros_like(index).scatter(1, 2 * order, 1)
-        return merged.argsort(dim=1, stable=True)[:, : m - n_merges], target
+        joining = order.sort(1).values
+        is_joining = torch.zeros(batch, m, dtype=torch.uint8, device=keys.device).scatter(1, 2 * joining, 1)
+        kept = is_joining.argsort(dim=1, stable=True)[:, : m - n_merges]
+        return kept, 2 * joining, 2 * partner.gather(1, joining) + 1
 
 
-def _merge(x: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """(B, M, d) sums of the tokens that have the same target, (B, M) int64, with weights (B, M, 1)."""
-    return torch.zeros_like(x).scatter_add(1, target[..., None].expand_as(x), x * weight.to(x.dtype))
+def _merged(x: Tensor, kept: Tensor, joining: Tensor, joined: Tensor, of_joining: Tensor, of_kept: Tensor) -> Tensor:
+    """Tokens that stay, with those that join them added. No other tokens are copied.
 
+    Args:
+        x: (B, M, d).
+        kept: (B, K) int64, tokens that stay.
+        joining: (B, J) int64, tokens that join one of them.
+        joined: (B, J) int64, which ones, as indices in `kept`.
+        of_joining: (B, J) weights.
+        of_kept: (B, K) weights.
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """(B, K, d) of (B, M, d), by (B, K) int64 indices."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    Returns:
+        (B, K, d).
+    """
+    rows = lambda index: x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    added = rows(joining).mul_(of_joining[..., None].to(x.dtype))
+    index = joined[..., None].expand_as(added)
+    return rows(kept).mul_(of_kept[..., None].to(x.dtype)).scatter_add_(1, index, added)

@@ -61,5 +61,7 @@ class VisionZip(Policy):
         features, project = mergeable(tokens)
         keys = F.normalize(tokens.encoder_keys.float(), dim=-1)
         joined = (keys[joining] @ keys[targets].T).argmax(1)
-        total, count = group_sum(features[joining], joined, n_merged)
+        # By token, so that no features are copied: those that join none are in a group of their own.
+        group = torch.full_like(tokens.encoder_attention, n_merged, dtype=torch.int64).index_copy_(0, joining, joined)
+        total, count = group_sum(features, group, n_merged)
         return with_merged(tokens, dominant, targets, project(features[targets] + total / count.clamp(min=1)))

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ..ops import topk_select
 from ..validate import real, whole
 from .base import Policy
+from .duplicates import without_duplicates
 from .merging import mergeable
 from .registration import register
 from .spacing import complement
@@ -58,18 +58,5 @@ class VisPruner(Policy):
             return Selection(important)
         rest = complement(important, len(tokens))
         unit = F.normalize(mergeable(tokens)[0][rest].float(), dim=-1)
-        diverse = rest[self._without_duplicates(unit, n_keep - n_important)]
+        diverse = rest[without_duplicates(unit, n_keep - n_important, self.step)]
         return Selection(torch.cat([important, diverse]).sort().values)
-
-    def _without_duplicates(self, unit: Tensor, n_keep: int) -> Tensor:
-        """Ascending indices of `n_keep` of (M, D) unit vectors."""
-        similarity = unit @ unit.T
-        remaining = torch.arange(len(unit), device=unit.device)
-        while len(remaining) > n_keep:
-            even, odd = remaining[::2], remaining[1::2]
-            if len(odd) == 0:
-                break
-            n_dropped = min(self.step, len(remaining) - n_keep, len(even))
-            duplicates = topk_select(similarity[even][:, odd].amax(1), n_dropped)
-            remaining = remaining[complement(2 * duplicates, len(remaining))]
-        return remaining

@@ -1,7 +1,7 @@
 """The ops as Triton kernels. `ops/reference.py` defines what they return."""
 
 from .attention import attention_received
-from .coverage import coverage_select
+from .coverage import coverage_select, token_coverage_select
 from .dpp import dpp_select
 from .greedy import max_min_select, max_sum_select
 from .topk import topk_gather
@@ -12,5 +12,6 @@ __all__ = [
     "dpp_select",
     "max_min_select",
     "max_sum_select",
+    "token_coverage_select",
     "topk_gather",
 ]

@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .greedy import warps
+from ..host import token_coverage_select as token_coverage_in_blocks
+from ..reference import token_coverage
+from .greedy import WORKSPACE, warps
 
 
 @torch.no_grad()
@@ -41,6 +43,32 @@ def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Te
         num_warps=warps(max(across, along)),
     )
     return picks
+
+
+def token_coverage_select(
+    features: Tensor,
+    k: int,
+    quality: Tensor | None,
+    weight: Tensor | None,
+    shift: float,
+    temperature: float | None,
+    others: Tensor | None,
+) -> Tensor:
+    n = features.shape[1]
+    if 4 * n * (n + (0 if others is None else others.shape[1])) > WORKSPACE:
+        return token_coverage_in_blocks(features, k, quality, weight, shift, temperature, others)
+    picks = []
+    for i in range(len(features)):  # one matrix at a time
+        some = slice(i, i + 1)
+        matrix = token_coverage(
+            features[some],
+            None if weight is None else weight[some],
+            shift,
+            temperature,
+            None if others is None else others[some],
+        )
+        picks.append(coverage_select(matrix, k, None if quality is None else quality[some], None))
+    return torch.cat(picks)
 
 
 @triton.jit

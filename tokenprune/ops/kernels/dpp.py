@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import NO_VARIANCE
-from .greedy import cosines, images_at_once, row_stride, warps
+from ..reference import NO_VARIANCE, SPREAD
+from . import streamed
+from .greedy import WORKSPACE, cosines, images_at_once, row_stride, warps
 
 
 @torch.no_grad()
@@ -20,6 +21,8 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
     features, quality = features.contiguous(), quality.float().contiguous()
     batch, n, _ = features.shape
     stride = row_stride(n)
+    if 4 * n * stride > WORKSPACE:
+        return streamed.dpp_select(features, quality, k, mask)
     images = images_at_once(n, stride)
     picks = torch.empty(batch, k, dtype=torch.int64, device=features.device)
     mask = None if mask is None else mask.contiguous()
@@ -38,6 +41,7 @@ def dpp_select(features: Tensor, quality: Tensor, k: int, mask: Tensor | None) -
             k,
             stride,
             NO_VARIANCE,
+            SPREAD=SPREAD,
             MASKED=mask is not None,
             BLOCK=block,
             num_warps=warps(block),
@@ -56,6 +60,7 @@ def _volume(
     k,
     stride,
     least,
+    SPREAD: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -76,6 +81,9 @@ def _volume(
     for step in range(0, k):
         score = tl.where(is_open, tl.where(variance > least * prior, variance, 0.0), -float("inf"))
         most, index = tl.max(score, 0, return_indices=True, return_indices_tie_break_left=True)
+        if most == 0.0:  # no token has variance left
+            order = (token.to(tl.int64) * SPREAD) & 0xFFFFFFFF
+            _, index = tl.min(tl.where(is_open, order, 1 << 32), 0, return_indices=True)
         best = index.to(tl.int64)
         tl.store(picks_ptr + step, tl.where(most == -float("inf"), -1, best))
         row = tl.load(similarity_ptr + best * stride + token, mask=inside, other=0)

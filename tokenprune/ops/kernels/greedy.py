@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import streamed
 from .interpreter import interpreted
 
-_WORKSPACE = 1 << 31  # bytes of similarities at a time
+WORKSPACE = 1 << 31  # bytes of similarities at a time; inputs that need more have no matrix of them
 
 
 def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
@@ -34,6 +35,8 @@ def _select(
     features = features.contiguous()
     batch, n, _ = features.shape
     stride = row_stride(n)
+    if 4 * n * stride > WORKSPACE:
+        return streamed.greedy(features, k, first, mask, summed, length)
     images = images_at_once(n, stride)
     picks = torch.empty(batch, k, dtype=torch.int64, device=features.device)
     mask = None if mask is None else mask.contiguous()
@@ -76,7 +79,7 @@ def row_stride(n: int) -> int:
 
 def images_at_once(n: int, stride: int) -> int:
     """Number of images whose similarities fit into the workspace."""
-    return max(1, _WORKSPACE // (4 * n * stride))
+    return max(1, WORKSPACE // (4 * n * stride))
 
 
 def cosines(

@@ -1,0 +1,67 @@
+"""Removing duplicates in rounds: as the definition does, whatever is held of the similarities."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenprune.policies import duplicates
+
+from ..ops.cases import CASES
+from .inputs import exact_features
+
+
+def by_definition(unit, n_keep, step):
+    """Every round looks at all pairs."""
+    similarity, remaining = unit @ unit.T, list(range(len(unit)))
+    while len(remaining) > max(1, n_keep):
+        even, odd = remaining[::2], remaining[1::2]
+        nearest = similarity[even][:, odd].amax(1).tolist()
+        order = sorted(range(len(even)), key=lambda i: (-nearest[i], i))
+        dropped = {even[i] for i in order[: min(step, len(remaining) - n_keep)]}
+        remaining = [i for i in remaining if i not in dropped]
+    return remaining
+
+
+@pytest.fixture(params=["all similarities", "in blocks"])
+def held(request, monkeypatch):
+    """Few neighbours are held, so that they run out."""
+    monkeypatch.setattr(duplicates, "_MATRIX_LIMIT", 10**6 if request.param == "all similarities" else 0)
+    monkeypatch.setattr(duplicates, "_NEAREST", (2, 2))
+    monkeypatch.setattr(duplicates, "_TRIED", 3)
+    monkeypatch.setattr(duplicates, "_ROWS", 7)
+
+
+@given(exact_features(), st.integers(1, 9))
+@settings(CASES, max_examples=500)
+def test_rounds_on_exact_cosines(held, drawn, step):
+    """All cosines are quarters, so there are many ties."""
+    features, n_keep = drawn
+    unit = F.normalize(features.float(), dim=-1)
+    assert duplicates.without_duplicates(unit, n_keep, step).tolist() == by_definition(unit, n_keep, step)
+
+
+@pytest.mark.parametrize("kind", ["random", "groups", "repeated", "alternating", "curve"])
+def test_rounds_on_any_numbers(held, kind):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(203, 24, generator=generator)
+    if kind == "groups":
+        x = x[torch.randint(12, (203,), generator=generator)] + 0.3 * x
+    elif kind == "repeated":
+        x = x[torch.randint(60, (203,), generator=generator)]
+    elif kind == "alternating":  # even tokens are alike, and odd ones are
+        x = x[:2].repeat(102, 1)[:203] + 0.1 * x
+    elif kind == "curve":
+        x = x.cumsum(0)
+    unit = F.normalize(x, dim=-1)
+    for n_keep, step in ((20, 8), (101, 3), (1, 64), (202, 8)):
+        expected = by_definition(unit, n_keep, step)
+        assert duplicates.without_duplicates(unit, n_keep, step).tolist() == expected
+        assert duplicates._by_matrix(unit, n_keep, step).tolist() == expected
+
+
+def test_what_is_small_enough_stays_whole():
+    unit = torch.eye(3)
+    assert duplicates.without_duplicates(unit, 3, 8).tolist() == [0, 1, 2]
+    assert duplicates.without_duplicates(unit[:1], 1, 8).tolist() == [0]

@@ -34,16 +34,39 @@ def greedy_selections(
     features = [each.features for each in tokens]
     if not features:
         return []
-    if features[0].device.type == "cpu":  # the op goes image by image there: copies and padding would be wasted
-        picks = []
-        for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
-            more = options if first is None else {**options, "first": first[i][None]}
-            more = more if quality is None else {**more, "quality": quality[i][None]}
-            picks.append(op(x[None], k=k, **more)[0])
+    if features[0].device.type == "cpu":  # padding would be wasted there
+        picks = _select_alike(op, features, n_keep, first, quality, **options)
     else:
         picks = select_padded(op, features, n_keep, first, quality, **options)
     ordered = pad_sequence(picks, batch_first=True, padding_value=max(map(len, features))).sort(1).values
     return [Selection(row[: len(each)]) for row, each in zip(ordered, picks, strict=True)]
+
+
+def _select_alike(
+    op: Callable[..., Tensor],
+    features: Sequence[Tensor],
+    n_keep: Sequence[int],
+    first: Sequence[Tensor] | None,
+    quality: Sequence[Tensor] | None,
+    **options: Any,
+) -> list[Tensor]:
+    """Picks for inputs of different sizes, in one call for those that are alike in tokens, budget and first picks.
+
+    Arguments and result are those of `select_padded`.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, (x, k) in enumerate(zip(features, n_keep, strict=True)):
+        alike.setdefault((len(x), k, 0 if first is None else first[i].numel()), []).append(i)
+    picks: dict[int, Tensor] = {}
+    for (_, k, _), some in alike.items():
+        more = dict(options)
+        if first is not None:
+            more["first"] = torch.stack([first[i].reshape(-1) for i in some])
+        if quality is not None:
+            more["quality"] = torch.stack([quality[i] for i in some])
+        x = features[some[0]][None] if len(some) == 1 else torch.stack([features[i] for i in some])
+        picks |= dict(zip(some, op(x, k=k, **more), strict=True))
+    return [picks[i] for i in range(len(features))]
 
 
 def select_padded(

@@ -174,8 +174,8 @@ def table(results: dict[str, Any]) -> str:
     machine = results["machine"]
     head = (
         f"Seconds of CPU time and MB besides the inputs, by number of visual tokens ({WIDTH} wide, float32, random); "
-        f"a tenth is kept. {machine['device']}, one thread, torch {machine['torch']}. Policies of the vision encoder and "
-        "of the decoder: one cut."
+        f"a tenth is kept. {machine['device']}, one thread, torch {machine['torch']}. Policies of the vision encoder "
+        "and of the decoder: one cut."
     )
     return "\n".join([head, "", *lines]) + "\n"
 

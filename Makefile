@@ -113,6 +113,8 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tokenprune.eval.bench_ops --docs docs/ops.md
+	$(BIN)/python -m tokenprune.eval.bench_policies --docs docs/performance.md
+	$(BIN)/python -m tokenprune.eval.bench_decoding
 
 bench-gpu: setup
 	$(BIN)/python -m tokenprune.eval.bench_ops --device cuda --docs docs/ops.md

@@ -11,7 +11,7 @@ from torch import Tensor
 from .products import TILE, gram, product
 
 _SIDE = 1024  # tokens along a side of a block of similarities
-MATRIX_BYTES = 5 << 27  # of similarities that are held: the whole matrix, or rows of it that are read again
+MATRIX_BYTES = 1 << 29  # of similarities that are held: the whole matrix, or rows of it that are read again
 _AGAIN = (8, 256)  # least and most candidates whose gains are computed again at once
 _AHEAD = 256  # rows that are computed at once: a product with few of them takes as long
 _SLACK = 1 + 1e-4  # the first gains are summed in another order, and have to be upper bounds

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .products import product, with_lengths
 
-_COLUMNS, _ROWS = 1024, 4096  # sides of a block of similarities
+_COLUMNS, _ROWS = 1024, 2048  # sides of a block of similarities
 _SETTLED = 32  # tokens whose nearest neighbour is looked for among all tokens at once
 _GROUPS = (256, 2048)  # least and most tokens of a group that picks are made from
 

@@ -97,9 +97,11 @@ def test_kernels_stream_what_is_too_large(monkeypatch):
     for module in (greedy, dpp):
         monkeypatch.setattr(module, "WORKSPACE", 0)
         monkeypatch.setattr(module, "cosines", None)
-    x, first = torch.randn(2, 30, 8), torch.tensor([3, 4])
+    generator = torch.Generator().manual_seed(0)
+    x, first = torch.randn(2, 30, 8, generator=generator), torch.tensor([3, 4])
+    quality = torch.rand(2, 30, generator=generator) + 0.5  # with equal ones, rounding would decide on the first pick
     runs = [
-        lambda: dpp_select(x, torch.ones(2, 30), 9),
+        lambda: dpp_select(x, quality, 7),
         lambda: max_min_select(x, 9),
         lambda: max_sum_select(x, 9, first),
     ]

@@ -49,6 +49,7 @@ PUBLIC = {
     "remove_pruning",
 }
 OPS = {
+    "TokenCover",
     "attention_received",
     "coverage_select",
     "dpp_select",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tokenprune.ops import coverage_select, implementation, token_coverage_select
+from tokenprune.ops import TokenCover, coverage_select, implementation, token_coverage_select
 from tokenprune.ops.host import coverage as host_coverage
 from tokenprune.ops.host import covering, products
 
@@ -69,7 +69,7 @@ def test_covering_tokens_is_the_references_to_the_bit(in_blocks):
             others = torch.randint(-8, 17, shape, generator=generator) / 16
             others = others.to(x.device) if data.draw(st.booleans()) else None
             shift = data.draw(st.sampled_from([0.0, 0.5]))
-            expected, picks = answers(name, token_coverage_select, x, k, quality, weight, shift, None, others)
+            expected, picks = answers(name, token_coverage_select, x, k, quality, weight, TokenCover(shift), others)
             assert torch.equal(picks, expected)
 
         for name in FAST:
@@ -93,8 +93,8 @@ def test_covering_tokens_of_any_numbers(kind, in_blocks, monkeypatch):
         few_held(monkeypatch)
     for more in (
         {"quality": quality},
-        {"weight": quality, "shift": 0.5},
-        {"temperature": 0.2, "weight": 0.5 + quality, "others": 0.1 * others},
+        {"weight": quality, "cover": TokenCover(0.5)},
+        {"cover": TokenCover(temperature=0.2), "weight": 0.5 + quality, "others": 0.1 * others},
     ):
         with implementation("reference"):
             expected = token_coverage_select(x, 30, **more)
@@ -109,7 +109,7 @@ def test_zero_vectors_cover_all_alike_at_a_low_temperature(monkeypatch):
     """The softmax of a zero vector is even, where the exponentials of all others would be 0."""
     x = torch.eye(8)[None] * (torch.arange(8) < 6)[:, None]
     for _ in range(2):
-        assert token_coverage_select(x, 7, temperature=0.001)[0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+        assert token_coverage_select(x, 7, cover=TokenCover(temperature=0.001))[0].tolist() == [0, 1, 2, 3, 4, 5, 6]
         few_held(monkeypatch)
 
 
@@ -118,7 +118,7 @@ def test_covering_tokens_is_coverage_select_of_that_matrix():
     unit = x / x.norm(dim=-1, keepdim=True)
     matrix = (unit @ unit.mT / 0.3).softmax(-1) * weight[..., None]
     expected = coverage_select(matrix, 5)
-    assert torch.equal(token_coverage_select(x, 5, weight=weight, temperature=0.3), expected)
+    assert torch.equal(token_coverage_select(x, 5, weight=weight, cover=TokenCover(temperature=0.3)), expected)
 
 
 def test_a_symmetric_matrix_is_not_copied():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tokenprune.ops import (
+    TokenCover,
     attention_received,
     coverage_select,
     dpp_select,
@@ -42,9 +43,9 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"others must be \(B, W, N\) with B = 2 and N = 5"):
         token_coverage_select(x, 2, others=torch.ones(2, 3, 4))
     with pytest.raises(ValueError, match=r"shift=1 must be in \[0, 1\)"):
-        token_coverage_select(x, 2, shift=1)
+        token_coverage_select(x, 2, cover=TokenCover(1))
     with pytest.raises(ValueError, match="temperature=0 must be above 0"):
-        token_coverage_select(x, 2, temperature=0)
+        token_coverage_select(x, 2, cover=TokenCover(temperature=0))
     with pytest.raises(ValueError, match=r"k=0 must be"):
         topk_gather(x[..., 0], x, 0)
     with pytest.raises(ValueError, match=r"scores must be \(B, N\)"):
@@ -68,7 +69,7 @@ def calls(k=3):
         (ops.max_sum_select.default, (x, k, first[:, None], None)),
         (ops.dpp_select.default, (x, scores.sigmoid(), k, mask)),
         (ops.coverage_select.default, (x.mT.contiguous(), k, scores.sigmoid(), None)),
-        (ops.token_coverage_select.default, (x, k, scores.sigmoid(), None, 0.5, 0.2, scores[:, None])),
+        (ops.token_coverage_select.default, (x, k, scores.sigmoid(), None, [0.5, 0.2], scores[:, None])),
         (ops.topk_gather.default, (scores, x, k, None, None)),
         (
             ops.topk_gather.default,

@@ -7,6 +7,7 @@ them.
 """
 
 from .attention import attention_received
+from .checks import TokenCover
 from .coverage import coverage_select, token_coverage_select
 from .dispatch import implementation
 from .dpp import dpp_select
@@ -14,6 +15,7 @@ from .greedy import max_min_select, max_sum_select
 from .topk import topk_gather, topk_select
 
 __all__ = [
+    "TokenCover",
     "attention_received",
     "coverage_select",
     "dpp_select",

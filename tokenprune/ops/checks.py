@@ -1,8 +1,22 @@
-"""Checks of the arguments of ops that pick k of N candidates."""
+"""Arguments of ops that pick k of N candidates: checks, and what has no file of its own."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
+
+
+class TokenCover(NamedTuple):
+    """How well token n covers token r: by `(1 - shift) cos(r, n) + shift`, or by a softmax of that over all tokens n.
+
+    Attributes:
+        shift: in [0, 1); 0.5 gives (cos + 1) / 2.
+        temperature: of the softmax, > 0. None: no softmax.
+    """
+
+    shift: float = 0.0
+    temperature: float | None = None
 
 
 def check_picks(k: int, batch: int, n: int, **given: Tensor | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_picks
+from .checks import TokenCover, check_picks
 from .dispatch import call
 
 
@@ -59,22 +59,19 @@ def token_coverage_select(
     k: int,
     quality: Tensor | None = None,
     weight: Tensor | None = None,
-    shift: float = 0.0,
-    temperature: float | None = None,
+    cover: TokenCover | None = None,
     others: Tensor | None = None,
 ) -> Tensor:
     """`coverage_select` where the targets are the tokens themselves, for any number of them.
 
-    Token n covers token r by `(1 - shift) cos(r, n) + shift`, or by the softmax over all tokens n of that, divided by
-    `temperature`. Other targets can be added.
+    Token n covers token r by their cosine similarity, or as `cover` says. Other targets can be added.
 
     Args:
         features: (B, N, D), any floating dtype; similarities are float32. A zero vector has cosine 0 with everything.
         k: tokens to pick, 1 <= k <= N.
         quality: (B, N), factors of the gains, >= 0. None: ones.
         weight: (B, N), weights of the tokens as targets, >= 0. None: ones.
-        shift: of the similarity, in [0, 1); 0.5 is (cos + 1) / 2.
-        temperature: of the softmax, > 0. None: no softmax.
+        cover: how well a token covers another. None: by their cosine similarity.
         others: (B, W, N), how well token n covers each of W other targets. None: no other targets.
 
     Returns:
@@ -93,31 +90,30 @@ def token_coverage_select(
     check_picks(k, batch, n, quality=quality, weight=weight)
     if others is not None and (others.ndim != 3 or others.shape[::2] != (batch, n)):
         raise ValueError(f"others must be (B, W, N) with B = {batch} and N = {n}, got shape {tuple(others.shape)}")
+    shift, temperature = TokenCover() if cover is None else cover
     if not 0 <= shift < 1:
         raise ValueError(f"shift={shift!r} must be in [0, 1)")
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature={temperature!r} must be above 0, or None")
-    options = (float(shift), None if temperature is None else float(temperature))
-    picks: Tensor = torch.ops.tokenprune.token_coverage_select(features, k, quality, weight, *options, others)
+    form = [float(shift)] if temperature is None else [float(shift), float(temperature)]
+    picks: Tensor = torch.ops.tokenprune.token_coverage_select(features, k, quality, weight, form, others)
     return picks
 
 
 @torch.library.custom_op(
     "tokenprune::token_coverage_select",
     mutates_args=(),
-    schema="(Tensor features, SymInt k, Tensor? quality, Tensor? weight, float shift, float? temperature, "
-    "Tensor? others) -> Tensor",
+    schema="(Tensor features, SymInt k, Tensor? quality, Tensor? weight, float[] form, Tensor? others) -> Tensor",
 )
 def _token_coverage(
     features: Tensor,
     k: int,
     quality: Tensor | None,
     weight: Tensor | None,
-    shift: float,
-    temperature: float | None,
+    form: list[float],
     others: Tensor | None,
 ) -> Tensor:
-    picks: Tensor = call("token_coverage_select", features, k, quality, weight, shift, temperature, others)
+    picks: Tensor = call("token_coverage_select", features, k, quality, weight, TokenCover(*form), others)
     return picks
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import TokenCover
+
 
 def max_min_select(features: Tensor, k: int, first: Tensor | None, mask: Tensor | None, length: float) -> Tensor:
     """Each pick is the candidate whose nearest pick is farthest away."""
@@ -129,18 +131,16 @@ def token_coverage_select(
     k: int,
     quality: Tensor | None,
     weight: Tensor | None,
-    shift: float,
-    temperature: float | None,
+    cover: TokenCover,
     others: Tensor | None,
 ) -> Tensor:
     """`coverage_select` with this similarity of tokens to tokens, and the other targets."""
-    return coverage_select(token_coverage(features, weight, shift, temperature, others), k, quality, None)
+    return coverage_select(token_coverage(features, weight, cover, others), k, quality, None)
 
 
-def token_coverage(
-    features: Tensor, weight: Tensor | None, shift: float, temperature: float | None, others: Tensor | None
-) -> Tensor:
+def token_coverage(features: Tensor, weight: Tensor | None, cover: TokenCover, others: Tensor | None) -> Tensor:
     """(B, N + W, N) float32, how well each token covers each target."""
+    shift, temperature = cover
     similarity = (1 - shift) * _similarity(features, None)[0] + shift
     if temperature is not None:
         similarity = (similarity / temperature).softmax(-1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import to_device
-from ..ops import token_coverage_select
+from ..ops import TokenCover, token_coverage_select
 from ..validate import boolean, real
 from .base import Policy
 from .registration import register
@@ -64,7 +64,7 @@ class EADP(Policy):
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         importance = self.importance(tokens)
-        picks = token_coverage_select(tokens.features[None], n_keep, weight=importance[None], shift=0.5)[0]
+        picks = token_coverage_select(tokens.features[None], n_keep, weight=importance[None], cover=TokenCover(0.5))[0]
         return Selection(picks.sort().values)
 
     def importance(self, tokens: VisualTokens) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ..ops import token_coverage_select
+from ..ops import TokenCover, token_coverage_select
 from ..validate import real
 from .base import Policy
 from .merging import mergeable
@@ -56,6 +56,6 @@ class MMTok(Policy):
         weight = torch.full((1, len(tokens)), self.alpha / len(tokens), device=features.device)
         meant = (words / self.text_temperature).softmax(-1)[None] / len(words) if len(words) else None
         picks = token_coverage_select(
-            features[None], n_keep, weight=weight, temperature=self.vision_temperature, others=meant
+            features[None], n_keep, weight=weight, cover=TokenCover(temperature=self.vision_temperature), others=meant
         )[0]
         return Selection(picks.sort().values)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import TokenCover
 from . import products
 from .covering import MATRIX_BYTES, TokenTargets, covering_tokens
 
@@ -82,8 +83,7 @@ def token_coverage_select(
     k: int,
     quality: Tensor | None,
     weight: Tensor | None,
-    shift: float,
-    temperature: float | None,
+    cover: TokenCover,
     others: Tensor | None,
 ) -> Tensor:
     picks = torch.empty(len(features), k, dtype=torch.int64)
@@ -91,8 +91,7 @@ def token_coverage_select(
         targets = TokenTargets(
             products.unit_vectors(image),
             None if weight is None else weight[i].float(),
-            shift,
-            temperature,
+            *cover,
             None if others is None else others[i].float(),
         )
         factor = np.ones(len(image), np.float32) if quality is None else quality[i].float().cpu().numpy()

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..checks import TokenCover
 from ..host import token_coverage_select as token_coverage_in_blocks
 from ..reference import token_coverage
 from .greedy import WORKSPACE, warps
@@ -50,21 +51,19 @@ def token_coverage_select(
     k: int,
     quality: Tensor | None,
     weight: Tensor | None,
-    shift: float,
-    temperature: float | None,
+    cover: TokenCover,
     others: Tensor | None,
 ) -> Tensor:
     n = features.shape[1]
     if 4 * n * (n + (0 if others is None else others.shape[1])) > WORKSPACE:
-        return token_coverage_in_blocks(features, k, quality, weight, shift, temperature, others)
+        return token_coverage_in_blocks(features, k, quality, weight, cover, others)
     picks = []
     for i in range(len(features)):  # one matrix at a time
         some = slice(i, i + 1)
         matrix = token_coverage(
             features[some],
             None if weight is None else weight[some],
-            shift,
-            temperature,
+            cover,
             None if others is None else others[some],
         )
         picks.append(coverage_select(matrix, k, None if quality is None else quality[some], None))

@@ -61,7 +61,7 @@ class RowView(DecoderView):
         )
 
     @functools.cached_property
-    def text(self) -> Tensor:  # type: ignore[override]
+    def text(self) -> Tensor:
         visual = torch.cat(vars(self)["_columns"])
         is_text = vars(self)["_prompt"].clone()
         is_text[visual] = False
@@ -69,10 +69,10 @@ class RowView(DecoderView):
         return to_device(is_text.nonzero()[:, 0], self.visual[0].device)
 
     @functools.cached_property
-    def last(self) -> int:  # type: ignore[override]
+    def last(self) -> int:
         return int(vars(self)["_prompt"].nonzero()[-1])
 
     @functools.cached_property
-    def keys(self) -> Tensor:  # type: ignore[override]
+    def keys(self) -> Tensor:
         keys: Tensor = vars(self)["_keys"]
         return keys.transpose(0, 1).flatten(1)

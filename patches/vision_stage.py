@@ -269,7 +269,7 @@ def _record(each: _Input, ms_per_token: float, n_layers: int) -> Record:
         separators=shape.separators,
         n_layers=n_layers,
     )
-    if each.visual.activations is not None and each.visual.activations[0].select_ms is not None:
-        activations, index = each.visual.activations
+    activations, index = each.visual.activations or (None, 0)
+    if activations is not None and activations.select_ms is not None:
         record = record.with_time("encoder", activations.select_ms[index])
     return record if each.tokens is None else record.with_time("vision", ms_per_token * len(each.visual.columns))

@@ -119,8 +119,8 @@ class _Rounds:
             rows = self.matrix[index].numpy()
         else:
             device = self.unit.device
-            rows = product(self.unit[index.to(device)], self.unit[torch.from_numpy(self.columns).to(device)])
-            rows = rows.cpu().numpy()
+            columns = torch.from_numpy(self.columns).to(device)
+            rows = product(self.unit[index.to(device)], self.unit[columns]).cpu().numpy()
         rows[:, ~self.remains[self.columns]] = -np.inf
         at = np.searchsorted(self.columns, tokens)
         rows[np.arange(len(tokens)), at] = -np.inf
@@ -130,7 +130,8 @@ class _Rounds:
         self.similarities[tokens, :k] = most.values.numpy()
         self.similarities[tokens, k:] = -np.inf
         odd = np.where(self.is_odd[self.columns], rows, -np.inf)
-        return odd.max(1)
+        nearest: np.ndarray = odd.max(1)
+        return nearest
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -109,7 +109,10 @@ def _merged(x: Tensor, kept: Tensor, joining: Tensor, joined: Tensor, of_joining
     Returns:
         (B, K, d).
     """
-    rows = lambda index: x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+    def rows(index: Tensor) -> Tensor:
+        return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
     added = rows(joining).mul_(of_joining[..., None].to(x.dtype))
     index = joined[..., None].expand_as(added)
     return rows(kept).mul_(of_kept[..., None].to(x.dtype)).scatter_add_(1, index, added)

@@ -21,7 +21,7 @@ def unit_vectors(features: Tensor) -> Tensor:
 
 def mean_lengths(features: Tensor) -> Tensor:
     """(N,) float32 lengths of (N, D) vectors, in units of their mean."""
-    norms = torch.linalg.vector_norm(features.float(), dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(features.float(), dim=-1)
     return norms / norms.mean().clamp(min=1e-12)
 
 

@@ -22,8 +22,8 @@ def without_duplicates(unit: Tensor, n_keep: int, step: int) -> Tensor:
     """Ascending indices of `n_keep` of (M, D) float32 unit vectors.
 
     In a round, tokens at even indices among those that remain are compared with those at odd ones, and the `step` even
-    ones most similar to an odd one are dropped; the lowest index first among equals. The last round drops fewer, and
-    an odd last token counts as even.
+    ones most similar to an odd one are dropped; the lowest index first among equals. NaN counts as infinity. The last
+    round drops fewer, and an odd last token counts as even.
 
     On a device, inputs of up to 4096 tokens never wait for it.
     """
@@ -65,6 +65,7 @@ class _Rounds:
     def __init__(self, unit: Tensor):
         m = len(unit)
         self.unit, self.columns = unit, np.arange(m)  # the tokens that similarities are computed to
+        self.finite = bool(torch.isfinite(unit.sum()))
         self.matrix = gram(unit) if m <= _MATRIX_LIMIT else None
         k = max(1, min(_NEAREST[self.matrix is None], m - 1))
         self.neighbours, self.similarities = np.full((m, k), m), np.full((m, k), -np.inf, np.float32)
@@ -121,6 +122,8 @@ class _Rounds:
             device = self.unit.device
             rows = product(self.unit[index.to(device)], self.unit[torch.from_numpy(self.columns).to(device)])
             rows = rows.cpu().numpy()
+        if not self.finite:
+            rows[np.isnan(rows)] = np.inf  # as `topk_select` has it
         rows[:, ~self.remains[self.columns]] = -np.inf
         at = np.searchsorted(self.columns, tokens)
         rows[np.arange(len(tokens)), at] = -np.inf

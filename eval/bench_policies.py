@@ -71,7 +71,7 @@ def selection(name: str, n: int) -> Callable[[], Any]:
     k = max(1, n // 10)
     if name == GRAM:
         x = torch.randn(n, WIDTH, generator=generator)
-        return lambda: [part @ x.T for part in x.split(1024)]
+        return lambda: sum(float((part @ x.T)[0, 0]) for part in x.split(1024))
     policy = make_policy(name)
     if Stage.VISION in policy.stages:
         tokens = visual_tokens(n, 1 if policy.per_frame else 8, generator)

@@ -113,6 +113,13 @@ def test_zero_vectors_cover_all_alike_at_a_low_temperature(monkeypatch):
         few_held(monkeypatch)
 
 
+def test_nan_ends(monkeypatch):
+    few_held(monkeypatch)
+    x = torch.randn(1, 40, 8)
+    x[0, 20, 3] = torch.nan
+    assert token_coverage_select(x, 12)[0].unique().numel() == 12
+
+
 def test_covering_tokens_is_coverage_select_of_that_matrix():
     x, weight = torch.randn(2, 12, 6), torch.rand(2, 12)
     unit = x / x.norm(dim=-1, keepdim=True)

@@ -61,6 +61,13 @@ def test_rounds_on_any_numbers(held, kind):
         assert duplicates._by_matrix(unit, n_keep, step).tolist() == expected
 
 
+def test_nan_is_like_everything(held):
+    """A token with NaN is as similar as can be to all others, so the first even ones leave."""
+    unit = F.normalize(torch.randn(41, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
+    unit[20, 2] = torch.nan
+    assert duplicates.without_duplicates(unit, 9, 4).tolist() == duplicates._by_matrix(unit, 9, 4).tolist()
+
+
 def test_what_is_small_enough_stays_whole():
     unit = torch.eye(3)
     assert duplicates.without_duplicates(unit, 3, 8).tolist() == [0, 1, 2]

@@ -22,8 +22,8 @@ def without_duplicates(unit: Tensor, n_keep: int, step: int) -> Tensor:
     """Ascending indices of `n_keep` of (M, D) float32 unit vectors.
 
     In a round, tokens at even indices among those that remain are compared with those at odd ones, and the `step` even
-    ones most similar to an odd one are dropped; the lowest index first among equals. The last round drops fewer, and
-    an odd last token counts as even.
+    ones most similar to an odd one are dropped; the lowest index first among equals. NaN counts as infinity. The last
+    round drops fewer, and an odd last token counts as even.
 
     On a device, inputs of up to 4096 tokens never wait for it.
     """
@@ -65,12 +65,15 @@ class _Rounds:
     def __init__(self, unit: Tensor):
         m = len(unit)
         self.unit, self.columns = unit, np.arange(m)  # the tokens that similarities are computed to
+        self.finite = bool(torch.isfinite(unit.sum()))
         self.matrix = gram(unit) if m <= _MATRIX_LIMIT else None
         k = max(1, min(_NEAREST[self.matrix is None], m - 1))
         self.neighbours, self.similarities = np.full((m, k), m), np.full((m, k), -np.inf, np.float32)
         self.remains, self.is_odd = np.arange(m + 1) < m, np.zeros(m + 1, bool)
-        for start in range(0, m, _ROWS):
-            self._look_for(np.arange(start, min(m, start + _ROWS)))
+        if self.matrix is not None:
+            self._look_for(np.arange(m))
+        else:
+            self._look_for_all()
         self.bound = self.similarities[:, 0].copy()
 
     def reduced_to(self, n_keep: int, step: int) -> np.ndarray:
@@ -112,6 +115,29 @@ class _Rounds:
         found = is_odd.any(1)
         return np.where(found, similarities[row, is_odd.argmax(1)], last), np.where(found, _EXACT, _EXHAUSTED)
 
+    def _look_for_all(self) -> None:
+        """Find the nearest neighbours of all tokens. Blocks below the diagonal are those above it, mirrored."""
+        m = len(self.unit)
+        for start in range(0, m, _ROWS):
+            stop = min(m, start + _ROWS)
+            rows = product(self.unit[start:stop], self.unit[start:]).cpu()
+            if not self.finite:
+                rows.nan_to_num_(nan=torch.inf)
+            rows.fill_diagonal_(-torch.inf)
+            self._add(start, rows, start)
+            for below in range(stop, m, _ROWS):
+                self._add(below, rows[:, below - start : below - start + _ROWS].T.contiguous(), start)
+
+    def _add(self, first: int, rows: Tensor, column: int) -> None:
+        """Add neighbours of the tokens from `first` on: (T, C) similarities to the tokens from `column` on."""
+        tokens, k = slice(first, first + len(rows)), self.neighbours.shape[1]
+        most = rows.topk(min(k, rows.shape[1]))
+        similarities = torch.cat([torch.from_numpy(self.similarities[tokens]), most.values], 1)
+        neighbours = torch.cat([torch.from_numpy(self.neighbours[tokens]), most.indices + column], 1)
+        best = similarities.topk(k)
+        self.similarities[tokens] = best.values.numpy()
+        self.neighbours[tokens] = neighbours.gather(1, best.indices).numpy()
+
     def _look_for(self, tokens: np.ndarray) -> np.ndarray:
         """Find the nearest neighbours of tokens among those that remain. (T,) the similarity of the nearest odd one."""
         index = torch.from_numpy(tokens)
@@ -121,6 +147,8 @@ class _Rounds:
             device = self.unit.device
             columns = torch.from_numpy(self.columns).to(device)
             rows = product(self.unit[index.to(device)], self.unit[columns]).cpu().numpy()
+        if not self.finite:
+            rows[np.isnan(rows)] = np.inf  # as `topk_select` has it
         rows[:, ~self.remains[self.columns]] = -np.inf
         at = np.searchsorted(self.columns, tokens)
         rows[np.arange(len(tokens)), at] = -np.inf

@@ -142,7 +142,7 @@ def covering_tokens(targets: TokenTargets, factor: np.ndarray, k: int) -> np.nda
         while not fresh[best := int(bound.argmax())]:
             stale = np.where(fresh, -np.inf, bound)
             again = np.argpartition(stale, -count)[-count:] if count < len(stale) else np.arange(len(stale))
-            again = np.sort(again[stale[again] > -np.inf])
+            again = np.sort(again[stale[again] != -np.inf])
             bound[again] = rows.of(again).sub_(covered).clamp_(min=0).sum(1).cpu().numpy() * factor[again]
             fresh[again] = True
             count = min(2 * count, _AGAIN[1])
@@ -172,7 +172,7 @@ class _Rows:
         missing = tokens[self.place_of[tokens] < 0]
         if len(missing):
             if len(missing) < _AHEAD:  # and of those that are likely to be next
-                others = np.where(self.place_of < 0, self.bound, -np.inf)
+                others = np.where((self.place_of < 0) & ~np.isnan(self.bound), self.bound, -np.inf)
                 others[missing] = np.inf
                 likely = np.argpartition(others, -min(_AHEAD, len(others)))[-_AHEAD:]
                 missing = np.sort(likely[others[likely] > -np.inf])
@@ -188,6 +188,7 @@ class _Rows:
         free = np.flatnonzero(self.token_at < 0)
         if len(free) < count:
             value = self.bound[self.token_at]
+            value[np.isnan(value)] = -np.inf
             value[free] = -np.inf
             value[self.place_of[wanted[self.place_of[wanted] >= 0]]] = np.inf
             some = min(len(value) - 1, max(count, len(value) // 8))

@@ -179,4 +179,5 @@ def _lowest(score: np.ndarray, count: int) -> np.ndarray:
         group = np.sort(np.concatenate([below, ties]))
     else:
         group = np.arange(len(score))
-    return group[score[group] < np.inf]
+    finite: np.ndarray = group[score[group] < np.inf]
+    return finite

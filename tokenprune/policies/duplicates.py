@@ -66,7 +66,8 @@ class _Rounds:
         m = len(unit)
         self.unit, self.columns = unit, np.arange(m)  # the tokens that similarities are computed to
         self.finite = bool(torch.isfinite(unit.sum()))
-        self.matrix = gram(unit) if m <= _MATRIX_LIMIT else None
+        # Small products are not symmetric to the bit, and rounding decides between equal tokens: as in `_by_matrix`.
+        self.matrix = None if m > _MATRIX_LIMIT else unit @ unit.T if m < 128 else gram(unit)
         k = max(1, min(_NEAREST[self.matrix is None], m - 1))
         self.neighbours, self.similarities = np.full((m, k), m), np.full((m, k), -np.inf, np.float32)
         self.remains, self.is_odd = np.arange(m + 1) < m, np.zeros(m + 1, bool)
@@ -145,8 +146,8 @@ class _Rounds:
             rows = self.matrix[index].numpy()
         else:
             device = self.unit.device
-            columns = torch.from_numpy(self.columns).to(device)
-            rows = product(self.unit[index.to(device)], self.unit[columns]).cpu().numpy()
+            computed = product(self.unit[index.to(device)], self.unit[torch.from_numpy(self.columns).to(device)])
+            rows = computed.cpu().numpy()
         if not self.finite:
             rows[np.isnan(rows)] = np.inf  # as `topk_select` has it
         rows[:, ~self.remains[self.columns]] = -np.inf
@@ -157,9 +158,8 @@ class _Rounds:
         self.neighbours[tokens, :k] = self.columns[most.indices.numpy()]
         self.similarities[tokens, :k] = most.values.numpy()
         self.similarities[tokens, k:] = -np.inf
-        odd = np.where(self.is_odd[self.columns], rows, -np.inf)
-        nearest: np.ndarray = odd.max(1)
-        return nearest
+        nearest_odd: np.ndarray = np.where(self.is_odd[self.columns], rows, -np.inf).max(1)
+        return nearest_odd
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -109,10 +109,11 @@ def _merged(x: Tensor, kept: Tensor, joining: Tensor, joined: Tensor, of_joining
     Returns:
         (B, K, d).
     """
-
-    def rows(index: Tensor) -> Tensor:
-        return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-
-    added = rows(joining).mul_(of_joining[..., None].to(x.dtype))
+    added = _rows(x, joining).mul_(of_joining[..., None].to(x.dtype))
     index = joined[..., None].expand_as(added)
-    return rows(kept).mul_(of_kept[..., None].to(x.dtype)).scatter_add_(1, index, added)
+    return _rows(x, kept).mul_(of_kept[..., None].to(x.dtype)).scatter_add_(1, index, added)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """(B, K, d) of (B, M, d), by (B, K) int64 indices."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

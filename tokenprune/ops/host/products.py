@@ -16,7 +16,7 @@ def unit_vectors(features: Tensor) -> Tensor:
     """(N, D) float32 unit vectors; zero vectors stay zero."""
     unit = features.float()
     length = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_(min=1e-12)
-    return torch.div(unit, length, out=None if unit is features else unit)
+    return unit / length if unit is features else unit.div_(length)
 
 
 def mean_lengths(features: Tensor) -> Tensor:

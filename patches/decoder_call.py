@@ -98,6 +98,7 @@ class DecoderContinuation:
         length: columns of this call.
         masks: attention masks that were made, by layer of the cut and kind of layer.
         sees_all: whether a layer without a window sees all that it holds, if those below the cuts do.
+        totals: columns that the layers from each decoder cut on hold after this call, by layer of the cut.
     """
 
     layout: Layout
@@ -106,14 +107,16 @@ class DecoderContinuation:
     length: int
     masks: dict[Any, Any] = field(default_factory=dict)
     sees_all: bool = field(init=False)
+    totals: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        # Now, since the cache grows layer by layer while the call runs.
+        self.totals = {cut: physical_length(self.cache, cut) + self.length for cut in self.layout.by_decoder_layer}
         self.sees_all = self.length == 1 and not self.layout.padded_above
 
     def valid(self, cut: int, device: torch.device) -> Tensor:
         """(B, P + M) bool, False at padding of the layers from the decoder cut `cut` to the next."""
-        total = physical_length(self.cache, cut) + self.length
-        return self.layout.by_decoder_layer[cut].mask(self.logical_mask, total).to(device)
+        return self.layout.by_decoder_layer[cut].mask(self.logical_mask, self.totals[cut]).to(device)
 
 
 @dataclass

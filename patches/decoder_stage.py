@@ -142,7 +142,7 @@ class DecoderStage:
         if not rows:
             return None
         started = time.perf_counter()
-        views = [RowView(self.config, decoder, layer, hidden, row) for row in rows]
+        views = [RowView.of(self.config, decoder, layer, hidden, row) for row in rows]
         with guarded():
             answers = self.policy.decoder_select_many(views)
         inputs: list[tuple[int, DecoderInput]] = []

@@ -15,17 +15,19 @@ from .decoder_call import DecoderCall
 
 
 class RowView(DecoderView):
-    """One row at a decoder layer before which tokens may leave.
+    """One row at a decoder layer before which tokens may leave. It is constructed like `DecoderView`, or by `of`."""
 
-    Args:
-        config: of the pruning.
-        decoder: the decoder stage as it stands at that layer; queries and keys of the layer below have been read.
-        layer: index of the layer.
-        hidden: (B, M, D), what the layer is about to get.
-        row: of the batch.
-    """
+    @classmethod
+    def of(cls, config: PruningConfig, decoder: DecoderCall, layer: int, hidden: Tensor, row: int) -> RowView:
+        """The view of a row, some of whose fields are worked out when they are read.
 
-    def __init__(self, config: PruningConfig, decoder: DecoderCall, layer: int, hidden: Tensor, row: int):
+        Args:
+            config: of the pruning.
+            decoder: the decoder stage as it stands at that layer; queries and keys of the layer below have been read.
+            layer: index of the layer.
+            hidden: (B, M, D), what the layer is about to get.
+            row: of the batch.
+        """
         prefill, packing = decoder.prefill, decoder.packing
         assert prefill.heads is not None
         query, key, scaling = prefill.heads
@@ -44,8 +46,9 @@ class RowView(DecoderView):
             return fed.to(device)
 
         inputs = prefill.inputs[row]
+        view = object.__new__(cls)
         # The dataclass is frozen. Its fields that are missing here are the properties below.
-        vars(self).update(
+        vars(view).update(
             visual=[to_device(each.columns, device) for each in inputs],
             n_keep=[each.n_keep for each in inputs],
             received=received,
@@ -59,6 +62,7 @@ class RowView(DecoderView):
             _prompt=prefill.prompt[row],
             _keys=key[0, :, past:],
         )
+        return view
 
     @functools.cached_property
     def text(self) -> Tensor:

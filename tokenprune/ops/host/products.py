@@ -22,7 +22,8 @@ def unit_vectors(features: Tensor) -> Tensor:
 def mean_lengths(features: Tensor) -> Tensor:
     """(N,) float32 lengths of (N, D) vectors, in units of their mean."""
     norms = torch.linalg.vector_norm(features.float(), dim=-1)
-    return norms / norms.mean().clamp(min=1e-12)
+    in_means: Tensor = norms / norms.mean().clamp(min=1e-12)
+    return in_means
 
 
 def gram(unit: Tensor, out: Tensor | None = None) -> Tensor:

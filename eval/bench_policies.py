@@ -7,6 +7,7 @@ resident memory besides its inputs. Policies of the vision encoder and of the de
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import signal
@@ -109,7 +110,7 @@ def selection(name: str, n: int) -> Callable[[], Any]:
         n_keep=k,
         memory={},
     )
-    return lambda: policy.encoder_select(tower)
+    return lambda: policy.encoder_select(dataclasses.replace(tower, memory={}))
 
 
 def measure_here(name: str, n: int) -> dict[str, float]:

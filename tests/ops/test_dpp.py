@@ -97,9 +97,11 @@ def test_kernels_stream_what_is_too_large(monkeypatch):
     for module in (greedy, dpp):
         monkeypatch.setattr(module, "WORKSPACE", 0)
         monkeypatch.setattr(module, "cosines", None)
-    x, first = torch.randn(2, 30, 8), torch.tensor([3, 4])
+    generator = torch.Generator().manual_seed(3)
+    x, first = torch.randn(2, 30, 8, generator=generator), torch.tensor([3, 4])
+    quality = 0.2 + torch.rand(2, 30, generator=generator)  # with ones, rounding would decide the first pick
     runs = [
-        lambda: dpp_select(x, torch.ones(2, 30), 9),
+        lambda: dpp_select(x, quality, 9),
         lambda: max_min_select(x, 9),
         lambda: max_sum_select(x, 9, first),
     ]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections import defaultdict
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # small models: one thread each is faster than two
@@ -22,6 +23,12 @@ if not torch.cuda.is_available():
 MISSING = re.compile(r"needs |could not import ")
 #: Slow tests go first, so that no process is left alone with one of them at the end.
 SLOW = ("/tests/ops/", "/tests/eval/")
+
+
+def pytest_configure():
+    """Let tests interrupt processes even where this one ignores interrupts, as in the background of a shell."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -81,6 +81,14 @@ def encode(processor: Any, samples: Sequence[Sample], images: Sequence[Sequence[
     return processor(images=flat, text=texts, padding=True, return_tensors="pt", **kwargs)
 
 
+def question_inputs(model: Any, processor: Any, picture: Any, question: str) -> Any:
+    """Model inputs of a question about a picture, a PIL image in RGB, by the chat template of any checkpoint."""
+    message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}
+    return processor.apply_chat_template(
+        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device, model.dtype)
+
+
 def encode_for(setting: PruningSetting, processor: Any, samples: Sequence[Sample]) -> Any:
     """Model inputs of a batch of questions under a setting."""
     images, kwargs = setting.prepare(processor, [sample.images for sample in samples])

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..patches import Record
+from .answers import question_inputs
 from .pictures import DARK, FRAME, HALF, dim, fitted, framed, kept_indices, masks, model_crop
 from .setting import PruningSetting
 
@@ -142,14 +143,7 @@ class Viewer:
             ValueError: the family's token grid is unknown, so that kept tokens cannot be drawn.
         """
         model = self._model
-        content = [{"type": "image", "image": question.image}, {"type": "text", "text": question.text}]
-        inputs = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(model.device, model.dtype)
+        inputs = question_inputs(model, self._processor, question.image, question.text)
         with setting.context(model), _first_layer_inputs(model) as entered:
             tokens = model.generate(**inputs, max_new_tokens=self._new_tokens, do_sample=False)
             records = setting.records(model)
@@ -166,8 +160,7 @@ class Viewer:
             merged = self._merged(question, setting, record, entered)
             picture = _drawn(picture, record, merged)
         n_before = len(visual) if record is None else record.n_before
-        n_layers = model.config.get_text_config().num_hidden_layers
-        mean = float(n_before) if record is None else record.mean_tokens(n_layers)
+        mean = float(n_before) if record is None else record.mean
         return Panel(setting, picture, answer, question.expected, correct, record, mean, n_before, merged)
 
     def _merged(

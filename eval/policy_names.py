@@ -91,6 +91,17 @@ def make_named_policy(text: str, **more: Any) -> Policy:
         raise ValueError(f"policy {text!r}: {error}; {takes}") from None
 
 
+def acting(policy: Policy) -> list[Policy]:
+    """A policy, and what follows it in the decoder, if anything does."""
+    follow_up = policy.decoder_follow_up()
+    return [policy] if follow_up is None else [policy, follow_up]
+
+
+def stages_of(policy: Policy) -> list[str]:
+    """The stages that a policy acts at, with those of its follow-up in the decoder."""
+    return [str(stage) for each in acting(policy) for stage in each.stages]
+
+
 def option_defaults(cls: type[Policy]) -> dict[str, Any]:
     """The options of a policy that have a default, and these."""
     found = {}

@@ -32,6 +32,7 @@ else:  # a mixin: the class of the cache at hand comes after it
 STATE_ATTRIBUTE = "_tokenprune"
 
 
+@memoize
 def cache_name() -> str:
     """What models call the KV cache, in their arguments and in their outputs: renamed in transformers 5.24."""
     from transformers.masking_utils import create_causal_mask

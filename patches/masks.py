@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .cache import PrunedCacheError, cache_among, layout_of
+from .cache import PrunedCacheError, cache_among, cache_name, layout_of
 from .packing import Packing
 from .past import Past
 
@@ -208,9 +208,7 @@ def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: An
         attention_mask=valid,
         position_ids=None,
     )
-    arguments["cache" if "cache" in accepted else "past_key_values"] = (
-        None if cache is None else _LayerCache(cache, layer)
-    )
+    arguments[cache_name()] = None if cache is None else _LayerCache(cache, layer)
     arguments["inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"] = hidden
     if "cache_position" in accepted:
         arguments["cache_position"] = torch.arange(

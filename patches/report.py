@@ -64,10 +64,7 @@ class Record:
         """
         if self.n_layers is None:
             raise ValueError("how many decoder layers there are is unknown: this record has no n_layers")
-        borders = [0, *(cut.layer for cut in self.cuts), self.n_layers]
-        held = [self.n_after, *(len(cut.indices) for cut in self.cuts)]
-        pairs = zip(held, itertools.pairwise(borders), strict=True)
-        return tuple(n for n, (first, end) in pairs for _ in range(first, end))
+        return self._held_by(self.n_layers)
 
     @property
     def mean(self) -> float:
@@ -110,9 +107,14 @@ class Record:
 
     def mean_tokens(self, n_layers: int) -> float:
         """Visual tokens that a decoder layer holds of this input, a mean over the decoder's `n_layers`."""
+        return sum(self._held_by(n_layers)) / n_layers
+
+    def _held_by(self, n_layers: int) -> tuple[int, ...]:
+        """Visual tokens of this input by decoder layer."""
         borders = [0, *(cut.layer for cut in self.cuts), n_layers]
         held = [self.n_after, *(len(cut.indices) for cut in self.cuts)]
-        return sum(n * (b - a) for n, (a, b) in zip(held, itertools.pairwise(borders), strict=True)) / n_layers
+        pairs = zip(held, itertools.pairwise(borders), strict=True)
+        return tuple(n for n, (first, end) in pairs for _ in range(first, end))
 
 
 _LONGEST = 20  # rows of a summary

@@ -15,9 +15,11 @@ from transformers import StoppingCriteriaList
 
 from ...patches import Record
 from ...patches.cache import cache_among
+from ..answers import question_inputs
 from ..prefill import cache_bytes
+from ..profile.counting import TokenClock
+from ..profile.vision import vision_of
 from ..setting import PruningSetting
-from .clocks import TokenClock, vision_times
 
 ROUNDS = 5  # at most, of which times are medians
 _SECONDS = 1.5  # no further round begins after so long
@@ -88,10 +90,7 @@ def measure(
     Raises:
         ValueError: a setting does not fit the model, or the processor has no chat template.
     """
-    message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}
-    inputs = processor.apply_chat_template(
-        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device, model.dtype)
+    inputs = question_inputs(model, processor, picture, question)
     runs = []
     for setting in settings:
         with setting.context(model):
@@ -108,16 +107,15 @@ def measure(
 
 def _answer(model: Any, inputs: Any, setting: PruningSetting, new_tokens: int, runs: _Runs) -> None:
     """Generate once under a setting, and note tokens, records and times."""
-    with vision_times(model, model.device) as vision, setting.context(model):
+    with vision_of(model, model.device) as vision, setting.context(model):
         clock = TokenClock(model.device)
         criteria = StoppingCriteriaList([clock])
         tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, stopping_criteria=criteria)
         runs.records = tuple(setting.records(model))
     runs.tokens = tokens[0]
-    encoded = sum(vision)
-    runs.vision.append(encoded)
+    runs.vision.append(vision.spent)
     runs.select.append(sum((record.select_ms_in_prefill for record in runs.records), 0.0))
-    runs.prefill.append(clock.times[1] - clock.times[0] - encoded)
+    runs.prefill.append(clock.times[1] - clock.times[0] - vision.spent)
     runs.total.append(clock.times[-1] - clock.times[0])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ...policies import Policy
-from ..policy_names import format_value, option_defaults
+from ..policy_names import format_value, option_defaults, stages_of
 from .measure import Outcome
 from .session import Comparison
 
@@ -98,10 +98,4 @@ def refused(reasons: Mapping[str, str]) -> str:
 
 def choices(policies: Mapping[str, Policy]) -> list[tuple[str, str]]:
     """Labels and names in the list of policies; a label says at which stages the policy acts."""
-    return [(f"{name} ({', '.join(_stages(policy))})", name) for name, policy in policies.items()]
-
-
-def _stages(policy: Policy) -> list[str]:
-    """The stages that a policy acts at, with that of its follow-up in the decoder."""
-    follow_up = policy.decoder_follow_up()
-    return [*policy.stages, *(() if follow_up is None else follow_up.stages)]
+    return [(f"{name} ({', '.join(stages_of(policy))})", name) for name, policy in policies.items()]

@@ -7,8 +7,9 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
-from transformers.image_utils import load_image
 
+from ..errors import CommandError
+from ..images import open_image
 from . import choices, parts
 from .drawing import View
 from .session import Session
@@ -23,9 +24,8 @@ def opened(path: str) -> Image.Image:
         ValueError: the file is no picture, or is too large.
     """
     try:
-        with Image.open(path) as picture:
-            return load_image(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return open_image(path)
+    except CommandError as error:
         raise ValueError("this file is no picture that can be read; choose a PNG, JPEG or WebP file") from error
 
 

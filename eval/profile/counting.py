@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import StoppingCriteria
 
 from ...patches.families.registry import family_of
 from ...patches.modules import base_of
@@ -22,6 +24,21 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return 1e3 * time.perf_counter()
+
+
+class TokenClock(StoppingCriteria):
+    """Notes when it is made and when each token was generated, in milliseconds; it never ends a generation.
+
+    Attributes:
+        times: of the start and of each token.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.times = device, [now(device)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        self.times.append(now(self.device))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def count_flops() -> FlopCounterMode:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from ...patches.cache import cache_name
 from ..prefill import WARM_UP, cache_bytes
 from ..setting import PruningSetting
-from .counting import count_flops, decoder_flops, now, peak_bytes
+from .counting import TokenClock, count_flops, decoder_flops, peak_bytes
 from .vision import Vision, runs_the_encoder, vision_of
 from .work import Work
 
@@ -36,17 +36,6 @@ class Timings:
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
-
-
-class _Clock(StoppingCriteria):
-    """Records when each token was generated, and never stops the generation."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.times = device, [now(device)]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        self.times.append(now(self.device))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @torch.inference_mode()
@@ -155,7 +144,7 @@ class _Measured:
         model, vision, n = self.model, self.vision, self.new_tokens
         generation = GenerationConfig(max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
         with setting.context(model), self._replayed(setting):
-            vision.spent, clock = 0.0, _Clock(vision.device)
+            vision.spent, clock = 0.0, TokenClock(vision.device)
             stop = StoppingCriteriaList([clock])
             model.generate(**self.inputs, generation_config=generation, stopping_criteria=stop)
             select_ms = sum((record.select_ms_in_prefill for record in setting.records(model)), 0.0)
@@ -182,9 +171,8 @@ class _Measured:
         cache = getattr(made[0], cache_name())
         row["flops_formula"], row["kv_cache_bytes"] = decoder_flops(model, cache), cache_bytes(cache)
         if not setting.is_full:
-            layers = model.config.get_text_config().num_hidden_layers
             row["visual_tokens"] = sum(r.n_before for r in records)
-            row["kept"] = round(sum(r.mean_tokens(layers) for r in records), 1)
+            row["kept"] = round(sum(r.mean for r in records), 1)
         return row
 
 

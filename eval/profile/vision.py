@@ -14,13 +14,14 @@ from torch import nn
 
 from ...patches.modules import base_of
 from ...policies.stages import Stage
+from ..policy_names import acting
 from ..setting import PruningSetting
 from .counting import count_flops, now, peak_bytes
 
 
 def runs_the_encoder(setting: PruningSetting) -> bool:
     """Whether what a setting does depends on how the vision encoder runs: it acts inside it, or reads it."""
-    policies = [*setting.policies, *filter(None, (policy.decoder_follow_up() for policy in setting.policies))]
+    policies = (each for policy in setting.policies for each in acting(policy))
     return any(Stage.ENCODER in policy.stages or policy.encoder_spec() is not None for policy in policies)
 
 

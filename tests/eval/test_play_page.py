@@ -6,7 +6,6 @@ import importlib.util
 import io
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +18,8 @@ from PIL import Image
 
 from tokenprune.eval.play.examples import examples
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from ..support.browser import CHROMIUM, chromium
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
@@ -66,17 +66,6 @@ def _served(folder, *arguments):
             server.stdout.close()
     assert "Traceback" not in (folder / "stderr").read_text()
     assert list(folder.glob("tokenprune-play-*")) == []  # uploaded and drawn pictures are gone
-
-
-@contextmanager
-def _chromium():
-    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-sync", *quiet]
-        )
-        yield browser
-        browser.close()
 
 
 class _Page:
@@ -282,7 +271,7 @@ def _people_at_once_get_their_own_answers(first, second, scenes):
 def test_the_playground_in_a_browser(tmp_path):
     """One test, since a server and a browser take a while to start."""
     scenes = [example.picture for example in examples()]
-    with _served(tmp_path) as address, _chromium() as browser:
+    with _served(tmp_path) as address, chromium(sync_api) as browser:
         page = _Page(browser, address, scheme="dark")
         _it_answers_at_once(page, scenes)
         _it_fits_and_can_be_read(page)

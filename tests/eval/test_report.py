@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from tokenprune.eval.lmms import grid_report
 from tokenprune.eval.profile.report import draw_phases, draw_savings
 from tokenprune.eval.report import answer, inputs, measured, tables
 
+from ..support.browser import CHROMIUM, chromium
+
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.mark.parametrize("name", published.available())
@@ -362,13 +362,8 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
     sync_api = pytest.importorskip("playwright.sync_api")
-    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-sync", *quiet]
-        )
+    with chromium(sync_api) as started:
         yield started
-        started.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

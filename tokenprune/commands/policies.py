@@ -62,10 +62,10 @@ def facts(name: str, cls: type[Policy]) -> dict[str, Any]:
 
 
 def _stages(cls: type[Policy]) -> list[str]:
-    """The stages that a policy acts at, with those of its follow-up in the decoder."""
-    policy = cls()
-    follow_up = policy.decoder_follow_up()
-    return [str(stage) for stage in (*policy.stages, *(() if follow_up is None else follow_up.stages))]
+    """The stages that a policy with its default options acts at."""
+    from ..eval.policy_names import stages_of
+
+    return stages_of(cls())
 
 
 def _defaults(cls: type[Policy]) -> list[str]:

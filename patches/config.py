@@ -12,6 +12,7 @@ from torch import nn
 
 from ..arguments import Positions as Positions
 from ..budget import TokenBudget
+from ..mean_budget import DecoderCuts, MeanBudget
 from ..policies.base import Policy
 from .cache import cache_name
 from .families.base import Family
@@ -30,6 +31,22 @@ class Acting(NamedTuple):
         count = self.budget.count(n)
         return n if count is None else count
 
+    def counts(self, cuts: DecoderCuts, n: int, entered: int) -> tuple[int, ...]:
+        """Tokens that the budget leaves after each cut in the decoder.
+
+        Args:
+            cuts: the cuts.
+            n: tokens of the input.
+            entered: how many of them entered the decoder.
+
+        Raises:
+            ValueError: for a number of tokens that the mean over the layers cannot be as low as.
+        """
+        if isinstance(self.budget, MeanBudget):
+            self.budget.check(n, self.policy.label)
+            return self.budget.left(n, entered)
+        return cuts.left(entered, min(self.count(n), entered))
+
 
 @dataclass(frozen=True)
 class PruningConfig:
@@ -43,7 +60,7 @@ class PruningConfig:
         family: the facts about the model's type.
         positions: whether surviving tokens keep their position ids or are renumbered.
         encoder, vision, decoder: what acts at that stage; None: nothing.
-        decoder_cuts: decoder layers before which tokens may leave, ascending; empty without a decoder stage.
+        cuts: decoder layers before which tokens may leave, and how many; None without a decoder stage.
         text_arguments, base_arguments: names that the text model's and the base model's forward take.
         cache_name: what they call the KV cache.
     """
@@ -56,7 +73,7 @@ class PruningConfig:
     encoder: Acting | None
     vision: Acting | None
     decoder: Acting | None
-    decoder_cuts: tuple[int, ...]
+    cuts: DecoderCuts | None
     text_arguments: frozenset[str]
     base_arguments: frozenset[str]
     cache_name: str
@@ -103,7 +120,7 @@ class PruningConfig:
             encoder=encoder,
             vision=vision,
             decoder=decoder,
-            decoder_cuts=() if decoder is None else _decoder_cuts(decoder.policy, base, family),
+            cuts=None if decoder is None else decoder_cuts(decoder.policy, base, family),
             text_arguments=accepted,
             base_arguments=frozenset(inspect.signature(base.forward).parameters),
             cache_name=cache,
@@ -114,6 +131,11 @@ class PruningConfig:
         """Whether all tokens stay, of any input."""
         acting = (self.encoder, self.vision, self.decoder)
         return all(each.budget.keeps_all for each in acting if each is not None)
+
+    @property
+    def decoder_cuts(self) -> tuple[int, ...]:
+        """Decoder layers before which tokens may leave, ascending; empty without a decoder stage."""
+        return () if self.cuts is None else self.cuts.layers
 
     @property
     def reads_cache_position(self) -> bool:
@@ -140,8 +162,8 @@ def allows_decoder_stage(base: nn.Module, family: Family) -> bool:
     return family.no_decoder_stage is None and family.first_decoder_cut(base.config) < len(layers)
 
 
-def _decoder_cuts(policy: Policy, base: Any, family: Family) -> tuple[int, ...]:
-    """The layers before which a policy wants to drop tokens.
+def decoder_cuts(policy: Policy, base: Any, family: Family) -> DecoderCuts:
+    """The layers before which a policy wants to drop tokens, and how many it plans to leave there.
 
     Raises:
         ValueError: where the model does not allow it, or not at these layers.
@@ -167,4 +189,4 @@ def _decoder_cuts(policy: Policy, base: Any, family: Family) -> tuple[int, ...]:
                 f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
                 f"{lowest} to {n - 1}"
             )
-    return tuple(cuts)
+    return DecoderCuts(n, tuple(cuts), lambda entered, n_keep: policy.decoder_counts(entered, n_keep, n, lowest))

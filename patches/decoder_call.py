@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +22,9 @@ class DecoderInput:
         record: index of its record in the report.
         columns: (N,) int64 on the host, in this call's sequence as it stands.
         indices: of those tokens, within the input.
-        n_keep: how many the budget leaves.
+        n_keep: how many the budget leaves after the last cut.
         entered: how many there were when the text model began.
+        counts: how many the budget leaves after each cut, by its layer.
     """
 
     record: int
@@ -30,6 +32,7 @@ class DecoderInput:
     indices: list[int]
     n_keep: int
     entered: int
+    counts: Mapping[int, int]
 
 
 @dataclass

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..budget import Budget, IntermediateBudget, TokenBudget
 from ..device import to_host
+from ..mean_budget import MeanBudgetBefore
 from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
 from ..policies.types import TowerCut, TowerView
@@ -53,7 +54,7 @@ class EncoderStage:
     """
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
-        if not isinstance(budget, Budget | IntermediateBudget):
+        if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
             raise ValueError(f"policy {policy!r} acts inside the vision tower, where it needs a number: pass keep")
         self.base, self.policy, self.budget = base, policy, budget
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..budget import AdaptiveBudget, Budget, IntermediateBudget, TokenBudget
+from ..mean_budget import MeanBudget, MeanBudgetBefore
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from .config import Positions
@@ -76,6 +77,10 @@ def _budget(budget: TokenBudget) -> str:
         if isinstance(keep, int):
             return f"a number of tokens between all and {keep}"
         return f"{keep**exponent:.3g} of the tokens"
+    if isinstance(budget, MeanBudgetBefore):
+        return f"a number of tokens on the way to {_budget(budget.mean)}"
+    if isinstance(budget, MeanBudget):
+        return f"{_budget(budget.budget)} in the mean over {budget.cuts.n_layers} layers"
     if isinstance(budget, Budget):
         return f"{budget.keep} tokens" if isinstance(budget.keep, int) else f"{budget.keep:.3g} of the tokens"
     return repr(budget)

@@ -241,15 +241,17 @@ class _Work:
     ) -> list[list[DecoderInput]]:
         """Per row, where the decoder has the visual tokens that were kept."""
         rows: list[list[DecoderInput]] = [[] for _ in range(len(self.keep_mask))]
-        if self.config.decoder is None:
+        acting, cuts = self.config.decoder, self.config.cuts
+        if acting is None or cuts is None:
             return rows
         new_columns = None if packing is None else packing.inverse_index(self.keep_mask.shape[1])
         for i, (each, record) in enumerate(zip(inputs, records, strict=True)):
             if self._is_cut_in_decoder(record.n_before):
                 columns = each.visual.columns[each.kept]
                 columns = columns if new_columns is None else new_columns[record.sample, columns]
-                n_keep = min(self.config.decoder.count(record.n_before), len(columns))
-                rows[record.sample].append(DecoderInput(i, columns, record.indices, n_keep, len(columns)))
+                left = acting.counts(cuts, record.n_before, len(columns))
+                counts = dict(zip(cuts.layers, left, strict=True))
+                rows[record.sample].append(DecoderInput(i, columns, record.indices, left[-1], len(columns), counts))
         return rows
 
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from .arguments import POSITIONS
+from .arguments import BudgetMeaning as BudgetMeaning
 from .arguments import Keep as Keep
 from .arguments import Positions as Positions
-from .budget import AdaptiveBudget, Budget, TokenBudget
+from .composition import Asked, compose
+from .composition import PolicyLike as PolicyLike
 from .patches import Pruner, PruningReport, PruningStatus, family_of, status_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
-from .patches.config import allows_decoder_stage
 from .patches.modules import base_of
-from .policies import Policy, make_policy, registry
-from .policies.base import check_policy
-from .policies.stages import Stage
+from .policies import registry
 
 M = TypeVar("M", bound=nn.Module)
-PolicyLike = str | Policy | Sequence[str | Policy]
 
 
 def apply_pruning(
@@ -32,6 +29,7 @@ def apply_pruning(
     policy: PolicyLike,
     keep: Keep = None,
     *,
+    budget: BudgetMeaning = "mean",
     positions: Positions = "original",
     **options: Any,
 ) -> M:
@@ -45,10 +43,13 @@ def apply_pruning(
         policy: a policy's name (see `list_policies`) or a `Policy` instance; or a list of them that act at
             different stages (vision tower, before the language model, in the decoder) and share the way
             to the budget: of two, the first keeps the geometric mean of all tokens and of the final number.
-        keep: what stays of each visual input: a ratio in (0, 1], or a number of tokens >= 1. A video
-            is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on Qwen-VL), or what
-            an adaptive policy finds. For a list of policies also a list: what is left of the whole input
-            after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
+        keep: visual tokens that a decoder layer holds of each visual input, in the mean over all layers: a
+            ratio in (0, 1], or a number of tokens >= 1. Where all tokens leave before the decoder, this is
+            how many stay. A video is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on
+            Qwen-VL), or what an adaptive policy finds. For a list of policies also a list: what is left of
+            the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
+        budget: what a single `keep` counts: `"mean"`, as said, met as nearly as whole tokens allow and
+            reported as `Record.mean`; or `"final"`, the tokens that are left after the last cut.
         positions: `"original"`: surviving tokens keep their position ids; `"compact"`: they are
             renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates).
         **options: hyper-parameters of a policy given by name.
@@ -59,34 +60,15 @@ def apply_pruning(
     Raises:
         UnknownPolicyError: no policy of that name.
         UnsupportedModelError: the model's type is not supported.
-        ValueError: a bad keep, positions or policy option, or a policy that cannot act on this model. Nothing has
-            changed then: what was applied before still is.
+        ValueError: a bad keep, budget, positions or policy option, a policy that cannot act on this model, or a
+            mean below what the decoder's first layers must hold (with a number of tokens, on the forward call).
+            Nothing has changed then: what was applied before still is.
         RuntimeError: while the model runs, in this thread or in another.
     """
     family = family_of(model)
-    model_type = cast(Any, model).config.model_type
-    stages, keeps = _stages(policy, options, keep, allows_decoder_stage(base_of(model), family))
-    budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
+    acting = compose(base_of(model), family, policy, options, Asked(keep, budget))
     if positions not in POSITIONS:
         raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, POSITIONS))}")
-    provided = {"text"} | ({"encoder_attention"} if family.encoder is not None else set())
-    for stage in stages:
-        missing = set(stage.needs - provided)
-        if family.encoder is None and stage.encoder_spec() is not None:
-            missing.add("the vision encoder")
-        if missing:
-            reason = f" ({family.no_encoder_stage})" if family.encoder is None else ""
-            raise ValueError(
-                f"policy {stage!r} needs {', '.join(sorted(missing))}, which is not available on model type "
-                f"{model_type!r}{reason}"
-            )
-    # Several policies share the way to one budget; a policy's own second stage has none to reach.
-    done = list(itertools.accumulate(stage.budget_weight for stage in stages))
-    shared = [budgets[0].intermediate(weight, done[-1]) for weight in done] if len(budgets) == 1 else budgets
-    acting: dict[str, tuple[Policy, TokenBudget]] = {}
-    for stage, share in zip(stages, shared, strict=True):
-        for where in stage.stages:
-            acting[where] = (stage, AdaptiveBudget() if keep is None and stage.adaptive else share)
     pruner, before = Pruner(model, family, acting, positions), _pruner(model)
     remove_pruning(model)
     try:
@@ -96,46 +78,6 @@ def apply_pruning(
             before.attach()
         raise
     return model
-
-
-def _stages(
-    policy: PolicyLike, options: dict[str, Any], keep: Keep, deep: bool
-) -> tuple[list[Policy], list[float | int | None]]:
-    """The policies in the order they act, at most one at each stage; and their budgets, or the one they share.
-
-    `deep` says whether a policy may go on in the decoder if it likes.
-    """
-    given = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
-    if len(given) > 1 and options:
-        raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
-    stages = [make_policy(p, **options) for p in given]
-    if not stages:
-        raise ValueError("expected a policy, got an empty list")
-    for each in stages:
-        check_policy(each)
-    if deep and not isinstance(keep, list | tuple) and not any(Stage.DECODER in s.stages for s in stages):
-        follow_ups = [more for s in stages if (more := s.decoder_follow_up()) is not None]
-        for each in follow_ups:
-            check_policy(each)
-        stages += follow_ups
-    for where in Stage:
-        acting = [s for s in stages if where in s.stages]
-        if len(acting) > 1:
-            raise ValueError(f"only one policy can act at the {where} stage, got {acting!r}")
-    order = sorted(range(len(stages)), key=lambda i: list(Stage).index(stages[i].stages[0]))
-    keeps: list[Any] = [keep]
-    if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
-        if len(keep) != len(stages):
-            raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
-        keeps = [None if keep[i] is None else Budget(keep[i]).keep for i in order]
-        for (a, one), (b, other) in itertools.pairwise(zip((stages[i].label for i in order), keeps, strict=True)):
-            # Ratios and numbers of tokens cannot be compared.
-            if one is not None and type(one) is type(other) and other > one:
-                raise ValueError(
-                    f"keep={keep!r} grows: {b!r} acts after {a!r}, which leaves {one!r} of each input, so it cannot "
-                    f"leave {other!r}"
-                )
-    return [stages[i] for i in order], keeps
 
 
 def _pruner(model: nn.Module) -> Pruner | None:
@@ -160,6 +102,7 @@ def pruning(
     policy: PolicyLike,
     keep: Keep = None,
     *,
+    budget: BudgetMeaning = "mean",
     positions: Positions = "original",
     **options: Any,
 ) -> Iterator[M]:
@@ -169,7 +112,7 @@ def pruning(
         RuntimeError: at the end of a block inside which another began that has not ended, as in two threads.
     """
     block = _Block(_pruner(model))
-    apply_pruning(model, policy, keep, positions=positions, **options)
+    apply_pruning(model, policy, keep, budget=budget, positions=positions, **options)
     _BLOCKS.setdefault(base_of(model), []).append(block)
     try:
         yield model

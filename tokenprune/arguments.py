@@ -12,3 +12,9 @@ Keep = float | int | Sequence[float | int] | None
 Positions = Literal["original", "compact"]
 
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
+
+#: What a single budget counts: visual tokens that a decoder layer holds, in the mean over all layers; or those that are
+#: left after the last cut.
+BudgetMeaning = Literal["mean", "final"]
+
+BUDGETS: tuple[BudgetMeaning, ...] = get_args(BudgetMeaning)

@@ -49,12 +49,19 @@ class Schedule:
             n: tokens that entered the decoder.
             n_keep: tokens after the last cut.
         """
-        if self.counts is None:
-            ratio = (n_keep / n) ** ((cut + 1) / len(self.depths)) if n else 0
-            wanted = round(n * ratio)
-        else:
-            wanted = round(n_keep * self.counts[cut] / self.counts[-1])
-        return n_keep if cut == len(self.depths) - 1 else min(n, max(n_keep, wanted))
+        return n_keep if cut == len(self.depths) - 1 else min(n, max(n_keep, round(self.scaled(cut, n, n_keep))))
+
+    def scaled(self, cut: int, n: int, n_keep: float) -> float:
+        """Tokens that stay at a cut, not rounded. They may exceed `n`, where `counts` are given.
+
+        Args:
+            cut: number of the cut, from 0.
+            n: tokens that entered the decoder.
+            n_keep: tokens after the last cut, not rounded.
+        """
+        if self.counts is not None:
+            return n_keep * self.counts[cut] / self.counts[-1]
+        return float(n * (n_keep / n) ** ((cut + 1) / len(self.depths))) if n else 0.0
 
     def __init_subclass__(cls) -> None:
         if "left" in vars(cls) and "kept" not in vars(cls):

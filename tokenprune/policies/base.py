@@ -165,6 +165,38 @@ class Policy(FormerNames):
         """`decoder_select` for all rows of a batch, in their order."""
         return [self.decoder_select(view) for view in views]
 
+    def decoder_counts(self, n: int, n_keep: float, n_layers: int, lowest: int) -> Sequence[float]:
+        """How many tokens of a visual input stay after each cut, as far as the policy plans it.
+
+        A budget that counts the mean over decoder layers is solved with it: `n_keep` is varied until the mean is the
+        budget. By default all cuts leave `n_keep`. A policy whose cuts depend on what it sees answers what they leave
+        at most.
+
+        Args:
+            n: tokens that entered the decoder.
+            n_keep: tokens after the last cut, at least 1, not rounded. Answers must not fall when it grows.
+            n_layers: decoder layers of the model.
+            lowest: as in `decoder_layers`.
+
+        Returns:
+            for each of `decoder_layers`, a number that need not be whole.
+        """
+        return [n_keep] * len(self.decoder_layers(n_layers, lowest))
+
+    def with_mean(self, keep: float | int, n_layers: int, lowest: int) -> Policy:
+        """The policy for a budget that counts the mean over decoder layers, where nothing else acts: itself, unless its
+        options are to be solved for it.
+
+        Args:
+            keep: ratio or number of tokens.
+            n_layers: decoder layers of the model.
+            lowest: as in `decoder_layers`.
+
+        Raises:
+            ValueError: for a budget from which the options cannot be found.
+        """
+        return self
+
     def decoder_follow_up(self) -> Policy | None:
         """A policy that acts in the decoder after this one; None: none. The two share the budget like a list of them.
 
@@ -214,8 +246,17 @@ class ScheduledPolicy(Policy):
             return None
         return view.best(self.token_scores(view), counts)
 
+    def decoder_counts(self, n: int, n_keep: float, n_layers: int, lowest: int) -> Sequence[float]:
+        """What the schedule leaves after each cut."""
+        schedule, cuts = self.schedule, self.schedule.cuts(n_layers, lowest).values()
+        if type(schedule).kept is not Schedule.kept:  # a subclass with numbers of its own
+            return [schedule.kept(cut, n, round(n_keep)) for cut in cuts]
+        return [schedule.scaled(cut, n, n_keep) for cut in cuts]
+
     def counts_at(self, view: DecoderView) -> list[int]:
-        """For each visual input, how many tokens the schedule leaves at this layer."""
+        """For each visual input, how many tokens stay at this layer: `view.counts`, else what the schedule leaves."""
+        if view.counts is not None:
+            return view.counts
         cut = self.schedule.cuts(view.n_layers, view.lowest)[view.layer]
         return [
             min(len(columns), self.schedule.kept(cut, n, k))

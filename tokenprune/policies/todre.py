@@ -101,6 +101,10 @@ class ToDRE(BatchedPolicy):
     def decoder_layers(self, n_layers: int, lowest: int) -> list[int]:
         return sorted({max(lowest, int(depth * n_layers)) for depth in self.depths})
 
+    def decoder_counts(self, n: int, n_keep: float, n_layers: int, lowest: int) -> Sequence[float]:
+        """All: whether tokens are dropped in the decoder depends on what the text attends to."""
+        return [n] * len(self.decoder_layers(n_layers, lowest))
+
     def decoder_select(self, view: DecoderView) -> list[Tensor] | None:
         visual = torch.cat(view.visual)
         if len(view.text) == 0 or len(visual) == 0:

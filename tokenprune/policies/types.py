@@ -130,6 +130,7 @@ class DecoderView:
         n_layers: number of decoder layers.
         lowest: lowest layer before which this model lets tokens be dropped.
         entered: for each visual input, how many of its tokens entered the decoder.
+        counts: for each visual input, how many of its remaining tokens the budget leaves at this layer; None: unknown.
     """
 
     visual: list[Tensor]
@@ -144,6 +145,7 @@ class DecoderView:
     n_layers: int
     lowest: int
     entered: list[int]
+    counts: list[int] | None = None
 
     def best(self, scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The best-scored tokens of each visual input, as an answer of `Policy.decoder_select`.

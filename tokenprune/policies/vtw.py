@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,24 +23,44 @@ class VTW(Policy):
     1. Layers below the given depth get all visual tokens.
     2. Layers from it on get none. The paper argues that by then the text tokens hold the information that is needed.
 
-    The budget (`keep`) has no effect. The paper finds the layer by the divergence of answers on a few examples (16 of
-    32 layers on LLaVA-1.5-7B); here it is an option with that default.
+    A budget of a keep ratio that counts the mean over layers decides the depth: `keep=0.5` is half of the layers. Where
+    the depth is given, or `keep` is what stays after the last cut (`budget="final"`), the budget has no effect. The
+    paper finds the layer by the divergence of answers on a few examples (16 of 32 layers on LLaVA-1.5-7B).
 
     Args:
-        depth: the first layer without visual tokens, as a share of the decoder's layers, in (0, 1).
+        depth: the first layer without visual tokens, as a share of the decoder's layers, in (0, 1). None: as the budget
+            says, and one half without a budget or with another policy before the decoder.
     """
 
-    depth: float = 0.5
+    depth: float | None = None
     stage: ClassVar[Literal["decoder"]] = "decoder"
     paper: ClassVar[str] = "VTW, AAAI 2025, arXiv:2405.05803"
     keeps: ClassVar[str] = "all tokens up to a decoder layer, none from it on"
-    deviates: ClassVar[str] = "the layer is given, not calibrated"
+    deviates: ClassVar[str] = "the layer is given or follows from the budget, and is not calibrated"
+    adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        real(self, "depth", above=0, below=1, what="a share of the layers")
+        if self.depth is not None:
+            real(self, "depth", above=0, below=1, what="a share of the layers")
 
     def decoder_layers(self, n_layers: int, lowest: int) -> list[int]:
-        return [max(lowest, int(self.depth * n_layers))]
+        return [max(lowest, int((0.5 if self.depth is None else self.depth) * n_layers))]
+
+    def decoder_counts(self, n: int, n_keep: float, n_layers: int, lowest: int) -> Sequence[float]:
+        """None: the layers above the cut hold no visual token."""
+        return [0]
+
+    def with_mean(self, keep: float | int, n_layers: int, lowest: int) -> VTW:
+        """The depth that holds the ratio `keep`: the nearest whole layer."""
+        if self.depth is not None or keep == 1.0:
+            return self
+        if isinstance(keep, int):
+            raise ValueError(
+                f"keep={keep} is a number of tokens, from which policy 'vtw' cannot find its layer; accepted: a ratio "
+                "in (0, 1], or the option depth"
+            )
+        layer = min(n_layers - 1, max(lowest, round(keep * n_layers)))
+        return replace(self, depth=(layer + 0.5) / n_layers)
 
     def decoder_select(self, view: DecoderView) -> list[Tensor] | None:
         return [torch.zeros(len(columns), dtype=torch.bool) for columns in view.visual]

@@ -1,0 +1,155 @@
+"""Which policy acts at which stage of a model, and with what budget."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .arguments import BUDGETS, BudgetMeaning, Keep
+from .budget import AdaptiveBudget, Budget, TokenBudget
+from .mean_budget import DecoderCuts, MeanBudget, MeanBudgetBefore
+from .patches.config import allows_decoder_stage, decoder_cuts
+from .patches.families.base import Family
+from .policies import Policy, make_policy
+from .policies.base import check_policy
+from .policies.stages import Stage
+
+PolicyLike = str | Policy | Sequence[str | Policy]
+Acting = dict[str, tuple[Policy, TokenBudget]]
+
+
+class Asked(NamedTuple):
+    """What stays, as `apply_pruning` was asked."""
+
+    keep: Keep
+    budget: BudgetMeaning
+
+
+def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str, Any], asked: Asked) -> Acting:
+    """Who acts at each stage, with its budget.
+
+    Args:
+        base: the model that merges visual features into the sequence.
+        family: the facts about its type.
+        policy: as in `apply_pruning`.
+        options: of a policy given by name.
+        asked: the budget.
+
+    Raises:
+        UnknownPolicyError: no policy of that name.
+        ValueError: a bad budget or option, or a policy that cannot act on this model or not with this budget.
+    """
+    keep = asked.keep
+    if asked.budget not in BUDGETS:
+        raise ValueError(f"budget={asked.budget!r} is unknown; accepted: {', '.join(map(repr, BUDGETS))}")
+    policies, keeps = _policies(policy, options, keep, allows_decoder_stage(base, family))
+    budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
+    for each in policies:
+        _check_needs(each, base, family)
+    if len(budgets) == 1 and asked.budget == "mean" and keep is not None and len(policies) == 1:
+        policies = [_with_mean(policies[0], budgets[0], base, family)]
+    if len(budgets) == 1:
+        shared = _shares(policies, budgets[0])
+        deciding = next((each for each in policies if Stage.DECODER in each.stages), None)
+        finds_own = deciding is None or (keep is None and deciding.adaptive)
+        if asked.budget == "mean" and deciding is not None and not finds_own and not budgets[0].keeps_all:
+            shared = _shares_of_mean(policies, budgets[0], decoder_cuts(deciding, base, family), deciding.label)
+    else:
+        shared = [dict.fromkeys(each.stages, one) for each, one in zip(policies, budgets, strict=True)]
+    return {
+        str(where): (each, AdaptiveBudget() if keep is None and each.adaptive else share)
+        for each, shares in zip(policies, shared, strict=True)
+        for where, share in shares.items()
+    }
+
+
+def _check_needs(policy: Policy, base: Any, family: Family) -> None:
+    """Raise `ValueError` if a policy reads what this model type does not have."""
+    missing = set(policy.needs - ({"text"} | ({"encoder_attention"} if family.encoder is not None else set())))
+    if family.encoder is None and policy.encoder_spec() is not None:
+        missing.add("the vision encoder")
+    if missing:
+        reason = f" ({family.no_encoder_stage})" if family.encoder is None else ""
+        raise ValueError(
+            f"policy {policy!r} needs {', '.join(sorted(missing))}, which is not available on model type "
+            f"{base.config.model_type!r}{reason}"
+        )
+
+
+def _with_mean(policy: Policy, budget: Budget, base: Any, family: Family) -> Policy:
+    """The policy, with options solved for a mean over decoder layers if it has such."""
+    if Stage.DECODER not in policy.stages or budget.keeps_all:
+        return policy
+    n_layers = len(base.get_submodule(family.text_model).layers)
+    return policy.with_mean(budget.keep, n_layers, family.first_decoder_cut(base.config))
+
+
+# Several policies share the way to one budget; a policy's own second stage has none to reach.
+
+
+def _shares(policies: Sequence[Policy], budget: Budget) -> list[Mapping[Stage, TokenBudget]]:
+    """For each policy, by stage, the budget on the way to what is left after the last."""
+    done = list(itertools.accumulate(each.budget_weight for each in policies))
+    return [
+        dict.fromkeys(each.stages, budget.intermediate(weight, done[-1]))
+        for each, weight in zip(policies, done, strict=True)
+    ]
+
+
+def _shares_of_mean(
+    policies: Sequence[Policy], budget: Budget, cuts: DecoderCuts, name: str
+) -> list[Mapping[Stage, TokenBudget]]:
+    """For each policy, by stage, the budget on the way to a mean over decoder layers.
+
+    Raises:
+        ValueError: for a ratio below what the decoder's first layers must hold; `name` is the policy that acts there.
+    """
+    done = list(itertools.accumulate(each.budget_weight for each in policies))
+    before = [weight for each, weight in zip(policies, done, strict=True) if each.stages[0] != Stage.DECODER]
+    mean = MeanBudget(budget, cuts, before[-1] / done[-1] if before else 0.0)
+    mean.check_ratio(name)
+    return [
+        {where: mean if where == Stage.DECODER else MeanBudgetBefore(mean, weight / done[-1]) for where in each.stages}
+        for each, weight in zip(policies, done, strict=True)
+    ]
+
+
+def _policies(
+    policy: PolicyLike, options: Mapping[str, Any], keep: Keep, deep: bool
+) -> tuple[list[Policy], list[float | int | None]]:
+    """The policies in the order they act, at most one at each stage; and their budgets, or the one they share.
+
+    `deep` says whether a policy may go on in the decoder if it likes.
+    """
+    given = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
+    if len(given) > 1 and options:
+        raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
+    stages = [make_policy(p, **options) for p in given]
+    if not stages:
+        raise ValueError("expected a policy, got an empty list")
+    for each in stages:
+        check_policy(each)
+    if deep and not isinstance(keep, list | tuple) and not any(Stage.DECODER in s.stages for s in stages):
+        follow_ups = [more for s in stages if (more := s.decoder_follow_up()) is not None]
+        for each in follow_ups:
+            check_policy(each)
+        stages += follow_ups
+    for where in Stage:
+        acting = [s for s in stages if where in s.stages]
+        if len(acting) > 1:
+            raise ValueError(f"only one policy can act at the {where} stage, got {acting!r}")
+    order = sorted(range(len(stages)), key=lambda i: list(Stage).index(stages[i].stages[0]))
+    keeps: list[Any] = [keep]
+    if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
+        if len(keep) != len(stages):
+            raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
+        keeps = [None if keep[i] is None else Budget(keep[i]).keep for i in order]
+        for (a, one), (b, other) in itertools.pairwise(zip((stages[i].label for i in order), keeps, strict=True)):
+            # Ratios and numbers of tokens cannot be compared.
+            if one is not None and type(one) is type(other) and other > one:
+                raise ValueError(
+                    f"keep={keep!r} grows: {b!r} acts after {a!r}, which leaves {one!r} of each input, so it cannot "
+                    f"leave {other!r}"
+                )
+    return [stages[i] for i in order], keeps

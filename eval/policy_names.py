@@ -2,14 +2,16 @@
 
     policies     = composition {"," composition}
     composition  = policy {"+" policy}
-    policy       = name {":" option "=" value}
+    policy       = name ["@" preset] {":" option "=" value}
 
 `fastv:layer=3,divprune+fastv:layer=3` is two compositions, of one and of two policies. A value is a Python literal
 where it can be read as one, else text: `fopru:strategy=row:include_cls_query=False`. Commas, colons and plus signs
 inside brackets or quotes do not separate: `auto:depths=(0.25,0.5)`. A schedule is written as its depths, or as
 `Schedule(depths, counts)`.
 
-The character `@` is reserved and cannot be part of a name.
+A preset is a setting of the policy's paper, with its options and mostly its budget: `sparsevlm@v2-128`. The preset
+`final` of any policy says that the keep ratio counts what is left after the last cut, not the mean over decoder layers;
+in a composition it says so for all: `divprune+fastv@final`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..policies import Policy, make_policy, registry
+from ..policies.presets import split_preset
 from ..schedule import Schedule
 
 _OPENING, _CLOSING = "([{", ")]}"
@@ -77,9 +80,9 @@ def make_named_policy(text: str, **more: Any) -> Policy:
     twice = [option for option in options if option in more]
     if twice:
         raise ValueError(f"policy {text!r}: option {twice[0]!r} is given twice")
-    if not options or name not in registry():
+    if not options or split_preset(name)[0] not in registry():
         return make_policy(name, **more)
-    defaults = option_defaults(registry()[name])
+    defaults = option_defaults(registry()[split_preset(name)[0]])
     try:
         for option, value in options.items():
             if isinstance(defaults.get(option), Schedule):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
 
 from ..api import apply_pruning, pruning, pruning_report
 from ..arguments import POSITIONS as POSITIONS
-from ..arguments import Positions
+from ..arguments import BudgetMeaning, Positions
 from ..budget import Budget
+from ..composition import settle
 from ..patches import Record
 from ..policies import Policy, make_policy
-from .policy_names import label_of, make_named_policy, parse_policy, policy_label, split_composition
+from ..policies.stages import Stage
+from .policy_names import label_of, make_named_policy, parse_policy, policy_label, split_composition, stages_of
 
 #: Name of the setting without pruning, in tables and results files.
 FULL = "full"
@@ -30,13 +32,16 @@ class PruningSetting:
         policy: one policy, or several that act at different stages: names joined by `+` ("divprune+fastv"), with
             options if wanted ("divprune+fastv:layer=3", `policy_names.py`), a `Policy` or a sequence of them. None is
             the full model.
-        keep: as in `apply_pruning`; None is the model family's default. The full model keeps 1.0.
-        positions: as in `apply_pruning`.
+        keep: as in `apply_pruning`; None is as the policy's preset says ("sparsevlm@v2-128"), else the model family's
+            default. The full model keeps 1.0. It counts the mean over decoder layers, or what is left after the last
+            cut with a preset that says so, as "fastv@final".
+        positions: as in `apply_pruning`; a preset that renumbers has the last word.
         options: hyper-parameters of the policy, where it is a single one given by name; besides those in its name.
 
     Attributes:
         policies: the policy instances; empty for the full model.
         labels: each policy's name with the options that were given, or those of an instance that are not its defaults.
+        budget: what `keep` counts.
 
     Raises:
         UnknownPolicyError: no policy of that name.
@@ -51,6 +56,7 @@ class PruningSetting:
     options: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[Policy, ...] = field(init=False, repr=False, compare=False)
     labels: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    budget: BudgetMeaning = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS:
@@ -62,8 +68,12 @@ class PruningSetting:
             if keep not in (None, 1.0) or self.positions != "original" or self.options:
                 raise ValueError("the full model takes no keep, positions or options")
             keep = 1.0
-        elif keep is not None:
-            keep = Budget(keep).keep
+        asked = settle([parse_policy(each)[0] if isinstance(each, str) else each for each in given], keep, None, None)
+        if policies and asked.keep is not None:
+            keep = Budget(cast("float | int", asked.keep)).keep
+        if asked.positions != "original":
+            object.__setattr__(self, "positions", asked.positions)
+        object.__setattr__(self, "budget", asked.budget)
         object.__setattr__(self, "policies", policies)
         object.__setattr__(self, "labels", tuple(map(self._label, given, policies)))
         object.__setattr__(self, "keep", keep)
@@ -109,21 +119,23 @@ class PruningSetting:
         return label(self.name, self.keep)
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that tell results under this setting from others: policies with all their options, keep ratio and
-        positions."""
+        """JSON values that tell results under this setting from others: policies with all their options, keep ratio,
+        what it counts where this makes a difference, and positions."""
         policy: Any = self.policies[0] if len(self.policies) == 1 else self.policies or self.name
-        return {"policy": repr(policy), "keep": self.keep, "positions": self.positions}
+        identity = {"policy": repr(policy), "keep": self.keep, "positions": self.positions}
+        in_decoder = any(stage == Stage.DECODER for policy in self.policies for stage in stages_of(policy))
+        return {**identity, "budget": self.budget} if in_decoder else identity
 
     def context(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """A context in which the model is pruned like this."""
         if not self.policies:
             return contextlib.nullcontext(model)
-        return pruning(model, self.policies, self.keep, positions=self.positions)
+        return pruning(model, self.policies, self.keep, budget=self.budget, positions=self.positions)
 
     def apply(self, model: nn.Module) -> None:
         """Prune the model until `remove_pruning`; leave it as it is if this is the full model."""
         if self.policies:
-            apply_pruning(model, self.policies, self.keep, positions=self.positions)
+            apply_pruning(model, self.policies, self.keep, budget=self.budget, positions=self.positions)
 
     def records(self, model: nn.Module) -> list[Record]:
         """What the last call of the model kept of each visual input; empty for the full model."""
@@ -154,6 +166,12 @@ def format_keep(keep: float | int | None) -> str:
 def settings_grid(
     policies: Iterable[str], keeps: Sequence[float | int | None], positions: Positions = "original", full: bool = True
 ) -> tuple[PruningSetting, ...]:
-    """Every policy at every keep ratio, the full model first if `full`."""
-    pruned = tuple(PruningSetting(policy, keep, positions) for policy in policies for keep in keeps)
+    """Every policy at every keep ratio, the full model first if `full`. Presets with budgets of their own have one."""
+    pruned = tuple(PruningSetting(policy, keep, positions) for policy in policies for keep in keeps_of(policy, keeps))
     return (PruningSetting(),) * full + pruned
+
+
+def keeps_of(policy: str, keeps: Sequence[float | int | None]) -> Sequence[float | int | None]:
+    """The keep ratios that a policy is run at: `keeps`, but the own one of a preset that has one."""
+    own = PruningSetting(policy).keep
+    return keeps if own is None else [own]

@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from .arguments import POSITIONS
 from .arguments import BudgetMeaning as BudgetMeaning
 from .arguments import Keep as Keep
 from .arguments import Positions as Positions
-from .composition import Asked, compose
 from .composition import PolicyLike as PolicyLike
+from .composition import compose, settle
 from .patches import Pruner, PruningReport, PruningStatus, family_of, status_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
 from .patches.modules import base_of
@@ -29,8 +28,8 @@ def apply_pruning(
     policy: PolicyLike,
     keep: Keep = None,
     *,
-    budget: BudgetMeaning = "mean",
-    positions: Positions = "original",
+    budget: BudgetMeaning | None = None,
+    positions: Positions | None = None,
     **options: Any,
 ) -> M:
     """Make a vision-language model drop visual tokens.
@@ -40,7 +39,8 @@ def apply_pruning(
 
     Args:
         model: a transformers model of a supported type.
-        policy: a policy's name (see `list_policies`) or a `Policy` instance; or a list of them that act at
+        policy: a policy's name (see `list_policies`), a name with a paper's setting (`"sparsevlm@v2-128"`, see
+            `tokenprune policies`), or a `Policy` instance; or a list of them that act at
             different stages (vision tower, before the language model, in the decoder) and share the way
             to the budget: of two, the first keeps the geometric mean of all tokens and of the final number.
         keep: visual tokens that a decoder layer holds of each visual input, in the mean over all layers: a
@@ -49,9 +49,11 @@ def apply_pruning(
             Qwen-VL), or what an adaptive policy finds. For a list of policies also a list: what is left of
             the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
         budget: what a single `keep` counts: `"mean"`, as said, met as nearly as whole tokens allow and
-            reported as `Record.mean`; or `"final"`, the tokens that are left after the last cut.
+            reported as `Record.mean`; or `"final"`, the tokens that are left after the last cut. None: as a
+            preset says, else `"mean"`.
         positions: `"original"`: surviving tokens keep their position ids; `"compact"`: they are
-            renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates).
+            renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates). Tokens
+            that leave inside the decoder leave gaps in any case. None: as a preset says, else `"original"`.
         **options: hyper-parameters of a policy given by name.
 
     Returns:
@@ -66,10 +68,9 @@ def apply_pruning(
         RuntimeError: while the model runs, in this thread or in another.
     """
     family = family_of(model)
-    acting = compose(base_of(model), family, policy, options, Asked(keep, budget))
-    if positions not in POSITIONS:
-        raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, POSITIONS))}")
-    pruner, before = Pruner(model, family, acting, positions), _pruner(model)
+    asked = settle(policy, keep, budget, positions)
+    acting = compose(base_of(model), family, policy, options, asked)
+    pruner, before = Pruner(model, family, acting, asked.positions), _pruner(model)
     remove_pruning(model)
     try:
         pruner.attach()
@@ -102,8 +103,8 @@ def pruning(
     policy: PolicyLike,
     keep: Keep = None,
     *,
-    budget: BudgetMeaning = "mean",
-    positions: Positions = "original",
+    budget: BudgetMeaning | None = None,
+    positions: Positions | None = None,
     **options: Any,
 ) -> Iterator[M]:
     """`apply_pruning` for a `with` block; afterwards the model is as it was, pruned or not. Blocks nest.

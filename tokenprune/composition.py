@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .arguments import BUDGETS, BudgetMeaning, Keep
+from .arguments import BUDGETS, POSITIONS, BudgetMeaning, Keep, Positions
 from .budget import AdaptiveBudget, Budget, TokenBudget
 from .mean_budget import DecoderCuts, MeanBudget, MeanBudgetBefore
 from .patches.config import allows_decoder_stage, decoder_cuts
 from .patches.families.base import Family
 from .policies import Policy, make_policy
 from .policies.base import check_policy
+from .policies.registration import preset_of
 from .policies.stages import Stage
 
 PolicyLike = str | Policy | Sequence[str | Policy]
@@ -20,10 +21,35 @@ Acting = dict[str, tuple[Policy, TokenBudget]]
 
 
 class Asked(NamedTuple):
-    """What stays, as `apply_pruning` was asked."""
+    """What stays, and with which position ids."""
 
     keep: Keep
     budget: BudgetMeaning
+    positions: Positions
+
+
+def settle(policy: PolicyLike, keep: Keep, budget: BudgetMeaning | None, positions: Positions | None) -> Asked:
+    """What `apply_pruning` is asked for: what is None is as a preset says, else the default.
+
+    Raises:
+        ValueError: unknown names of a budget, of positions or of a preset; several policies with presets that have
+            budgets of their own, and no `keep`.
+    """
+    if budget not in (None, *BUDGETS):
+        raise ValueError(f"budget={budget!r} is unknown; accepted: {', '.join(map(repr, BUDGETS))}")
+    if positions not in (None, *POSITIONS):
+        raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, POSITIONS))}")
+    several = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
+    presets = [preset for each in several if (preset := preset_of(each)) is not None]
+    own = [preset for preset in presets if preset.keep is not None]
+    if keep is None and own:
+        if len(several) > 1:
+            raise ValueError(f"policies {several!r} have presets with budgets of their own: give keep")
+        keep = own[0].keep
+    for preset in presets:
+        budget = budget or preset.budget
+        positions = positions or preset.positions
+    return Asked(keep, budget or "mean", positions or "original")
 
 
 def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str, Any], asked: Asked) -> Acting:
@@ -41,8 +67,6 @@ def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str,
         ValueError: a bad budget or option, or a policy that cannot act on this model or not with this budget.
     """
     keep = asked.keep
-    if asked.budget not in BUDGETS:
-        raise ValueError(f"budget={asked.budget!r} is unknown; accepted: {', '.join(map(repr, BUDGETS))}")
     policies, keeps = _policies(policy, options, keep, allows_decoder_stage(base, family))
     budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
     for each in policies:

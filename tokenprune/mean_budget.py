@@ -135,9 +135,9 @@ class MeanBudget:
         cuts = self.cuts
         return (
             f"keep={self.budget.keep!r} is a mean over the {cuts.n_layers} decoder layers, and policy {policy!r} holds "
-            f"{least} at least, since nothing leaves before layer {cuts.layers[0]}; accepted: {accepted}, another policy "
-            f"before the decoder (['divprune', {policy!r}]), or budget='final', where keep counts what is left after "
-            "the last cut"
+            f"{least} at least, since nothing leaves before layer {cuts.layers[0]}; accepted: {accepted}, another "
+            f"policy before the decoder (['divprune', {policy!r}]), or budget='final', where keep counts what is left "
+            "after the last cut"
         )
 
     def _mean(self, n: int, scale: float) -> float:
@@ -168,7 +168,8 @@ class MeanBudgetBefore:
 
 
 def _part(n: int, scale: float, exponent: float) -> int:
-    return max(1, round(n * scale**exponent))
+    share: float = scale**exponent
+    return max(1, round(n * share))
 
 
 def _solve(mean: Callable[[float], float], least: float, wanted: float) -> float:

@@ -58,16 +58,17 @@ def settings(
     """The full model, then per keep ratio the downsampled images, and per positions the baselines and the policies."""
     names = [name for name in dict.fromkeys(("random", "grid", *policies)) if name != "downsample"]
     out: list[PruningSetting] = [PruningSetting()]
+    own = {name: PruningSetting(name) for name in names}
     for keep in keeps:
         out.append(Downsampled(keep=keep))
-        out += [PruningSetting(name, keep, each) for each in positions for name in names]
-    return tuple(out)
+        out += [PruningSetting(name, keep, each) for each in positions for name in names if own[name].keep is None]
+    return (*out, *(setting for setting in own.values() if setting.keep is not None))
 
 
 def allowed(
     model: minivlm.Name, settings: Sequence[PruningSetting], note: Callable[[str], None] = lambda text: None
 ) -> tuple[PruningSetting, ...]:
-    """The settings that a model supports; `note` receives, once per policy, why it is left out."""
+    """The settings that a model supports; `note` receives, once per reason, why one is left out."""
     loaded = minivlm.load(model)[0]
     supported: list[PruningSetting] = []
     reported: set[str] = set()
@@ -76,9 +77,9 @@ def allowed(
             with setting.context(loaded):
                 supported.append(setting)
         except ValueError as error:
-            if setting.name not in reported:
+            if str(error) not in reported:
                 note(f"left out: {error}")
-            reported.add(setting.name)
+            reported.add(str(error))
     return tuple(supported)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..schedule import Schedule
 from ..validate import instance
+from .presets import Preset
 from .renamed import FormerNames
 from .stages import Stage, parse_stages
 from .types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
@@ -41,6 +42,7 @@ class Policy(FormerNames):
         paper: name, venue and arXiv id of the paper.
         keeps: in a few words, which tokens it keeps.
         deviates: in a few words, where it differs from the paper or the paper's code.
+        presets: settings of the paper by name, for `apply_pruning(model, "NAME@PRESET")`.
     """
 
     name: ClassVar[str] = ""
@@ -51,6 +53,7 @@ class Policy(FormerNames):
     paper: ClassVar[str] = ""
     keeps: ClassVar[str] = ""
     deviates: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Preset]] = {}
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ..plugins import builtin_only
 from .base import Policy
+from .presets import Preset, preset_among, split_preset
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,11 @@ def registry() -> dict[str, type[Policy]]:
 def make_policy(policy: str | Policy, **options: Any) -> Policy:
     """The policy of a name with its options, or a policy instance as it is.
 
+    A name may end with a preset, as `sparsevlm@v2-128`. Options that are given replace those of the preset.
+
     Raises:
         UnknownPolicyError: unknown name; the message lists the known ones and suggests the nearest.
-        ValueError: an unknown option, or options beside a policy instance.
+        ValueError: an unknown preset, an unknown option, or options beside a policy instance.
         TypeError: neither a name nor a policy.
     """
     if isinstance(policy, Policy):
@@ -75,6 +78,7 @@ def make_policy(policy: str | Policy, **options: Any) -> Policy:
         hint = " (an instance is wanted, not the class)" if isinstance(policy, type) else ""
         raise TypeError(f"policy must be a name or a Policy instance, got {policy!r}{hint}")
     known = registry()
+    policy, preset = split_preset(policy)
     if policy not in known:
         near = difflib.get_close_matches(policy.lower(), known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -85,4 +89,18 @@ def make_policy(policy: str | Policy, **options: Any) -> Policy:
         if option not in accepted:
             takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes none"
             raise ValueError(f"unknown option {option!r} for policy {policy!r}; {takes}")
-    return cls(**options)
+    return cls(**(options if preset is None else {**preset_among(policy, cls.presets, preset).options, **options}))
+
+
+def preset_of(policy: object) -> Preset | None:
+    """The preset that a policy's name ends with; None without one.
+
+    Raises:
+        UnknownPolicyError: unknown name of a policy.
+        ValueError: unknown name of a preset.
+    """
+    name, preset = split_preset(policy) if isinstance(policy, str) else ("", None)
+    if preset is None:
+        return None
+    make_policy(name)  # for its error
+    return preset_among(name, registry()[name].presets, preset)

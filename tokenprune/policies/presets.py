@@ -1,0 +1,63 @@
+"""Settings of papers by name: options and budget of a row of a table, as `sparsevlm@v2-128`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..arguments import BudgetMeaning, Positions
+
+#: In place of a preset's name: `keep` counts what is left after the last cut.
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One setting of a paper.
+
+    Attributes:
+        keep: the budget, as `apply_pruning` takes it; None: given by the user, or the family's default.
+        options: of the policy; the others have their defaults.
+        budget: what `keep` counts: the mean over decoder layers, or what is left after the last cut.
+        positions: position ids of surviving tokens.
+        table: the paper's table, or the code's setting, that this is.
+        model: what it was run on: name, decoder layers and visual tokens.
+        mean: visual tokens that a decoder layer of that model holds, a mean over its layers; None: not known.
+    """
+
+    keep: float | int | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budget: BudgetMeaning = "final"
+    positions: Positions = "original"
+    table: str = ""
+    model: str = ""
+    mean: float | None = None
+
+
+_FINAL = Preset(None)
+
+
+def split_preset(text: str) -> tuple[str, str | None]:
+    """A policy's name, and the preset's name after an `@`; None without one."""
+    name, at, preset = text.partition("@")
+    return name, preset if at else None
+
+
+def preset_among(name: str, presets: Mapping[str, Preset], preset: str) -> Preset:
+    """A preset by its name.
+
+    Args:
+        name: of the policy, for the message.
+        presets: of the policy.
+        preset: its name, or `final`.
+
+    Raises:
+        ValueError: an unknown one; the message lists the known ones.
+    """
+    if preset in presets:
+        return presets[preset]
+    if preset == FINAL:
+        return _FINAL
+    listed = ", ".join(f"{name}@{each}" for each in (*presets, FINAL))
+    raise ValueError(f"policy {name!r} has no preset {preset!r}; accepted: {listed}")

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Real
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -30,6 +31,11 @@ class Acting(NamedTuple):
         """Tokens that the budget leaves of `n`; all of them where the policy finds its own number."""
         count = self.budget.count(n)
         return n if count is None else count
+
+    def drops(self, n: int) -> bool:
+        """Whether an input of `n` tokens may lose some; not where the budget is all of them."""
+        count = self.budget.budget.count(n) if isinstance(self.budget, MeanBudget) else self.budget.count(n)
+        return count is None or count < n
 
     def counts(self, cuts: DecoderCuts, n: int, entered: int) -> tuple[int, ...]:
         """Tokens that the budget leaves after each cut in the decoder.
@@ -189,4 +195,14 @@ def decoder_cuts(policy: Policy, base: Any, family: Family) -> DecoderCuts:
                 f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
                 f"{lowest} to {n - 1}"
             )
+    planned = policy.decoder_counts(100, 50.0, n, lowest)
+    if (
+        not isinstance(planned, list | tuple)
+        or len(planned) != len(cuts)
+        or not all(isinstance(count, Real) and count >= 0 for count in planned)
+    ):
+        raise ValueError(
+            f"policy {policy.label!r} must name a number >= 0 for each of its {len(cuts)} cuts (decoder_counts), got "
+            f"{planned!r}"
+        )
     return DecoderCuts(n, tuple(cuts), lambda entered, n_keep: policy.decoder_counts(entered, n_keep, n, lowest))

@@ -124,10 +124,7 @@ class _Work:
 
     def _is_cut_in_decoder(self, n: int) -> bool:
         """Whether the decoder stage may cut an input of `n` tokens; not where its budget is all of them."""
-        if self.config.decoder is None:
-            return False
-        count = self.config.decoder.budget.count(n)
-        return count is None or count < n
+        return self.config.decoder is not None and self.config.decoder.drops(n)
 
     def _words(self, visual: VisualInputs) -> list[dict[str, Tensor]]:
         """Per row, the fields of `VisualTokens` that hold its text; none where the policy does not read it."""

@@ -21,6 +21,7 @@ PUBLIC = {
     "InputFacts",
     "Keep",
     "Policy",
+    "BudgetMeaning",
     "Positions",
     "PrunedCacheError",
     "PrunedSequence",
@@ -77,6 +78,7 @@ POLICIES = {
     "HoloV",
     "MMTok",
     "Policy",
+    "Preset",
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",
@@ -102,6 +104,7 @@ POLICIES = {
 POLICY_MEMBERS = {
     "adaptive",
     "budget_weight",
+    "decoder_counts",
     "decoder_follow_up",
     "decoder_layers",
     "decoder_select",
@@ -116,6 +119,7 @@ POLICY_MEMBERS = {
     "needs",
     "paper",
     "per_frame",
+    "presets",
     "proportional",
     "resized_shape",
     "select",
@@ -123,6 +127,7 @@ POLICY_MEMBERS = {
     "source_indices",
     "stage",
     "stages",
+    "with_mean",
 }
 #: Former names of these, which work with a warning.
 FORMER_MEMBERS = {
@@ -195,8 +200,8 @@ def test_public_functions_take_these_arguments():
     def arguments(function):
         return list(inspect.signature(function).parameters)
 
-    assert arguments(tokenprune.apply_pruning) == ["model", "policy", "keep", "positions", "options"]
-    assert arguments(tokenprune.pruning) == ["model", "policy", "keep", "positions", "options"]
+    assert arguments(tokenprune.apply_pruning) == ["model", "policy", "keep", "budget", "positions", "options"]
+    assert arguments(tokenprune.pruning) == ["model", "policy", "keep", "budget", "positions", "options"]
     assert arguments(tokenprune.remove_pruning) == ["model"]
     assert arguments(tokenprune.pruning_report) == ["model"]
     assert arguments(tokenprune.prune_labels) == ["model", "labels"]

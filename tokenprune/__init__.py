@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         pruning_status,
         remove_pruning,
     )
-    from .arguments import Keep, Positions
+    from .arguments import BudgetMeaning, Keep, Positions
     from .patches import (
         EncoderFacts,
         EncoderValues,
@@ -55,7 +55,7 @@ _HOMES = {
         "pruning_status",
         "remove_pruning",
     ),
-    "arguments": ("Keep", "Positions"),
+    "arguments": ("BudgetMeaning", "Keep", "Positions"),
     "patches": (
         "EncoderFacts",
         "EncoderValues",
@@ -79,6 +79,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = ("api", "arguments", "budget", "device", "ops", "patches", "pickling", "policies", "schedule", "validate")
 
 __all__ = [
+    "BudgetMeaning",
     "DecoderView",
     "EncoderFacts",
     "EncoderSpec",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .arguments import BUDGETS, POSITIONS, BudgetMeaning, Keep, Positions
 from .budget import AdaptiveBudget, Budget, TokenBudget
-from .mean_budget import DecoderCuts, MeanBudget, MeanBudgetBefore
+from .mean_budget import MeanBudget, MeanBudgetBefore
 from .patches.config import allows_decoder_stage, decoder_cuts
 from .patches.families.base import Family
 from .policies import Policy, make_policy
@@ -71,16 +71,14 @@ def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str,
     budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
     for each in policies:
         _check_needs(each, base, family)
-    if len(budgets) == 1 and asked.budget == "mean" and keep is not None and len(policies) == 1:
-        policies = [_with_mean(policies[0], budgets[0], base, family)]
-    if len(budgets) == 1:
-        shared = _shares(policies, budgets[0])
-        deciding = next((each for each in policies if Stage.DECODER in each.stages), None)
-        finds_own = deciding is None or (keep is None and deciding.adaptive)
-        if asked.budget == "mean" and deciding is not None and not finds_own and not budgets[0].keeps_all:
-            shared = _shares_of_mean(policies, budgets[0], decoder_cuts(deciding, base, family), deciding.label)
-    else:
+    if isinstance(keep, list | tuple):
         shared = [dict.fromkeys(each.stages, one) for each, one in zip(policies, budgets, strict=True)]
+    elif asked.budget == "final" or budgets[0].keeps_all:
+        shared = _shares(policies, budgets[0])
+    else:
+        if keep is not None and len(policies) == 1:
+            policies = [_with_mean(policies[0], budgets[0], base, family)]
+        shared = _shares_of_mean(policies, budgets[0], base, family, keep is None)
     return {
         str(where): (each, AdaptiveBudget() if keep is None and each.adaptive else share)
         for each, shares in zip(policies, shared, strict=True)
@@ -103,7 +101,7 @@ def _check_needs(policy: Policy, base: Any, family: Family) -> None:
 
 def _with_mean(policy: Policy, budget: Budget, base: Any, family: Family) -> Policy:
     """The policy, with options solved for a mean over decoder layers if it has such."""
-    if Stage.DECODER not in policy.stages or budget.keeps_all:
+    if Stage.DECODER not in policy.stages:
         return policy
     n_layers = len(base.get_submodule(family.text_model).layers)
     return policy.with_mean(budget.keep, n_layers, family.first_decoder_cut(base.config))
@@ -122,17 +120,25 @@ def _shares(policies: Sequence[Policy], budget: Budget) -> list[Mapping[Stage, T
 
 
 def _shares_of_mean(
-    policies: Sequence[Policy], budget: Budget, cuts: DecoderCuts, name: str
+    policies: Sequence[Policy], budget: Budget, base: Any, family: Family, by_default: bool
 ) -> list[Mapping[Stage, TokenBudget]]:
     """For each policy, by stage, the budget on the way to a mean over decoder layers.
 
+    Without a policy in the decoder, the mean is what is left before it. A budget that nobody asked for (`by_default`)
+    is what is left after the last cut if the layers below the first cut leave no room for it as a mean.
+
     Raises:
-        ValueError: for a ratio below what the decoder's first layers must hold; `name` is the policy that acts there.
+        ValueError: for a ratio below what the decoder's first layers must hold.
     """
+    deciding = next((each for each in policies if Stage.DECODER in each.stages), None)
+    if deciding is None or (by_default and deciding.adaptive):
+        return _shares(policies, budget)
     done = list(itertools.accumulate(each.budget_weight for each in policies))
     before = [weight for each, weight in zip(policies, done, strict=True) if each.stages[0] != Stage.DECODER]
-    mean = MeanBudget(budget, cuts, before[-1] / done[-1] if before else 0.0)
-    mean.check_ratio(name)
+    mean = MeanBudget(budget, decoder_cuts(deciding, base, family), before[-1] / done[-1] if before else 0.0)
+    if by_default and not mean.has_room:
+        return _shares(policies, budget)
+    mean.check_ratio(deciding.label)
     return [
         {where: mean if where == Stage.DECODER else MeanBudgetBefore(mean, weight / done[-1]) for where in each.stages}
         for each, weight in zip(policies, done, strict=True)

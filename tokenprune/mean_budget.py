@@ -122,14 +122,23 @@ class MeanBudget:
             policy: name of what acts in the decoder, for the message.
         """
         keep = self.budget.keep
-        if isinstance(keep, int) and keep < n and (least := self.least(n)) >= keep + 1:
+        if isinstance(keep, int) and keep < n and self._plans(n) and (least := self.least(n)) >= keep + 1:
             raise ValueError(self._refusal(policy, f"{least:.1f} of {n} tokens", f"keep >= {math.ceil(least)}"))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether what the layers below the first cut must hold is at most half of the budget, if this is a ratio."""
+        return self.least(_LARGE) / _LARGE <= self.budget.keep / 2
 
     def check_ratio(self, policy: str) -> None:
         """Raise `ValueError` if the mean of a large input cannot be as low as the budget, where this is a ratio."""
         keep, least = self.budget.keep, self.least(_LARGE) / _LARGE
-        if isinstance(keep, float) and keep < least - 1e-3:
+        if isinstance(keep, float) and self._plans(_LARGE) and keep < least - 1e-3:
             raise ValueError(self._refusal(policy, f"{least:.3g} of the tokens", f"keep >= {least:.3g}"))
+
+    def _plans(self, n: int) -> bool:
+        """Whether the policy says how many leave in the decoder, or finds out when it sees them."""
+        return self.cuts.left(n, 1)[-1] < n
 
     def _refusal(self, policy: str, least: str, accepted: str) -> str:
         cuts = self.cuts

@@ -88,9 +88,11 @@ def test_errors_name_the_policy_and_what_it_takes(text, message):
 
 
 def test_an_unknown_name_is_told_as_such():
-    for text in ("fastvv:layer=1", "fastv@fast", "divprune+fastvv"):
+    for text in ("fastvv:layer=1", "fastvv@final", "divprune+fastvv"):
         with pytest.raises(UnknownPolicyError, match="Did you mean 'fastv'"):
             PruningSetting(text)
+    with pytest.raises(ValueError, match=r"policy 'fastv' has no preset 'fast'; accepted: .*fastv@final"):
+        PruningSetting("fastv@fast")
 
 
 def test_options_beside_the_name():

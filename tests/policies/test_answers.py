@@ -135,7 +135,7 @@ def refused(policy, message, name):
     """The error names the policy and the rule, and the model is what it was."""
     model, inputs = get_model("llava"), batch().inputs
     expected = generate(model, inputs, steps=2)
-    apply_pruning(model, policy, 0.25)
+    apply_pruning(model, policy, 0.25, budget="final")
     try:
         with pytest.raises(ValueError, match=f"(?s)policy '{name}'.*{message}"):
             generate(model, inputs, steps=2)

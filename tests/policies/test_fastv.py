@@ -10,7 +10,7 @@ from ..oracles import generate
 
 def test_fastv_ranks_by_the_last_token():
     model, batch = get_model("llava"), even_batch()
-    with pruning(model, "fastv", 5):
+    with pruning(model, "fastv@final", 5):
         generate(model, batch.inputs, steps=1)
         records = pruning_report(model)
     text = text_of(model)

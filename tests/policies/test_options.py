@@ -51,7 +51,10 @@ BAD = {
     "NumPy bool": np.True_,
 }
 #: What is bad elsewhere and means something here.
-GOOD = {("fastvid", "threshold"): {"below zero"}}  # a cosine: no cut at all
+GOOD = {
+    ("fastvid", "threshold"): {"below zero"},  # a cosine: no cut at all
+    ("vtw", "depth"): {"None"},  # as the budget says
+}
 GOOD_BOOLS = {"true", "NumPy bool"}
 
 

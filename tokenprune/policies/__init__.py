@@ -10,11 +10,12 @@ the import: `examples/custom_policy`.
 Helpers: `greedy.py` (greedy ops on inputs of several sizes), `merging.py` (averages of tokens), `relevance.py`
 (similarity to the question), `spacing.py` (evenly spaced indices), and `apportion` in `tokenprune/budget.py` (whole
 shares of a budget). The library calls policies through `run.py`, checks what they return in `answers.py`, and names
-the stages in `stages.py`. `renamed.py` keeps former names of methods working.
+the stages in `stages.py`. Settings of papers are presets (`presets.py`). `renamed.py` keeps former names of methods
+working.
 """
 
 from .auto import Auto
-from .base import BatchedPolicy, Policy, ScheduledPolicy
+from .base import BatchedPolicy, Policy
 from .cdpruner import CDPruner
 from .dart import DART
 from .divprune import DivPrune
@@ -28,11 +29,13 @@ from .fopru import FoPru
 from .grid import Grid
 from .holov import HoloV
 from .mmtok import MMTok
+from .presets import Preset
 from .prumerge import PruMerge, PruMergePlus
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .recoverable import Recoverable
 from .registration import UnknownPolicyError, make_policy, register, registry
+from .scheduled import ScheduledPolicy
 from .scope import Scope
 from .sparsevlm import SparseVLM
 from .stages import Stage
@@ -62,6 +65,7 @@ __all__ = [
     "HoloV",
     "MMTok",
     "Policy",
+    "Preset",
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",

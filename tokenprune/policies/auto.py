@@ -13,10 +13,11 @@ from ..budget import Budget
 from ..ops import max_min_select, topk_select
 from ..schedule import Schedule
 from ..validate import real, reals, whole
-from .base import BatchedPolicy, Policy, ScheduledPolicy
+from .base import BatchedPolicy, Policy
 from .greedy import greedy_selections
 from .registration import register
 from .relevance import question_similarity
+from .scheduled import ScheduledPolicy
 from .spacing import fill_evenly
 from .types import DecoderView, Selection, VisualTokens
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..schedule import Schedule
-from .base import ScheduledPolicy
 from .registration import register
+from .scheduled import ScheduledPolicy
 from .types import DecoderView
 
 

@@ -23,13 +23,14 @@ class VTW(Policy):
     1. Layers below the given depth get all visual tokens.
     2. Layers from it on get none. The paper argues that by then the text tokens hold the information that is needed.
 
-    A budget of a keep ratio that counts the mean over layers decides the depth: `keep=0.5` is half of the layers. Where
-    the depth is given, or `keep` is what stays after the last cut (`budget="final"`), the budget has no effect. The
-    paper finds the layer by the divergence of answers on a few examples (16 of 32 layers on LLaVA-1.5-7B).
+    A keep ratio counts the mean over layers and so decides the depth: `keep=0.5` is half of the layers. It decides
+    nothing where the depth is given, where `keep` is a number of tokens, and where it counts what stays after the last
+    cut (`budget="final"`). The paper finds the layer by the divergence of answers on a few examples (16 of 32 layers on
+    LLaVA-1.5-7B).
 
     Args:
-        depth: the first layer without visual tokens, as a share of the decoder's layers, in (0, 1). None: as the budget
-            says, and one half without a budget or with another policy before the decoder.
+        depth: the first layer without visual tokens, as a share of the decoder's layers, in (0, 1). None: as a keep
+            ratio says; one half without one, and with another policy before the decoder.
     """
 
     depth: float | None = None
@@ -51,15 +52,10 @@ class VTW(Policy):
         return [0]
 
     def with_mean(self, keep: float | int, n_layers: int, lowest: int) -> VTW:
-        """The depth that holds the ratio `keep`: the nearest whole layer."""
-        if self.depth is not None or keep == 1.0:
+        """The depth that holds the ratio `keep`, or less by a part of a layer."""
+        if self.depth is not None or isinstance(keep, int):
             return self
-        if isinstance(keep, int):
-            raise ValueError(
-                f"keep={keep} is a number of tokens, from which policy 'vtw' cannot find its layer; accepted: a ratio "
-                "in (0, 1], or the option depth"
-            )
-        layer = min(n_layers - 1, max(lowest, round(keep * n_layers)))
+        layer = min(n_layers - 1, max(lowest, int(keep * n_layers + 1e-9)))
         return replace(self, depth=(layer + 0.5) / n_layers)
 
     def decoder_select(self, view: DecoderView) -> list[Tensor] | None:

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..eval.errors import CommandError
@@ -17,7 +17,7 @@ from . import arguments, completers
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..policies import Policy
+    from ..policies import Policy, Preset
 
 STAGES = ("encoder", "vision", "decoder")
 NEEDS = ("text", "encoder_attention", "nothing")
@@ -58,6 +58,22 @@ def facts(name: str, cls: type[Policy]) -> dict[str, Any]:
         "per_frame": cls.per_frame,
         "paper": cls.paper,
         "deviates": cls.deviates,
+        "presets": {preset: _preset(each) for preset, each in cls.presets.items()},
+    }
+
+
+def _preset(preset: Preset) -> dict[str, Any]:
+    """What is known of a preset, as JSON values."""
+    from ..eval.policy_names import format_value
+
+    return {
+        "table": preset.table,
+        "model": preset.model,
+        "keep": preset.keep,
+        "budget": preset.budget,
+        "positions": preset.positions,
+        "options": {option: format_value(value) for option, value in preset.options.items()},
+        "mean": preset.mean,
     }
 
 
@@ -207,6 +223,28 @@ def _in_full(name: str, cls: type[Policy]) -> Iterator[RenderableType]:
         for option, value in known["options"].items():
             table.add_row(option, Text(value), Text(meanings.get(option, "")))
         yield table
+    if known["presets"]:
+        yield _presets(name, known["presets"])
+
+
+def _presets(name: str, presets: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """A table of the settings of papers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("preset", no_wrap=True)
+    for head in ("setting", "of", "mean"):
+        table.add_column(head, overflow="fold")
+    for preset, each in presets.items():
+        keep = "" if each["keep"] is None else f"keep={each['keep']:g}"
+        meaning = "budget=final" if each["budget"] == "final" and keep else ""
+        compact = "positions=compact" if each["positions"] == "compact" else ""
+        options = (f"{option}={value}" for option, value in each["options"].items())
+        setting = " ".join(filter(None, [keep, meaning, compact, *options]))
+        mean = "" if each["mean"] is None else f"{each['mean']:g} tokens"
+        table.add_row(f"{name}@{preset}", setting, ", ".join(filter(None, [each["table"], each["model"]])), mean)
+    return table
 
 
 def _documented(cls: type[Policy]) -> tuple[str, dict[str, str]]:

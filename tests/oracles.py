@@ -269,7 +269,7 @@ def assert_same(run: Run, oracle: Run, atol: float = 1e-5) -> None:
 def prune(model, batch, policy, keep, positions: str, **options) -> tuple[Run, torch.Tensor, list]:
     """A pruned run, what the text model was fed at prefill, and the report."""
     fed: list[torch.Tensor] = []
-    with pruning(model, policy, keep, positions=positions, **options):
+    with pruning(model, policy, keep, budget="final", positions=positions, **options):
         handle = text_of(model).register_forward_pre_hook(
             lambda m, a, k: fed.append(k["inputs_embeds"]), with_kwargs=True
         )
@@ -299,7 +299,7 @@ def check_against_oracles(
 
 def check_decoder_stage(model, batch, policy, keep=0.3, positions: str = "original", **options) -> list:
     """Prune, generate, and hold tokens and logits against layers that hide what was cut. Returns the report."""
-    with pruning(model, policy, keep, positions=positions, **options):
+    with pruning(model, policy, keep, budget="final", positions=positions, **options):
         run = generate(model, batch.inputs)
         records = pruning_report(model)
     upper = upper_masks(batch, records)

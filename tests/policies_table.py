@@ -43,13 +43,13 @@ CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumer
 
 #: Policies with a decoder stage by label: policies and options.
 DEEP = {
-    "fastv": ("fastv", {}),
+    "fastv": ("fastv@final", {}),
     "divprune+fastv": (["divprune", "fastv"], {}),
     "todre": ("todre", {"tau": 2.0}),
-    "pyramiddrop": ("pyramiddrop", {}),
+    "pyramiddrop": ("pyramiddrop@final", {}),
     "cdpruner+pyramiddrop": (["cdpruner", "pyramiddrop"], {}),
-    "sparsevlm": ("sparsevlm", {}),
-    "vtw": ("vtw", {}),
-    "dart": ("dart", {}),
+    "sparsevlm": ("sparsevlm@final", {}),
+    "vtw": ("vtw@final", {}),
+    "dart": ("dart@final", {}),
     "auto": ("auto", {}),
 }

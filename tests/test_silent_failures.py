@@ -109,7 +109,7 @@ def test_interleaved_requests_do_not_mix():
 def test_threads_do_not_mix(family, policy):
     model = get_model(family)
     batches = [ragged_batch(family, seed=s) for s in range(4)]
-    with pruning(model, policy, 0.3):
+    with pruning(model, policy, 0.3, budget="final"):
         alone = [generate(model, b.inputs) for b in batches]
         for _ in range(3):
             runs = [None] * len(batches)

@@ -25,7 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def apply_pruning(
     model: M,
-    policy: PolicyLike,
+    policy: PolicyLike = "auto",
     keep: Keep = None,
     *,
     budget: BudgetMeaning | None = None,
@@ -40,7 +40,7 @@ def apply_pruning(
     Args:
         model: a transformers model of a supported type.
         policy: a policy's name (see `list_policies`), a name with a paper's setting (`"sparsevlm@v2-128"`, see
-            `tokenprune policies`), or a `Policy` instance; or a list of them that act at
+            `tokenprune policies`), or a `Policy` instance; by default `auto`; or a list of them that act at
             different stages (vision tower, before the language model, in the decoder) and share the way
             to the budget: of two, the first keeps the geometric mean of all tokens and of the final number.
         keep: visual tokens that a decoder layer holds of each visual input, in the mean over all layers: a
@@ -100,7 +100,7 @@ def remove_pruning(model: M) -> M:
 @contextlib.contextmanager
 def pruning(
     model: M,
-    policy: PolicyLike,
+    policy: PolicyLike = "auto",
     keep: Keep = None,
     *,
     budget: BudgetMeaning | None = None,

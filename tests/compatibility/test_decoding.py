@@ -95,7 +95,7 @@ def test_without_cache(family):
     for policy in list_policies() if ENCODES_FIRST else ("divprune", "grid", "fopru"):
         if family == "qwen2_5_vl" and "encoder" in make_policy(policy).stages:
             continue
-        with pruning(model, policy, 0.3):
+        with pruning(model, policy, 0.3, budget="final"):
             chosen = []
             note = lambda *args, chosen=chosen: chosen.append([(r.indices, r.cuts) for r in pruning_report(model)])
             handle = text_of(model).register_forward_hook(note)

@@ -23,12 +23,12 @@ PER_ROW = {"todre": 1, "sparsevlm": 1}
 def check(family, video, name, options, second=()):
     model, batch = get_model(family), ragged_batch(family, video)
     settings = dict(max_new_tokens=3, do_sample=False)
-    with pruning(model, name, keep=0.3, **options):
+    with pruning(model, name, keep=0.3, budget="final", **options):
         expected = model.generate(**batch.inputs, **settings)
         records = pruning_report(model)
     with device_mode():
         twin = moved(model, second)
-        with pruning(twin, name, keep=0.3, **options):
+        with pruning(twin, name, keep=0.3, budget="final", **options):
             tokens = twin.generate(**{k: v.to(DEVICE) for k, v in batch.inputs.items()}, **settings)
             same = pruning_report(twin)
         assert tokens.device == DEVICE
@@ -72,7 +72,7 @@ def waits(times, name, options):
     with device_mode() as counted:
         twin = moved(get_model("llava"))
         inputs = {k: torch.cat([v] * times).to(DEVICE) for k, v in batch.inputs.items()}
-        with pruning(twin, name, keep=0.3, **options):
+        with pruning(twin, name, keep=0.3, budget="final", **options):
             counted.clear()
             twin(**inputs, use_cache=True)
     return sum(counted.values())

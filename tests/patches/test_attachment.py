@@ -105,7 +105,7 @@ def test_attachment_is_all_or_nothing(before):
     model, batch = copy.deepcopy(get_model("llava")), one_row()
     generate(model, batch.inputs)
     if before:
-        apply_pruning(model, before, 0.4)
+        apply_pruning(model, before, 0.4, budget="final")
     expected, hooks = generate(model, batch.inputs), snapshot(model)
     attention = text_of(model).layers[1].self_attn
     config = attention.__dict__.pop("config")
@@ -138,9 +138,9 @@ def test_pruning_cannot_change_while_the_model_runs(where):
         thread.start()
         thread.join()
 
-    with pruning(model, Calls(), 0.3):
+    with pruning(model, Calls(), 0.3, budget="final"):
         expected = generate(model, batch.inputs)
-    apply_pruning(model, Calls(action), 0.3)
+    apply_pruning(model, Calls(action), 0.3, budget="final")
     assert torch.equal(generate(model, batch.inputs).logits, expected.logits)
     assert len(refused) == 2
     assert all("while the model runs" in error for error in refused)
@@ -170,7 +170,7 @@ def test_policies_may_change_between_the_steps_of_a_generation():
         logits = []
         with torch.no_grad():
             for policy in policies:
-                with pruning(model, policy, 0.3):
+                with pruning(model, policy, 0.3, budget="final"):
                     out = model(**inputs, use_cache=True)
                 logits.append(out.logits[:, -1])
                 mask = torch.nn.functional.pad(mask, (0, 1), value=1)

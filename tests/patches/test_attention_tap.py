@@ -15,7 +15,7 @@ def test_a_config_that_somebody_puts_on_a_tapped_module_stays():
     """Taps are taken off by whoever put them there, and nothing else is."""
     model = copy.deepcopy(get_model("llava"))
     attention = text_of(model).layers[1].self_attn
-    apply_pruning(model, "fastv", 0.3)
+    apply_pruning(model, "fastv@final", 0.3)
     theirs = copy.copy(attention.config)
     del theirs.__dict__["_tokenprune_tap"]
     attention.config = theirs

@@ -90,7 +90,7 @@ def test_cropping_into_the_text_of_a_later_turn(policy, crop):
     model, p = get_model("llava"), Picture((24, 24))
     first, second = make_batch("llava", [[3, p, 4]]), make_batch("llava", [[3, p, 9]], 2)
     greedy = dict(do_sample=False, return_dict_in_generate=True)
-    with pruning(model, policy, 0.3):
+    with pruning(model, policy, 0.3, budget="final"):
         out = model.generate(**first.inputs, max_new_tokens=3, **greedy)
         ids = torch.cat([out.sequences, second.inputs["input_ids"]], 1)
         turn = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=second.inputs["pixel_values"])

@@ -33,7 +33,7 @@ def test_an_interrupted_prefill_leaves_nothing_behind(family, positions, end):
         ways.append(lambda: torch.equal(loop(model, text["input_ids"]), stock[1]))
     for module in places(model).values():
         for again in ways:
-            with pruning(model, policy, 0.2, positions=positions):
+            with pruning(model, policy, 0.2, budget="final", positions=positions):
                 expected = generate(model, batch.inputs)
                 interrupt(model, module, end, lambda: generate(model, batch.inputs))
                 assert again()
@@ -87,11 +87,11 @@ def test_a_pruned_model_may_run_inside_a_policy(inner):
         else:
             generate(other, one_row().inputs, steps=2)
 
-    with pruning(model, Calls(), 0.3):
+    with pruning(model, Calls(), 0.3, budget="final"):
         expected = generate(model, batch.inputs)
     if other is not model:
         apply_pruning(other, ["grid", "fastv"], 0.3)
-    with pruning(model, Calls(action), 0.3):
+    with pruning(model, Calls(action), 0.3, budget="final"):
         assert torch.equal(generate(model, batch.inputs).logits, expected.logits)
     assert depth
     assert _CALL.get() is None
@@ -104,7 +104,7 @@ def test_a_pruned_model_may_run_inside_the_encoder_of_another():
     apply_pruning(other, "fopru", 0.3)
     alone = generate(other, batch.inputs)
     for policy in ("visionzip", "tome"):
-        with pruning(model, policy, 0.3):
+        with pruning(model, policy, 0.3, budget="final"):
             expected, inside = generate(model, batch.inputs), []
             handle = model.model.vision_tower.register_forward_pre_hook(
                 lambda m, a, inside=inside: inside.append(generate(other, batch.inputs))
@@ -189,7 +189,7 @@ def test_the_text_model_may_be_called_by_position():
 def test_nothing_keeps_a_model_alive(policy):
     """Nor what an interrupted call, or the text model alone, has left."""
     model, batch = copy.deepcopy(get_model("llava")), one_row()
-    apply_pruning(model, policy, 0.3)
+    apply_pruning(model, policy, 0.3, budget="final")
     text_of(model)(inputs_embeds=model.get_input_embeddings()(batch.inputs["input_ids"]))
     assert _CALL.get() is None
     generate(model, batch.inputs)

@@ -19,7 +19,7 @@ from ..support.snapshot import snapshot
 def test_a_deep_copy_is_pruned_on_its_own(policy):
     model, batch = get_model("llava"), ragged_batch("llava")
     stock = generate(model, batch.inputs)
-    with pruning(model, policy, 0.3):
+    with pruning(model, policy, 0.3, budget="final"):
         pruned = generate(model, batch.inputs)
         twin = copy.deepcopy(model)
     assert torch.equal(generate(twin, batch.inputs).logits, pruned.logits)
@@ -46,12 +46,12 @@ def test_a_cache_is_refused_by_a_copy_that_is_not_pruned(policy):
     stock = copy.deepcopy(model)
     mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, 1), value=1)
     step = dict(input_ids=torch.full((4, 1), 7), attention_mask=mask)
-    with torch.no_grad(), pruning(model, policy, 0.3):
+    with torch.no_grad(), pruning(model, policy, 0.3, budget="final"):
         cache = model(**batch.inputs, use_cache=True).past_key_values
         expected = model(**step, past_key_values=copy.deepcopy(cache)).logits
         with pytest.raises(PrunedCacheError, match="read by one without pruning"):
             stock(**step, past_key_values=copy.deepcopy(cache))
-        with pruning(stock, policy, 0.3):
+        with pruning(stock, policy, 0.3, budget="final"):
             assert torch.equal(stock(**step, past_key_values=copy.deepcopy(cache)).logits, expected)
         assert torch.equal(model(**step, past_key_values=cache).logits, expected)
 

@@ -127,7 +127,7 @@ def test_rows_leave_at_layers_of_their_own(family, early, late):
 def test_every_layer_cuts_again(family, before):
     model, batch = get_model(family), ragged_batch(family)
     policy = ["grid", Stagewise(halve=True)] if before else Stagewise(halve=True)
-    with pruning(model, policy, 0.5, positions="original"):
+    with pruning(model, policy, 0.5, budget="final", positions="original"):
         run = generate(model, batch.inputs)
         records = pruning_report(model)
         cache = model(**batch.inputs, use_cache=True).past_key_values
@@ -144,7 +144,7 @@ def test_every_layer_cuts_again(family, before):
 
 def test_oracle_of_the_tests_can_fail():
     model, batch = get_model("llava"), ragged_batch("llava")
-    with pruning(model, "fastv", 0.3, positions="original"):
+    with pruning(model, "fastv@final", 0.3, positions="original"):
         run = generate(model, batch.inputs)
         records = pruning_report(model)
     upper = upper_masks(batch, records)
@@ -168,7 +168,7 @@ def test_attention_implementations(implementation):
 @pytest.mark.parametrize("family", PLAIN_FAMILIES)
 def test_layers_hold_what_they_should(family):
     model, batch = get_model(family), ragged_batch(family)
-    with torch.no_grad(), pruning(model, ["grid", "fastv"], 0.3):
+    with torch.no_grad(), pruning(model, ["grid", "fastv"], 0.3, budget="final"):
         cache = model(**batch.inputs, use_cache=True).past_key_values
         records = pruning_report(model)
     padding = batch.inputs["attention_mask"].bool()
@@ -191,7 +191,7 @@ def test_keeping_all_changes_no_bit(family):
 @pytest.mark.parametrize("policy", ["fastv", ["random", "fastv"], Stagewise((0,), (2,))])
 def test_second_turn(policy):
     model, batch = get_model("llava"), ragged_batch("llava")
-    with pruning(model, policy, 0.3, positions="original"):
+    with pruning(model, policy, 0.3, budget="final", positions="original"):
         first = model.generate(
             **batch.inputs,
             max_new_tokens=4,
@@ -215,7 +215,7 @@ def test_second_turn(policy):
 
 def test_beams_reorder_both_layouts():
     model, batch = get_model("llava"), ragged_batch("llava")
-    with torch.no_grad(), pruning(model, "fastv", 0.3):
+    with torch.no_grad(), pruning(model, "fastv@final", 0.3):
         model.generate(**batch.inputs, max_new_tokens=4, num_beams=3, do_sample=False)
         cache = model(**batch.inputs, use_cache=True).past_key_values
         columns = layout_of(cache).by_decoder_layer[2].columns.clone()
@@ -227,9 +227,9 @@ def test_beams_reorder_both_layouts():
 def test_a_cut_cache_is_refused_by_another_policy(other):
     """Its upper layers hold columns that this policy's hooks know nothing of."""
     model, batch = get_model("llava"), ragged_batch("llava")
-    with torch.no_grad(), pruning(model, "fastv", 0.3):
+    with torch.no_grad(), pruning(model, "fastv@final", 0.3):
         cache = model(**batch.inputs, use_cache=True).past_key_values
-        with pruning(model, other, 0.3), pytest.raises(PrunedCacheError, match="decoder layer 2"):
+        with pruning(model, other, 0.3, budget="final"), pytest.raises(PrunedCacheError, match="decoder layer 2"):
             model(input_ids=torch.ones(4, 1, dtype=torch.long), past_key_values=cache)
         model(input_ids=torch.ones(4, 1, dtype=torch.long), past_key_values=cache)
 
@@ -256,7 +256,7 @@ def test_loss_follows_both_cuts():
     model, batch = get_model("llava"), ragged_batch("llava")
     labels = batch.inputs["input_ids"].masked_fill(batch.inputs["attention_mask"] == 0, -100)
     labels[:, :-4] = -100  # text after every image
-    with torch.no_grad(), pruning(model, "fastv", 0.3):
+    with torch.no_grad(), pruning(model, "fastv@final", 0.3):
         out = model(**batch.inputs, labels=labels)
     assert out.logits.shape[1] < labels.shape[1]
     expected = torch.nn.functional.cross_entropy(out.logits[:, -5:-1].flatten(0, 1), labels[:, -4:].flatten())
@@ -274,6 +274,6 @@ def test_flash_attention_2_agrees_with_sdpa(policy):
     runs = []
     for implementation in ("sdpa", "flash_attention_2"):
         model.set_attn_implementation(implementation)
-        with pruning(model, policy, 0.3):
+        with pruning(model, policy, 0.3, budget="final"):
             runs.append(generate(model, inputs, steps=1).logits)
     torch.testing.assert_close(runs[0], runs[1], rtol=0.05, atol=0.2)

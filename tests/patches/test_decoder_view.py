@@ -36,7 +36,7 @@ def test_a_view_can_be_copied_with_other_fields():
     model = get_model("llava")
     left = {}
     for policy in (FastV(layer=1), Wrapping(layer=1)):
-        with pruning(model, policy, 0.5):
+        with pruning(model, policy, 0.5, budget="final"):
             generate(model, ragged_batch("llava").inputs, steps=1)
             left[type(policy)] = [record.n_last for record in pruning_report(model)]
     assert left[Wrapping] == [n - 1 for n in left[FastV]]
@@ -71,7 +71,7 @@ def mixed_windows(window):
 @torch.no_grad()
 def test_a_turn_of_several_tokens_without_a_mask_is_as_token_by_token(window):
     model, inputs, types = mixed_windows(window)
-    apply_pruning(model, FastV(layer=1), 0.25)
+    apply_pruning(model, FastV(layer=1), 0.25, budget="final")
     try:
         prompt = model(**inputs, **types, use_cache=True)
     except TypeError:  # earlier transformers know no token types
@@ -91,7 +91,7 @@ def test_a_turn_of_several_tokens_without_a_mask_is_as_token_by_token(window):
 @torch.no_grad()
 def test_what_a_layer_holds_is_counted_before_the_call():
     model = get_model("llava")
-    with pruning(model, "fastv", 0.25, layer=1):
+    with pruning(model, "fastv@final", 0.25, layer=1):
         prompt = model(**one_row().inputs, use_cache=True)
         cache = cache_among(vars(prompt))
         turn = torch.tensor([[3, 4, 5]])

@@ -156,7 +156,7 @@ def test_what_is_kept_does_not_hang_on_earlier_calls(policy):
         model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_encoder_outputs=features, **options)
         return [(r.indices, r.cuts) for r in pruning_report(model)]
 
-    with torch.no_grad(), pruning(model, policy, 0.3):
+    with torch.no_grad(), pruning(model, policy, 0.3, budget="final"):
         encode = lambda: {"image": model.model.get_image_features(pixel_values=batch.inputs["pixel_values"])}
         for cached in (True, False):
             for token in range(5, 50, 5):
@@ -174,13 +174,13 @@ def test_upper_layers_stay_shorter_when_a_later_turn_cuts_nothing():
         pytest.skip("this transformers drops the pixels of a second turn")
     model, p = get_model("llava"), Picture((24, 24))
     first, second = make_batch("llava", [[3, p, 4]]), make_batch("llava", [[3, p, 9]], 2)
-    with pruning(model, "fastv", 0.3):
+    with pruning(model, "fastv@final", 0.3):
         out = model.generate(**first.inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         upper = {i: torch.nn.functional.pad(m, (0, 3), value=True)
                  for i, m in upper_masks(first, pruning_report(model)).items()}  # fmt: skip
         ids = torch.cat([out.sequences, second.inputs["input_ids"]], 1)
         turn = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=second.inputs["pixel_values"])
-        with pruning(model, "fastv", 36):  # all of it
+        with pruning(model, "fastv@final", 36):  # all of it
             run = generate(model, turn, past_key_values=out.past_key_values)
             assert pruning_report(model)[0].cuts == ()
     pixels = torch.cat([first.inputs["pixel_values"], second.inputs["pixel_values"]])

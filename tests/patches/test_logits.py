@@ -16,7 +16,7 @@ def test_logits_to_keep_names_places_of_the_prompt(policy):
     model, batch = get_model("llava"), make_batch("llava", [[3, picture("llava"), 6]])
     length = batch.inputs["input_ids"].shape[1]
     text, last = [0, 2, length - 6, length - 1], torch.tensor([-1, -4])
-    with torch.no_grad(), pruning(model, policy, 0.25):
+    with torch.no_grad(), pruning(model, policy, 0.25, budget="final"):
         full = model(**batch.inputs).logits
         kept = keep_mask(batch, pruning_report(model))
         for record in pruning_report(model):
@@ -79,7 +79,7 @@ def test_prefill_in_chunks_is_refused(policy):
     inputs = {"prefill_chunk_size": 16}
     expected = generate(model, batch.inputs, **inputs)
     text = make_batch("llava", [[40]]).inputs
-    with pruning(model, policy, 0.3):
+    with pruning(model, policy, 0.3, budget="final"):
         for size in (16, 1000):
             with pytest.raises(ValueError, match=f"prefill_chunk_size={size}"):
                 generate(model, batch.inputs, prefill_chunk_size=size)

@@ -31,7 +31,7 @@ def test_completions_padded_on_the_right_keep_their_places(family, policy):
     model, batch = get_model(family), ragged_batch(family)
     lengths = [6, 3, 5, 1]
     inputs, most = right_padded(batch, lengths), 6
-    with torch.no_grad(), pruning(model, policy, 0.3):
+    with torch.no_grad(), pruning(model, policy, 0.3, budget="final"):
         logits = model(**inputs, logits_to_keep=most + 1).logits
         full = model(**inputs).logits
     assert logits.shape[1] == most + 1
@@ -39,7 +39,7 @@ def test_completions_padded_on_the_right_keep_their_places(family, policy):
     for row, n in enumerate(lengths):  # each row on its own, with no padding behind it
         short = {k: v[:, : v.shape[1] - most + n] if v.shape[:2] == inputs["input_ids"].shape else v
                  for k, v in inputs.items()}  # fmt: skip
-        with torch.no_grad(), pruning(model, policy, 0.3):
+        with torch.no_grad(), pruning(model, policy, 0.3, budget="final"):
             alone = model(**short, logits_to_keep=n + 1).logits[row]
         torch.testing.assert_close(logits[row, : n + 1], alone, rtol=0, atol=1e-6)
 
@@ -48,7 +48,7 @@ def test_the_last_token_that_a_policy_asks_is_no_padding():
     """FastV ranks by the attention of a row's last token."""
     model, batch = get_model("llava"), make_batch("llava", [[3, picture("llava"), 5]] * 2)
     inputs = right_padded(batch, [4, 1])
-    with torch.no_grad(), pruning(model, "fastv", 0.3):
+    with torch.no_grad(), pruning(model, "fastv@final", 0.3):
         model(**inputs)
         indices = pruning_report(model)[1].deep_indices
         short = {k: v[:, :-3] if v.shape[:2] == inputs["input_ids"].shape else v for k, v in inputs.items()}
@@ -70,7 +70,7 @@ def test_packed_rows_are_refused(family, policy):
         expected = model(**packed, use_cache=False).logits
         with pruning(model, policy, 1.0):
             assert torch.equal(model(**packed, use_cache=False).logits, expected)
-        with pruning(model, policy, 0.3):
+        with pruning(model, policy, 0.3, budget="final"):
             with pytest.raises(ValueError, match="several samples packed into one row"):
                 model(**packed, use_cache=False)
             model(**packed, use_cache=True)  # with a cache, transformers does not look for samples either

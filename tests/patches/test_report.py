@@ -21,7 +21,7 @@ def _record(sample=0, visual=0, kept=4, cuts=(), n_layers=3):
 
 
 def _run(model, batch, policy, keep, **options):
-    with torch.no_grad(), pruning(model, policy, keep, **options):
+    with torch.no_grad(), pruning(model, policy, keep, budget="final", **options):
         model(**batch.inputs)
         return pruning_report(model)
 
@@ -110,7 +110,7 @@ def test_an_unpruned_model_has_no_status():
 def test_the_status_of_a_pruned_model():
     model, before = get_model("llava"), repr(get_model("llava"))
     start = datetime.now().astimezone()
-    with pruning(model, ["divprune", FastV(layer=1)], 0.25, positions="compact"):
+    with pruning(model, ["divprune", FastV(layer=1)], 0.25, budget="final", positions="compact"):
         assert repr(model) == before
         status = pruning_status(model)
         assert status == pruning_status(model.model)
@@ -144,7 +144,7 @@ def test_a_model_of_which_the_family_decides():
 def test_every_policy_has_a_status_in_words(name):
     model = get_model("llava")
     for keep in (None, 0.5, 8):
-        with pruning(model, name, keep):
+        with pruning(model, name, keep, budget="final"):
             text = str(pruning_status(model))
             assert type(registry()[name]()).__name__ in text
             assert "Budget(" not in text

@@ -21,7 +21,7 @@ STAGES = {
 @pytest.mark.parametrize("policy", STAGES)
 def test_every_stage_is_timed_and_told_apart(policy):
     model = get_model("llava")
-    with pruning(model, policy.split("+"), 0.25):
+    with pruning(model, policy.split("+"), 0.25, budget="final"):
         generate(model, ragged_batch("llava").inputs, steps=1)
         records = pruning_report(model)
     assert len(records) == 4

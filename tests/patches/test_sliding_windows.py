@@ -49,11 +49,11 @@ def test_layers_that_hold_less_keep_their_windows(family, policy):
         pytest.skip("without a cache, this transformers has it choose by the answer so far as well")
     model, batch = with_window(family, 6), make_batch(family, [[3, picture(family), 8]])
     options = dict(steps=5, suppress_tokens=[IMAGE])
-    with pruning(model, policy, 0.4):
+    with pruning(model, policy, 0.4, budget="final"):
         cached = generate(model, batch.inputs, **options)
         assert_same(generate(model, batch.inputs, use_cache=False, **options), cached)
     wide = with_window(family, 4096)
-    with pruning(wide, policy, 0.4):
+    with pruning(wide, policy, 0.4, budget="final"):
         assert not torch.allclose(generate(wide, batch.inputs, **options).logits, cached.logits)
 
 
@@ -65,7 +65,7 @@ def test_windows_that_end_inside_the_talk_refuse_pictures_of_later_turns(policy)
     for window, rows in ((20, [[3, p, 2, p, 4], [30, p, 5]]), (4096, [[3, p, 2, p, 4], [30, p, 5]])):
         model = with_window("cohere2_vision", window)
         first, second = make_batch("cohere2_vision", [[3, p, 4]] * 2), make_batch("cohere2_vision", rows, 2)
-        with pruning(model, policy, 0.3):
+        with pruning(model, policy, 0.3, budget="final"):
             out = model.generate(**first.inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
             ids = torch.cat([out.sequences, second.inputs["input_ids"]], 1)
             mask = torch.nn.functional.pad(first.inputs["attention_mask"], (0, 3), value=1)

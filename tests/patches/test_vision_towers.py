@@ -82,7 +82,7 @@ def test_pictures_of_a_packed_tower_are_told_apart(with_pixtral, policy):
     if policy == "todre":
         policy = make_policy("todre", removal=False)
     batch = ragged()
-    with pruning(with_pixtral, policy, 0.3):
+    with pruning(with_pixtral, policy, 0.3, budget="final"):
         generate(with_pixtral, batch.inputs, steps=1)
         together = [r.indices for r in pruning_report(with_pixtral)]
         for i, size in enumerate([SIZES[0], SIZES[1], SIZES[2], SIZES[2]]):
@@ -96,7 +96,7 @@ def test_one_picture_without_its_size(with_pixtral):
     inputs = prompt([[3, (24, 24), 5]]).inputs
     del inputs["image_sizes"]
     for policy in ("divprune", "fopru", "visionzip"):
-        with pruning(with_pixtral, policy, 0.3):
+        with pruning(with_pixtral, policy, 0.3, budget="final"):
             generate(with_pixtral, inputs, steps=2)
             assert pruning_report(with_pixtral)[0].n_after == 11
 

@@ -150,7 +150,7 @@ class Talk:
     def apply(self, setting: Setting) -> None:
         policies, _ = stages(setting.policy)
         policies = policies if len(policies) > 1 else policies[0]
-        apply_pruning(self.pruned, policies, setting.keep, positions=setting.positions)
+        apply_pruning(self.pruned, policies, setting.keep, budget="final", positions=setting.positions)
         self.setting = setting
         self.faithful &= isinstance(setting.keep, float) and setting.keep == 1.0
 

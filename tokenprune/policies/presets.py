@@ -61,3 +61,16 @@ def preset_among(name: str, presets: Mapping[str, Preset], preset: str) -> Prese
         return _FINAL
     listed = ", ".join(f"{name}@{each}" for each in (*presets, FINAL))
     raise ValueError(f"policy {name!r} has no preset {preset!r}; accepted: {listed}")
+
+
+def presets_of(prefix: str, *keeps: float | int, table: str, model: str) -> dict[str, Preset]:
+    """Presets that differ in their budget only: `PREFIX-KEEP`, with ratios in per cent.
+
+    They are for policies that act before the decoder, so that a number of tokens is its own mean.
+    """
+    return {
+        f"{prefix}-{keep if isinstance(keep, int) else format(100 * keep, 'g')}": Preset(
+            keep, table=table, model=model, mean=keep if isinstance(keep, int) else None
+        )
+        for keep in keeps
+    }

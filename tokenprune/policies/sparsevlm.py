@@ -37,7 +37,7 @@ class SparseVLM(ScheduledPolicy):
         schedule: at which depths of the decoder tokens are dropped, and how many stay.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule((2 / 32, 6 / 32, 15 / 32), (303, 110, 36)))
+    schedule: Schedule = field(default_factory=lambda: Schedule((3 / 32, 7 / 32, 16 / 32), (303, 110, 36)))
     paper: ClassVar[str] = "SparseVLM, ICML 2025, arXiv:2410.04417"
     keeps: ClassVar[str] = "what the relevant words attend to, at several decoder layers"
     deviates: ClassVar[str] = "no recycling, no correction of logits, all heads"

@@ -8,13 +8,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from ..ops import topk_select
 from ..validate import real, whole
 from .base import Policy
 from .duplicates import without_duplicates
 from .merging import mergeable
 from .registration import register
-from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
 
 
@@ -24,12 +22,15 @@ class VisPruner(Policy):
     """Important tokens by attention, diverse ones by removing duplicates (VisPruner, arXiv:2412.01818, section 3.3).
 
     1. Important tokens: a share of the budget is kept by CLS attention in the encoder layer that feeds the projector.
-    2. Diverse tokens: the rest is reduced in rounds to the rest of the budget. In a round, tokens at even indices are
-       compared with those at odd ones (cosine similarity of features, before the projector where they match the
-       projected ones one-to-one), and the `step` even tokens most similar to an odd one are dropped.
+    2. Diverse tokens: the rest, sorted by falling attention, is reduced in rounds to the rest of the budget. In a
+       round, tokens at even places are compared with those at odd ones (cosine similarity of features, before the
+       projector where they match the projected ones one-to-one). The even ones are sorted by their largest
+       similarity to an odd one, falling, and the first `step` of them are dropped. The next round takes those that
+       are left in this order, and then the odd ones.
 
     The paper's code needs an even number of tokens in a round; here an odd last one counts as even and may be dropped.
-    Encoders without a CLS token use the attention that tokens receive from all tokens.
+    On LLaVA-NeXT the paper's code chooses tile by tile, from the whole raster of each tile, borders that the model
+    cuts away included. Here one budget holds for all tiles, and those borders are never seen. Encoders without a CLS token use the attention that tokens receive from all tokens.
 
     Args:
         important: share of the budget for important tokens, in [0, 1]; the default is that of the paper's code.
@@ -53,10 +54,11 @@ class VisPruner(Policy):
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         assert tokens.encoder_attention is not None
         n_important = int(self.important * n_keep)
-        important = topk_select(tokens.encoder_attention, n_important)
+        by_attention = tokens.encoder_attention.argsort(descending=True, stable=True)
+        important, rest = by_attention[:n_important], by_attention[n_important:]
         if n_keep == n_important:
-            return Selection(important)
-        rest = complement(important, len(tokens))
+            return Selection(important.sort().values)
         unit = F.normalize(mergeable(tokens)[0][rest].float(), dim=-1)
+        unit = F.normalize(unit, dim=-1)  # again: similar pairs are close, and rounding of the lengths would order them
         diverse = rest[without_duplicates(unit, n_keep - n_important, self.step)]
         return Selection(torch.cat([important, diverse]).sort().values)

@@ -58,6 +58,7 @@ class RowView(DecoderView):
             n_layers=len(config.text.layers),
             lowest=config.first_decoder_cut,
             entered=[each.entered for each in inputs],
+            memory=prefill.memory.setdefault(row, {}),
             _columns=[each.columns for each in inputs],
             _prompt=prefill.prompt[row],
             _keys=key[0, :, past:],

@@ -130,6 +130,8 @@ class DecoderView:
         n_layers: number of decoder layers.
         lowest: lowest layer before which this model lets tokens be dropped.
         entered: for each visual input, how many of its tokens entered the decoder.
+        memory: a dictionary for the policy's own use, kept for the row from cut to cut of one prefill; None in a view
+            that is not of a model's call.
     """
 
     visual: list[Tensor]
@@ -144,6 +146,7 @@ class DecoderView:
     n_layers: int
     lowest: int
     entered: list[int]
+    memory: dict[str, Any] | None = None
 
     def best(self, scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The best-scored tokens of each visual input, as an answer of `Policy.decoder_select`.

@@ -63,8 +63,8 @@ class FastVID(Policy):
     paper: ClassVar[str] = "FastVID, NeurIPS 2025, arXiv:2503.11187"
     keeps: ClassVar[str] = "salient tokens of every frame, and averages around dense ones in similar frames"
     deviates: ClassVar[str] = (
-        "frames are compared by the mean of their tokens, not by the encoder's pooled feature; meets the budget exactly "
-        "(the release rounds down by frame)"
+        "frames are compared by the mean of their tokens (the release: the encoder's pooled features); meets the "
+        "budget exactly (the release rounds down by frame)"
     )
 
     def __post_init__(self) -> None:

@@ -176,7 +176,8 @@ class TowerView:
         query, key, value: (B, H, M, d) of the layer below, as its attention function got them.
         scaling: factor of the attention scores in that layer.
         cls: whether there is a CLS token. It has to stay.
-        sizes: (B, M) float32 or wider, how many patches each token stands for.
+        sizes: (B, M) float32 or wider, how many patches each token stands for; 0 for one that has left and pads its
+            image to the length of the others.
         cut: number of this border between layers, from 0.
         n_cuts: number of borders at which tokens may be dropped.
         n_before: tokens of an image at the first border, without the CLS token.
@@ -210,7 +211,9 @@ class TowerCut:
     Attributes:
         keep: (B, M') int64, indices of tokens that stay, ascending, the CLS token included.
         hidden: (B, M', D) new hidden states of these tokens; None: unchanged.
-        sizes: (B, M') float32, how many patches each stands for now; None: unchanged.
+        sizes: (B, M') float32, how many patches each stands for now; None: unchanged, and none is 0. Where images
+            keep different numbers of tokens, the shorter ones are padded with tokens of size 0. Attention does not
+            see them, and none may be left after the last border.
     """
 
     keep: Tensor

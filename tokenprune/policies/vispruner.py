@@ -29,8 +29,7 @@ class VisPruner(Policy):
        are left in this order, and then the odd ones.
 
     The paper's code needs an even number of tokens in a round; here an odd last one counts as even and may be dropped.
-    On LLaVA-NeXT the paper's code chooses tile by tile, from the whole raster of each tile, borders that the model
-    cuts away included. Here one budget holds for all tiles, and those borders are never seen. Encoders without a CLS token use the attention that tokens receive from all tokens.
+    Encoders without a CLS token use the attention that tokens receive from all tokens.
 
     Args:
         important: share of the budget for important tokens, in [0, 1]; the default is that of the paper's code.

@@ -102,6 +102,7 @@ POLICIES = {
 POLICY_MEMBERS = {
     "adaptive",
     "budget_weight",
+    "by_tile",
     "decoder_follow_up",
     "decoder_layers",
     "decoder_select",

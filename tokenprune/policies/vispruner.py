@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from ..validate import real, whole
+from ..validate import boolean, real, whole
 from .base import Policy
 from .duplicates import without_duplicates
 from .merging import mergeable
@@ -34,18 +34,29 @@ class VisPruner(Policy):
     Args:
         important: share of the budget for important tokens, in [0, 1]; the default is that of the paper's code.
         step: tokens that are dropped in a round, >= 1.
+        per_tile: whether the budget of a picture in tiles is split over them, and each is selected from alone, as the
+            paper's code does. Tiles are known on LLaVA-NeXT.
     """
 
     important: float = 0.5
     step: int = 8
+    per_tile: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "VisPruner, ICCV 2025, arXiv:2412.01818"
     keeps: ClassVar[str] = "what CLS attends to, and of the rest what is no duplicate"
-    deviates: ClassVar[str] = "takes an odd number of tokens too"
+    deviates: ClassVar[str] = (
+        "takes an odd number of tokens too; one budget for all tiles of a picture (`per_tile`), without the borders "
+        "that the model cuts away (the release keeps them)"
+    )
 
     def __post_init__(self) -> None:
         real(self, "important", least=0, most=1, what="a share of the budget")
         whole(self, "step", least=1)
+        boolean(self, "per_tile")
+
+    @property
+    def by_tile(self) -> bool:
+        return self.per_tile
 
     def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", features=True)

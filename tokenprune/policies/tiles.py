@@ -60,5 +60,5 @@ def _rectangle(
 ) -> Tensor:
     """(M, ...) rows of a (N, ...) tensor that stand for a rectangle of the raster whose first row is `start`."""
     h, w = raster
-    whole: Tensor = tensor[start : start + h * w].unflatten(0, (h, w))  # type: ignore[no-untyped-call]
+    whole: Tensor = tensor[start : start + h * w].unflatten(0, (h, w))
     return whole[rows[0] : rows[1], columns[0] : columns[1]].flatten(0, 1)

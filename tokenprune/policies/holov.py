@@ -58,8 +58,8 @@ class HoloV(Policy):
     paper: ClassVar[str] = "HoloV, NeurIPS 2025, arXiv:2510.02912"
     keeps: ClassVar[str] = "in every part of the picture what is attended, by quota"
     deviates: ClassVar[str] = (
-        "shares out what a full part cannot take (the release fills up with zeros; `surplus`); in raster order; "
-        "no re-reading in the decoder"
+        "attention alone decides, as in the release (`alpha`); shares out what a full part cannot take (the release "
+        "fills up with zeros; `surplus`); in raster order; no re-reading in the decoder"
     )
 
     def __post_init__(self) -> None:

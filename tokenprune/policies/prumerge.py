@@ -42,7 +42,10 @@ class PruMerge(Policy):
     adaptive: ClassVar[bool] = True
     paper: ClassVar[str] = "LLaVA-PruMerge, ICCV 2025, arXiv:2403.15388"
     keeps: ClassVar[str] = "outliers of CLS attention, each merged with the tokens most similar to it"
-    deviates: ClassVar[str] = "output in raster order; a budget may replace the number of outliers"
+    deviates: ClassVar[str] = (
+        "output in raster order (the release: by attention, the summed token last); a budget may replace the number of "
+        "outliers"
+    )
 
     def __post_init__(self) -> None:
         whole(self, "cluster")
@@ -102,8 +105,8 @@ class PruMergePlus(PruMerge):
     paper: ClassVar[str] = "LLaVA-PruMerge+, ICCV 2025, arXiv:2403.15388"
     keeps: ClassVar[str] = "the same, and evenly spaced tokens"
     deviates: ClassVar[str] = (
-        "output in raster order; with a budget, a quarter by attention and the rest spaced; spaces over the last token "
-        "too (the release never; `last_token`)"
+        "output in raster order (the release: by attention, the summed token last); with a budget, a quarter by "
+        "attention and the rest spaced; spaces over the last token too (the release never; `last_token`)"
     )
 
     def __post_init__(self) -> None:

@@ -41,7 +41,8 @@ class SparseVLM(ScheduledPolicy):
     paper: ClassVar[str] = "SparseVLM, ICML 2025, arXiv:2410.04417"
     keeps: ClassVar[str] = "what the relevant words attend to, at several decoder layers"
     deviates: ClassVar[str] = (
-        "no recycling; of the second version no correction of logits, and all heads in place of 14"
+        "counts of the first version, position ids kept as in the second; no recycling (first version), no correction "
+        "of logits and all heads in place of 14 (second version)"
     )
 
     def __post_init__(self) -> None:

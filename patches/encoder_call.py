@@ -19,7 +19,7 @@ class EncoderCall:
         n_keep: how many of them are left in the end.
         kept: (B, K) int64 ascending, which of them are left; None while all are.
         sizes: (B, M) float, patches that each token stands for, CLS included; 0 for tokens that pad.
-        has_pads: whether the policy may have left tokens that pad.
+        has_pads: whether some of them are 0.
         memory: the policy's own notes.
         heads: query, key, value and scaling of the layer below.
         orderly: per cut, () bool on the device: whether the policy's indices were as they should be.

@@ -240,7 +240,7 @@ class EncoderStage:
         kept = (keep[:, self.n_cls :] - self.n_cls).clamp(min=0)
         call.kept = kept if call.kept is None else call.kept.gather(1, kept)
         call.sizes = call.sizes.gather(1, keep) if chosen.sizes is None else chosen.sizes
-        call.has_pads = chosen.sizes is not None and not self.policy.proportional
+        call.has_pads = chosen.has_pads
         logger.debug("encoder cut %d: %d of %d tokens are left", cut, keep.shape[1], hidden.shape[1])
         if chosen.hidden is not None:
             return chosen.hidden
@@ -260,7 +260,8 @@ class EncoderStage:
                 "mask that FlashAttention does not take; use sdpa in the vision tower, one picture at a time, or an "
                 "option of the policy that keeps the numbers equal"
             )
-        log_size_bias = call.sizes.log().to(hidden.dtype)[:, None, None]
+        sizes = call.sizes if self.policy.proportional else (call.sizes > 0).to(call.sizes.dtype)
+        log_size_bias = sizes.log().to(hidden.dtype)[:, None, None]
         return log_size_bias.expand(-1, -1, hidden.shape[1], -1)
 
     def _leave_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

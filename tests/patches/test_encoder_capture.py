@@ -131,7 +131,7 @@ def test_qwen(family, layer):
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_patches_from_before_the_merger(family):
     """What the merger got, averaged four by four; where windows are undone, a token's mean moves with it."""
-    model, inputs, given = get_model(family), ragged_batch(family).inputs, []
+    model, given = get_model(family), []
     handle = model.model.visual.merger.register_forward_hook(lambda m, args, out: given.append((args[0], out)))
     try:
         seen = hear(family, EncoderSpec(rows=None, patches=True))

@@ -42,7 +42,7 @@ def test_flowcut_is_its_definition(by_entropy):
     leaving = round(10 / 2**0.5 * (1 - share**2))  # ten too many, two layers left
     assert leaving == (3 if by_entropy else 7)
     kept = score.topk(12 - leaving).indices.sort().values
-    assert cut.keep[0].tolist() == [0, *(kept + 1).tolist()] and cut.sizes is None
+    assert cut.keep[0].tolist() == [0, *(kept + 1).tolist()] and not cut.has_pads
     torch.testing.assert_close(memory["score"][0], score[kept])
 
 
@@ -77,10 +77,10 @@ def test_flowcut_pads_the_pictures_of_which_more_leave():
     )  # fmt: skip
     policy = FlowCut(every=1, momentum=0.0)
     cut = policy.encoder_select(view)
-    assert cut.keep.tolist() == [[*range(7)]] * 2
+    assert cut.keep.tolist() == [[*range(7)]] * 2 and cut.has_pads
     assert cut.sizes.tolist() == [[1.0] * 7, [1, 0, 0, 1, 0, 1, 1]] and memory["counts"] == [6, 3]
     last = policy.encoder_select(dataclasses.replace(view, cut=2, sizes=cut.sizes))
-    assert last.sizes is None and last.keep.tolist() == [[0, 5, 6], [0, 3, 6]]
+    assert not last.has_pads and last.keep.tolist() == [[0, 5, 6], [0, 3, 6]]
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ class FlowCut(Policy):
         if view.cls:
             keep = torch.cat([torch.zeros_like(keep[:, :1]), keep + 1], 1)
             sizes = None if sizes is None else torch.cat([torch.ones_like(sizes[:, :1]), sizes], 1)
-        return TowerCut(keep, sizes=sizes)
+        return TowerCut(keep, sizes=sizes, has_pads=sizes is not None)
 
     @staticmethod
     def _scores(view: TowerView, is_real: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -224,14 +224,15 @@ class TowerCut:
     Attributes:
         keep: (B, M') int64, indices of tokens that stay, ascending, the CLS token included.
         hidden: (B, M', D) new hidden states of these tokens; None: unchanged.
-        sizes: (B, M') float32, how many patches each stands for now; None: unchanged, and none is 0. Where images
-            keep different numbers of tokens, the shorter ones are padded with tokens of size 0. Attention does not
-            see them, and none may be left after the last border.
+        sizes: (B, M') float32, how many patches each stands for now; None: unchanged.
+        has_pads: whether some sizes are 0. Where images keep different numbers of tokens, the shorter ones are padded
+            with tokens of size 0. Attention does not see them, and none may be left after the last border.
     """
 
     keep: Tensor
     hidden: Tensor | None = None
     sizes: Tensor | None = None
+    has_pads: bool = False
 
 
 @dataclass(frozen=True)

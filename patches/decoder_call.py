@@ -46,6 +46,7 @@ class Prefill:
         prompt: (B, M) bool on the host, False at padding and at an answer so far.
         embeds: (B, M', D), what the text model was fed.
         heads: query, key and scaling of the layer below a cut.
+        memory: the policy's own notes, by row.
     """
 
     inputs: list[list[DecoderInput]]
@@ -54,6 +55,7 @@ class Prefill:
     prompt: Tensor
     embeds: Tensor
     heads: tuple[Tensor, Tensor, float | None] | None = None
+    memory: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add_time(self, asked: list[DecoderInput], ms: float) -> None:
         """Share out the time that choosing among some inputs took, milliseconds, by their tokens."""

@@ -59,6 +59,7 @@ class RowView(DecoderView):
             lowest=config.first_decoder_cut,
             entered=[each.entered for each in inputs],
             counts=[min(each.counts[layer], len(each.columns)) for each in inputs],
+            memory=prefill.memory.setdefault(row, {}),
             _columns=[each.columns for each in inputs],
             _prompt=prefill.prompt[row],
             _keys=key[0, :, past:],

@@ -18,7 +18,8 @@ class EncoderCall:
         n: tokens of a picture or tile, CLS not counted; 0 until the first cut.
         n_keep: how many of them are left in the end.
         kept: (B, K) int64 ascending, which of them are left; None while all are.
-        sizes: (B, M) float, patches that each token stands for, CLS included.
+        sizes: (B, M) float, patches that each token stands for, CLS included; 0 for tokens that pad.
+        has_pads: whether some of them are 0.
         memory: the policy's own notes.
         heads: query, key, value and scaling of the layer below.
         orderly: per cut, () bool on the device: whether the policy's indices were as they should be.
@@ -30,6 +31,7 @@ class EncoderCall:
     n_keep: int = 0
     kept: Tensor | None = None
     sizes: Tensor | None = None
+    has_pads: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
     heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
     orderly: list[Tensor] = field(default_factory=list)

@@ -67,6 +67,7 @@ class EncoderActivations:
         attention: (N,) each.
         keys: (N, H * d) or (N, d) each.
         features: (N, D_v) each.
+        patches: (N, D_v) each, means over the patches that a merger made a token of.
         kept: (N,) bool each, on the host, False at tokens that left inside the encoder; None where all are there.
         select_ms: time spent on choosing them, milliseconds, shared out by tokens; None where nothing was chosen.
     """
@@ -74,6 +75,7 @@ class EncoderActivations:
     attention: list[Tensor] | None = None
     keys: list[Tensor] | None = None
     features: list[Tensor] | None = None
+    patches: list[Tensor] | None = None
     kept: list[Tensor] | None = None
     select_ms: list[float] | None = None
 
@@ -84,7 +86,7 @@ class Recording:
 
     Attributes:
         packed: lengths of all inputs, where the encoder takes them as one sequence.
-        values: by name: `"attention"`, `"keys"`, `"features"`.
+        values: by name: `"attention"`, `"keys"`, `"features"`, `"patches"`.
     """
 
     packed: list[int] | None = None
@@ -121,6 +123,9 @@ class EncoderCapture:
         if self.spec.features and self.encoder.projector is not None:
             projector = self.base.get_submodule(self.encoder.projector)
             self._handles.append(projector.register_forward_pre_hook(self._read_features))
+        if self.spec.patches and self.encoder.merger is not None:
+            merger = self.encoder.merger(self.base)
+            self._handles.append(merger.register_forward_pre_hook(self._read_patches))
 
     def detach(self) -> None:
         self._tap.detach()
@@ -181,3 +186,8 @@ class EncoderCapture:
         recording = _RECORDING.get()
         if recording is not None:
             recording.add("features", args[0].detach())
+
+    def _read_patches(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        recording = _RECORDING.get()
+        if recording is not None:
+            recording.add("patches", args[0].detach()[None])

@@ -241,17 +241,28 @@ class EncoderStage:
         kept = (keep[:, self.n_cls :] - self.n_cls).clamp(min=0)
         call.kept = kept if call.kept is None else call.kept.gather(1, kept)
         call.sizes = call.sizes.gather(1, keep) if chosen.sizes is None else chosen.sizes
+        call.has_pads = chosen.has_pads
         logger.debug("encoder cut %d: %d of %d tokens are left", cut, keep.shape[1], hidden.shape[1])
         if chosen.hidden is not None:
             return chosen.hidden
         return hidden.gather(1, keep[..., None].expand(-1, -1, hidden.shape[2]))
 
     def _size_bias(self, call: EncoderCall, hidden: Tensor) -> Tensor | None:
-        """Additive mask (B, 1, M, M), log of the patches that a token stands for: it gets the attention they had."""
-        if not self.policy.proportional or call.kept is None:
+        """Additive mask (B, 1, M, M), log of the patches that a token stands for: it gets the attention they had.
+
+        Tokens that pad get none.
+        """
+        if call.kept is None or not (self.policy.proportional or call.has_pads):
             return None
         assert call.sizes is not None
-        log_size_bias = call.sizes.log().to(hidden.dtype)[:, None, None]
+        if "flash" in (self.layers[0].self_attn.config._attn_implementation or ""):
+            raise ValueError(
+                f"policy {self.policy!r} left different numbers of tokens of the pictures of a batch, which takes a "
+                "mask that FlashAttention does not take; use sdpa in the vision tower, one picture at a time, or an "
+                "option of the policy that keeps the numbers equal"
+            )
+        sizes = call.sizes if self.policy.proportional else (call.sizes > 0).to(call.sizes.dtype)
+        log_size_bias = sizes.log().to(hidden.dtype)[:, None, None]
         return log_size_bias.expand(-1, -1, hidden.shape[1], -1)
 
     def _leave_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

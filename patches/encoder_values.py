@@ -56,7 +56,7 @@ def encoder_values(
         )
     activations, index = visual.activations
     values: dict[str, Any] = {}
-    for name in ("attention", "keys", "features"):
+    for name in ("attention", "keys", "features", "patches"):
         by_input = getattr(activations, name)
         if by_input is not None:
             value = by_input[index] if offered is None else index_rows(by_input[index], offered)

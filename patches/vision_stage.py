@@ -169,6 +169,7 @@ class _Work:
         tokens = VisualTokens(
             features=index_rows(self.embeds[visual.row], columns[candidates]),
             grids=visual.shape.grids if offered is None else None,
+            tile_borders=visual.shape.tile_borders if offered is None else None,
             kind=visual.kind,
             index=index,
             **words,

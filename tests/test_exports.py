@@ -105,6 +105,7 @@ POLICY_MEMBERS = {
     "adaptive",
     "budget_weight",
     "decoder_counts",
+    "by_tile",
     "decoder_follow_up",
     "decoder_layers",
     "decoder_select",

@@ -138,8 +138,9 @@ def apportion(total: int, sizes: Sequence[int]) -> list[int]:
 def apportion_by_weight(total: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
     """Split `total` in proportion to `weights`, no share above its size, by largest remainder.
 
-    What a full part cannot take is split again among the others. Equal remainders go to the first part. Negative
-    weights count as 0; if all remaining weights are 0, the remaining parts count alike.
+    A part whose proportional share is its size or more gets its size, and the rest is split among the others. Their
+    shares are rounded down, and what is missing then goes to the largest remainders, one each; among equal ones to
+    the first part. Negative weights count as 0; if all remaining weights are 0, the remaining parts count alike.
 
     Args:
         total: at most the sum of the sizes.
@@ -149,17 +150,23 @@ def apportion_by_weight(total: int, sizes: Sequence[int], weights: Sequence[floa
     Returns:
         (P,) shares that sum to `total`.
     """
-    shares = [0] * len(sizes)
     wanted = [0.0 if weight < 0 else float(weight) for weight in weights]
-    while (missing := total - sum(shares)) > 0:
-        free = [i for i, size in enumerate(sizes) if shares[i] < size]
+    shares = [0] * len(sizes)
+    free = [i for i, size in enumerate(sizes) if size > 0]
+    missing = total
+    while free:
         weight = sum(wanted[i] for i in free)
         quota = {i: missing * wanted[i] / weight if weight > 0 else missing / len(free) for i in free}
-        given = {i: min(sizes[i] - shares[i], math.floor(quota[i])) for i in free}
-        if not any(given.values()):  # only remainders are left
-            for i in sorted(free, key=lambda i: (-quota[i], i))[:missing]:
-                shares[i] += 1
-            continue
-        for i, n in given.items():
-            shares[i] += n
+        full = [i for i in free if quota[i] >= sizes[i]]
+        if not full:
+            break
+        for i in full:
+            shares[i] = sizes[i]
+            missing -= sizes[i]
+        free = [i for i in free if quota[i] < sizes[i]]
+    for i in free:
+        shares[i] = math.floor(quota[i])
+        missing -= shares[i]
+    for i in sorted(free, key=lambda i: (shares[i] - quota[i], i))[:missing]:
+        shares[i] += 1
     return shares

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ...policies.types import Grid
+from ...policies.types import Grid, TileBorders
 from ..packing import Packing
 
 Kind = Literal["image", "video"]
@@ -22,10 +22,13 @@ class VisualShape:
         grids: (T, H, W) of the rasters that make it up, in order, separators left out; None if unknown.
         separators: indices, within the input, of newline tokens. They carry no picture content, and no policy may
             choose them.
+        tile_borders: for each grid, the rows and columns at which another tile of the encoder begins; None where there
+            is one tile, or where it is not known.
     """
 
     grids: tuple[Grid, ...] | None = None
     separators: tuple[int, ...] = ()
+    tile_borders: tuple[TileBorders, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class EncoderFacts:
         has_cls: whether token 0 is a CLS token, `has_cls(base)`.
         projector: attribute path of the pointwise projector, where tokens before and after it are one-to-one; None
             otherwise.
+        merger: the module that gets patches, (M, C), and makes one token of several, `merger(base)`; None where there
+            is none, or where its input is not to be read.
         packed: where the encoder takes all inputs as one sequence, the length of each in it,
             `packed(base, arguments)`; None where that is not known.
         layers: the layers of the vision encoder up to the one whose output the projector reads, `layers(base)`; None
@@ -108,6 +113,7 @@ class EncoderFacts:
     regroup: Callable[[EncoderValues], list[Tensor]]
     has_cls: Callable[[Any], bool] = no_cls
     projector: str | None = None
+    merger: Callable[[Any], nn.Module] | None = None
     packed: Callable[[Any, Mapping[str, Any]], list[int] | None] | None = None
     layers: Callable[[Any], Sequence[nn.Module]] | None = None
     embeddings: Callable[[Any], nn.Module] | None = None

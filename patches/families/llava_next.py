@@ -38,8 +38,17 @@ def _tiles(config: Any, image_size: Any) -> tuple[int, int]:
     return shape
 
 
-def anyres_shape(config: Any, length: int, mosaic: tuple[int, int] | None) -> VisualShape:
-    """Layout of a thumbnail, and of a mosaic with a newline after each row; or of a thumbnail with one newline."""
+def anyres_shape(
+    config: Any, length: int, mosaic: tuple[int, int] | None, tiles: tuple[int, int] | None = None
+) -> VisualShape:
+    """Layout of a thumbnail, and of a mosaic with a newline after each row; or of a thumbnail with one newline.
+
+    Args:
+        config: of the model.
+        length: placeholders of the image.
+        mosaic: (H, W) of its mosaic; None if not known.
+        tiles: rows and columns of crops that an unscaled mosaic is made of; None if not known.
+    """
     thumbnail = tile_grid(config)
     tile = thumbnail[1] * thumbnail[2]
     if length == tile + 1:
@@ -48,15 +57,30 @@ def anyres_shape(config: Any, length: int, mosaic: tuple[int, int] | None) -> Vi
         return VisualShape()
     height, width = mosaic
     newlines = tuple(tile + y * (width + 1) + width for y in range(height))
-    # Of a very narrow picture, unpadding leaves nothing but newlines.
-    return VisualShape((thumbnail, (1, height, width)) if height * width else (thumbnail,), newlines)
+    if not height * width:  # of a very narrow picture, unpadding leaves nothing but newlines
+        return VisualShape((thumbnail,), newlines)
+    borders = None
+    if tiles is not None:
+        rows, columns = (
+            _borders(side, size, count) for side, size, count in zip(mosaic, thumbnail[1:], tiles, strict=True)
+        )
+        borders = (((), ()), (rows, columns))
+    return VisualShape((thumbnail, (1, height, width)), newlines, borders)
+
+
+def _borders(side: int, tile: int, count: int) -> tuple[int, ...]:
+    """Where along a side of an unpadded mosaic another tile begins; as much is cut away at both ends."""
+    cut = (count * tile - side) // 2
+    return tuple(border for i in range(1, count) if 0 < (border := i * tile - cut) < side)
 
 
 def shape(facts: InputFacts) -> VisualShape:
     """A thumbnail, and a mosaic where the size of the image is known."""
     sizes = facts.arguments.get("image_sizes")
-    mosaic = None if sizes is None else mosaic_shape(facts.config, sizes[facts.index])
-    return anyres_shape(facts.config, facts.length, mosaic)
+    if sizes is None:
+        return anyres_shape(facts.config, facts.length, None)
+    size = sizes[facts.index]
+    return anyres_shape(facts.config, facts.length, mosaic_shape(facts.config, size), _tiles(facts.config, size))
 
 
 def regroup_images(output: EncoderValues, scaled: MosaicSize | None = None) -> list[Tensor]:

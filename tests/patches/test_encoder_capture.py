@@ -128,6 +128,24 @@ def test_qwen(family, layer):
         torch.testing.assert_close(tokens.encoder_attention, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_patches_from_before_the_merger(family):
+    """What the merger got, averaged four by four; where windows are undone, a token's mean moves with it."""
+    model, given = get_model(family), []
+    handle = model.model.visual.merger.register_forward_hook(lambda m, args, out: given.append((args[0], out)))
+    try:
+        seen = hear(family, EncoderSpec(rows=None, patches=True))
+    finally:
+        handle.remove()
+    patches, merged = given[0]
+    means = patches.view(-1, 4, patches.shape[-1]).mean(1)
+    for tokens in seen:
+        assert tokens.encoder_features is None and tokens.encoder_attention is None
+        at = (tokens.features[:, None] - merged[None]).abs().amax(-1).argmin(1)  # where the merger made it
+        torch.testing.assert_close(tokens.encoder_patches, means[at], rtol=0, atol=1e-12)
+    assert all(tokens.encoder_patches is None for tokens in hear("llava", EncoderSpec(patches=True)))
+
+
 @pytest.mark.parametrize(("layer", "block"), [("last", 1), ("feature", 0)])
 def test_windowed_layers(layer, block, monkeypatch):
     """Attention within windows, one kernel call each, comes back in picture order."""

@@ -14,14 +14,13 @@ from .inputs import exact_features
 
 def by_definition(unit, n_keep, step):
     """Every round looks at all pairs."""
-    similarity, remaining = unit @ unit.T, list(range(len(unit)))
-    while len(remaining) > max(1, n_keep):
-        even, odd = remaining[::2], remaining[1::2]
-        nearest = similarity[even][:, odd].amax(1).tolist()
-        order = sorted(range(len(even)), key=lambda i: (-nearest[i], i))
-        dropped = {even[i] for i in order[: min(step, len(remaining) - n_keep)]}
-        remaining = [i for i in remaining if i not in dropped]
-    return remaining
+    similarity, queue = (unit @ unit.T).nan_to_num(nan=torch.inf), list(range(len(unit)))
+    while len(queue) > max(1, n_keep):
+        even, odd = queue[::2], queue[1::2]
+        nearest = dict(zip(even, similarity[even][:, odd].amax(1).tolist(), strict=True))
+        even = sorted(even, key=lambda i: -nearest[i])  # equal ones stay in order
+        queue = even[min(step, len(queue) - n_keep) :] + odd
+    return sorted(queue)
 
 
 @pytest.fixture(params=["all similarities", "in blocks"])
@@ -29,7 +28,6 @@ def held(request, monkeypatch):
     """Few neighbours are held, so that they run out."""
     monkeypatch.setattr(duplicates, "_MATRIX_LIMIT", 10**6 if request.param == "all similarities" else 0)
     monkeypatch.setattr(duplicates, "_NEAREST", (2, 2))
-    monkeypatch.setattr(duplicates, "_TRIED", 3)
     monkeypatch.setattr(duplicates, "_ROWS", 7)
 
 
@@ -62,10 +60,19 @@ def test_rounds_on_any_numbers(held, kind):
 
 
 def test_nan_is_like_everything(held):
-    """A token with NaN is as similar as can be to all others, so the first even ones leave."""
+    """A token with NaN is as similar as can be to all others."""
     unit = F.normalize(torch.randn(41, 6, generator=torch.Generator().manual_seed(1)), dim=-1)
     unit[20, 2] = torch.nan
-    assert duplicates.without_duplicates(unit, 9, 4).tolist() == duplicates._by_matrix(unit, 9, 4).tolist()
+    expected = by_definition(unit, 9, 4)
+    assert duplicates.without_duplicates(unit, 9, 4).tolist() == duplicates._by_matrix(unit, 9, 4).tolist() == expected
+
+
+def test_what_is_left_goes_before_the_odd_ones():
+    """0 is nearest to an odd one and leaves. In the queue 2, 4, 1, 3, then, 2 is compared with 4 and 3, and leaves."""
+    angles = torch.deg2rad(torch.tensor([0.0, 5, 30, 50, 100]))
+    unit = torch.stack([angles.cos(), angles.sin()], 1)
+    assert duplicates.without_duplicates(unit, 4, 1).tolist() == [1, 2, 3, 4]
+    assert duplicates.without_duplicates(unit, 3, 1).tolist() == [1, 3, 4]
 
 
 def test_what_is_small_enough_stays_whole():

@@ -26,6 +26,9 @@ def test_shares_by_hand():
     assert apportion_by_weight(7, [9, 9, 9], [1.0, 1, 1]) == [3, 2, 2]
     assert apportion_by_weight(9, [3, 9, 9], [8.0, 1, 1]) == [3, 3, 3]
     assert apportion_by_weight(3, [2, 2], [0.0, 0]) == [2, 1]
+    assert apportion_by_weight(10, [9, 9, 9], [5.1, 3.3, 1.6]) == [5, 3, 2]  # .1, .3 and .6 are left over
+    assert apportion_by_weight(4, [9, 0, 9], [1.0, 8, 3]) == [1, 0, 3]
+    assert apportion_by_weight(9, [4, 9, 9], [8.0, 0, 0]) == [4, 3, 2]
 
 
 @settings(max_examples=200, deadline=None)

@@ -30,3 +30,11 @@ def test_mmtok_hears_the_question():
     for i in range(5):
         assert picks(MMTok().select(VisualTokens(features, question=features[i : i + 1]), 1)) == [i]
     assert picks(MMTok().select(VisualTokens(features), 1)) == [0]
+
+
+def test_mmtok_compares_patches_where_there_are_means_of_them():
+    """The tokens are all alike; before the merger they are two and one."""
+    patches = torch.eye(2)[[0, 0, 1]]
+    tokens = VisualTokens(torch.ones(3, 4), encoder_patches=patches)
+    assert picks(MMTok().select(tokens, 2)) == [0, 2]
+    assert picks(MMTok().select(VisualTokens(torch.ones(3, 4)), 2)) == [0, 1]

@@ -36,7 +36,7 @@ def features(model, images) -> torch.Tensor:
 
 
 def record_cuts(model, images, policy, keep):
-    """Features of a pruned tower, and what was left before each of its layers, CLS first."""
+    """Features of a pruned tower, and what was left before each of its layers, CLS first, and in place of pads."""
     layers, left = tower_of(model).encoder.layers, []
     stage = apply_pruning(model, policy, keep).model._tokenprune.encoder
     choose = stage._choose
@@ -45,7 +45,10 @@ def record_cuts(model, images, policy, keep):
         chosen = choose(call, cut, hidden)
         n = hidden.shape[1] - 1
         now = left[-1] if left else torch.arange(n + 1).expand(len(hidden), -1)
-        left.append(now if chosen is None else now.gather(1, chosen.keep))
+        if chosen is not None:
+            now = now.gather(1, chosen.keep)
+            now = now if chosen.sizes is None else now.masked_fill(chosen.sizes == 0, 0)
+        left.append(now)
         return chosen
 
     stage._choose = watch

@@ -24,8 +24,8 @@ class Policy(FormerNames):
     `decoder_layers` and `decoder_select` or `decoder_select_many` (decoder), `encoder_select` or `resized_shape`
     (encoder). All else has a default.
 
-    A fact that depends on options is a property (`stages`, `exact`, `proportional`, `budget_weight`). All other facts
-    are class attributes, and instances do not overwrite them.
+    A fact that depends on options is a property (`stages`, `exact`, `by_tile`, `proportional`, `budget_weight`). All
+    other facts are class attributes, and instances do not overwrite them.
 
     Class attributes:
         name: set by `register`.
@@ -78,6 +78,12 @@ class Policy(FormerNames):
         """Whether it keeps exactly as many tokens as it is asked for. False for policies that keep whole rows or
         whole grids; their count is in the report."""
         return True
+
+    @property
+    def by_tile(self) -> bool:
+        """Whether the budget of an image that the encoder saw in tiles is split over the tiles, by their sizes, and
+        each is selected from alone."""
+        return False
 
     @property
     def proportional(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import dpp_select
-from ..validate import real
+from ..validate import boolean, real
 from .base import BatchedPolicy
 from .greedy import greedy_selections
 from .registration import register
@@ -37,16 +37,28 @@ class CDPruner(BatchedPolicy):
 
     Args:
         weight: exponent of the relevance, >= 0. 1 is the paper's; 0 is diversity alone.
+        per_tile: whether the budget of a picture in tiles is split over them, and each is selected from alone, as the
+            paper's code does. Tiles are known on LLaVA-NeXT.
     """
 
     weight: float = 1.0
+    per_tile: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "CDPruner, NeurIPS 2025, arXiv:2506.10967"
     keeps: ClassVar[str] = "diverse tokens, given the question (DPP)"
-    deviates: ClassVar[str] = "relevance from word embeddings, not CLIP's text encoder; scaled by image"
+    deviates: ClassVar[str] = (
+        "relevance from word embeddings, not CLIP's text encoder, scaled by picture (the release: by batch); spread "
+        "evenly beyond the rank of the kernel; one budget for all tiles of a picture (`per_tile`), without the borders "
+        "that the model cuts away (the release keeps them)"
+    )
 
     def __post_init__(self) -> None:
         real(self, "weight", least=0)
+        boolean(self, "per_tile")
+
+    @property
+    def by_tile(self) -> bool:
+        return self.per_tile
 
     def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
         return greedy_selections(dpp_select, tokens, n_keep, quality=[self.relevance(each) for each in tokens])

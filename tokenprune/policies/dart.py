@@ -41,7 +41,10 @@ class DART(Policy):
     stage: ClassVar[Literal["decoder"]] = "decoder"
     paper: ClassVar[str] = "DART, EMNLP 2025, arXiv:2502.11494"
     keeps: ClassVar[str] = "tokens unlike a few pivots of large norm, from a decoder layer on"
-    deviates: ClassVar[str] = "meets the budget exactly; larger norms pick first (the release: the order of a set)"
+    deviates: ClassVar[str] = (
+        "meets the budget exactly (the release keeps up to 8 tokens more); larger norms pick first (the release: the "
+        "order of a set)"
+    )
 
     def __post_init__(self) -> None:
         whole(self, "layer", "pivots", least=1)

@@ -6,24 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import topk_select
 from ..ops.host.products import gram, product
-from .spacing import complement
 
 _MATRIX_LIMIT = 4096  # tokens of which all similarities are held at once
 _NEAREST = (24, 64)  # nearest neighbours of a token that are held, with all similarities at hand and without
-_TRIED = 32  # tokens that are looked at together
 _ROWS = 1024  # rows of similarities that are computed at once
-# What is known of a token's similarity to the nearest odd one: an upper bound; that no neighbour held is odd; itself.
-_BOUND, _EXHAUSTED, _EXACT = range(3)
 
 
 def without_duplicates(unit: Tensor, n_keep: int, step: int) -> Tensor:
     """Ascending indices of `n_keep` of (M, D) float32 unit vectors.
 
-    In a round, tokens at even indices among those that remain are compared with those at odd ones, and the `step` even
-    ones most similar to an odd one are dropped; the lowest index first among equals. NaN counts as infinity. The last
-    round drops fewer, and an odd last token counts as even.
+    The vectors form a queue, at first as they are given. In a round, those at even places of the queue are compared
+    with those at odd places. The even ones are sorted by their largest similarity to an odd one, falling, and equal
+    ones stay in order; NaN counts as infinity. The first `step` of them are dropped, in the last round fewer. The
+    queue of the next round is the rest of the even ones in this new order, and behind them the odd ones. With an odd
+    number of vectors the last counts as even.
 
     On a device, inputs of up to 4096 tokens never wait for it.
     """
@@ -36,29 +33,25 @@ def without_duplicates(unit: Tensor, n_keep: int, step: int) -> Tensor:
 
 def _by_matrix(unit: Tensor, n_keep: int, step: int) -> Tensor:
     """`without_duplicates` by its definition. All sizes are known beforehand."""
-    similarity = unit @ unit.T
-    remaining = torch.arange(len(unit), device=unit.device)
-    while len(remaining) > n_keep:
-        even, odd = remaining[::2], remaining[1::2]
-        if len(odd) == 0:
-            break
-        n_dropped = min(step, len(remaining) - n_keep, len(even))
-        duplicates = topk_select(similarity[even][:, odd].amax(1), n_dropped)
-        remaining = remaining[complement(2 * duplicates, len(remaining))]
-    return remaining
+    similarity = (unit @ unit.T).nan_to_num_(nan=torch.inf)
+    queue = torch.arange(len(unit), device=unit.device)
+    while len(queue) > max(1, n_keep):
+        even, odd = queue[::2], queue[1::2]
+        n_dropped = min(step, len(queue) - n_keep, len(even))
+        order = similarity[even][:, odd].amax(1).argsort(descending=True, stable=True)
+        queue = torch.cat([even[order[n_dropped:]], odd])
+    return queue.sort().values
 
 
 class _Rounds:
     """The tokens that remain, and the nearest neighbours of each.
 
-    An even token's similarity to the odd ones is that of the first odd token among its neighbours. The similarity of
-    its first neighbour that remains is an upper bound of it, and of what it can be in any later round. So only the
-    tokens with the largest bounds are looked at.
+    An even token's similarity to the odd ones is that of the first odd token among its neighbours. If none of them is
+    odd, its neighbours are looked for again among the tokens that remain.
 
     Attributes:
         neighbours, similarities: (M, K), the nearest neighbours of each token when they were looked for, the nearest
             first, and their similarities; filled up with M and -inf.
-        bound: (M,) upper bounds.
         is_odd, remains: (M + 1,) bool, False for M.
     """
 
@@ -75,46 +68,31 @@ class _Rounds:
             self._look_for(np.arange(m))
         else:
             self._look_for_all()
-        self.bound = self.similarities[:, 0].copy()
 
     def reduced_to(self, n_keep: int, step: int) -> np.ndarray:
         """Ascending indices of `n_keep` tokens."""
-        remaining = np.arange(len(self.unit))
-        while len(remaining) > max(1, n_keep):
-            even = remaining[::2]
-            self.is_odd[remaining[1::2]] = True
+        queue = np.arange(len(self.unit))
+        while len(queue) > max(1, n_keep):
+            even, odd = queue[::2], queue[1::2]
+            self.is_odd[odd] = True
             self.is_odd[even] = False
-            dropped = self._most_similar(even, min(step, len(remaining) - n_keep, len(even)))
-            self.remains[even[dropped]] = False
-            remaining = np.delete(remaining, 2 * dropped)
-            if self.matrix is None and 2 * len(remaining) < len(self.columns):
-                self.columns = remaining
-        return remaining
+            n_dropped = min(step, len(queue) - n_keep, len(even))
+            order = np.argsort(-self._to_nearest_odd(even), kind="stable")
+            self.remains[even[order[:n_dropped]]] = False
+            queue = np.concatenate([even[order[n_dropped:]], odd])
+            if self.matrix is None and 2 * len(queue) < len(self.columns):
+                self.columns = np.sort(queue)
+        return np.sort(queue)
 
-    def _most_similar(self, even: np.ndarray, count: int) -> np.ndarray:
-        """Ascending numbers of the `count` tokens of `even` that are most similar to an odd one."""
-        value, known = self.bound[even], np.full(len(even), _BOUND)
-        while True:
-            best = _largest(value, count)
-            unknown = best[known[best] < _EXACT]
-            if len(unknown) == 0:
-                return best
-            exhausted = unknown[known[unknown] == _EXHAUSTED]
-            if len(exhausted):
-                value[exhausted], known[exhausted] = self._look_for(even[exhausted]), _EXACT
-                continue
-            tried = _largest(np.where(known == _BOUND, value, -np.inf), max(_TRIED, count))
-            tried = tried[known[tried] == _BOUND]
-            value[tried], known[tried] = self._nearest_odd(even[tried])
-
-    def _nearest_odd(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) similarities to the nearest odd token, where one is held, otherwise upper bounds; (T,) which it is."""
-        neighbours, similarities, row = self.neighbours[tokens], self.similarities[tokens], np.arange(len(tokens))
-        remains, is_odd = self.remains[neighbours], self.is_odd[neighbours]
-        last = similarities[:, -1]
-        self.bound[tokens] = np.where(remains.any(1), similarities[row, remains.argmax(1)], last)
-        found = is_odd.any(1)
-        return np.where(found, similarities[row, is_odd.argmax(1)], last), np.where(found, _EXACT, _EXHAUSTED)
+    def _to_nearest_odd(self, tokens: np.ndarray) -> np.ndarray:
+        """(T,) similarities of tokens to the odd token nearest to each."""
+        is_odd = self.is_odd[self.neighbours[tokens]]
+        first = is_odd.argmax(1)
+        nearest: np.ndarray = self.similarities[tokens, first]
+        unknown = np.flatnonzero(~is_odd[np.arange(len(tokens)), first])
+        if len(unknown):
+            nearest[unknown] = self._look_for(tokens[unknown])
+        return nearest
 
     def _look_for_all(self) -> None:
         """Find the nearest neighbours of all tokens. Blocks below the diagonal are those above it, mirrored."""
@@ -160,14 +138,3 @@ class _Rounds:
         self.similarities[tokens, k:] = -np.inf
         nearest_odd: np.ndarray = np.where(self.is_odd[self.columns], rows, -np.inf).max(1)
         return nearest_odd
-
-
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Ascending indices of the `count` largest values, or of all; the lowest index first among equals."""
-    n = len(values)
-    if count >= n:
-        return np.arange(n)
-    limit = np.partition(values, n - count)[n - count]
-    above = np.flatnonzero(values > limit)
-    ties = np.flatnonzero(values == limit)[: count - len(above)]
-    return np.sort(np.concatenate([above, ties]))

@@ -53,7 +53,10 @@ class EADP(Policy):
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "EADP, ECCV 2026, arXiv:2607.02484"
     keeps: ClassVar[str] = "tokens that cover what the informative words of the question point at"
-    deviates: ClassVar[str] = "word embeddings for CLIP's text encoder, their sign as it is (`inverted`)"
+    deviates: ClassVar[str] = (
+        "word embeddings for CLIP's text encoder; tokens like the question are the important ones (the release: those "
+        "unlike it; `inverted`)"
+    )
 
     def __post_init__(self) -> None:
         real(self, "temperature", "sharpness", above=0)

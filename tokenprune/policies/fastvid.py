@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,22 +28,26 @@ class FastVID(Policy):
 
     1. Segments: the video is cut between the `segments` - 1 least similar pairs of neighbouring frames (cosine
        similarity of mean features), and between all neighbours less similar than `threshold`.
-    2. Salient tokens: a share 1 - `merged` of the budget is split evenly over the frames. Each frame keeps the tokens
-       with most attention in the vision encoder.
-    3. Anchors: the rest of the budget is split over the segments by their number of frames. Anchors are picked in
-       every `every`-th frame of a segment (in others only if those are full), by density peaks: the density from the
-       `neighbours` nearest neighbours, times the distance to the nearest token of larger density.
-    4. Merging: each token of the segment that is not kept joins its most similar anchor. An anchor becomes w times
-       itself plus 1 - w times the mean of the tokens that joined it, with w = `anchor`, or the anchor's equal share
-       of them all if that is larger. Merged tokens take the positions of their anchors.
+    2. Salient tokens: a frame's equal share of the budget is split in two. A share 1 - `merged` of it keeps the tokens
+       with most attention in the vision encoder; what is left over when the budget is split goes there too.
+    3. Anchors: the rest of the shares of a segment's frames is split evenly over its anchor frames, which are its last
+       frame and every `every`-th before it. In an anchor frame they are picked among the tokens that are not salient
+       by density peaks (Euclidean distance over the square root of the width): the density from the `neighbours`
+       nearest neighbours, of which the token itself is one, times the distance to the nearest denser token.
+    4. Merging: each token of the segment that is not salient joins its most similar anchor (cosine similarity) in every
+       anchor frame. An anchor becomes w times itself plus 1 - w times the mean of the tokens that joined it, itself
+       included, with w = `anchor`, or 1 / (1 + their number) if that is larger. Merged tokens take the positions of
+       their anchors.
 
-    An image is a video of one frame.
+    Frames are compared by the mean of their normalised tokens; the paper's code takes the vision encoder's pooled
+    features. Where the paper's code rounds down and keeps fewer tokens, here the budget is met exactly, and what anchor
+    frames cannot take goes to other frames of the segment. An image is a video of one frame.
 
     Args:
         segments: least number of segments (if the video has as many frames), >= 1.
         threshold: cosine similarity of neighbouring frames below which the video is cut, in [-1, 1].
         merged: share of the budget for anchors, in [0, 1].
-        every: number of frames from one with anchors to the next, >= 1.
+        every: number of frames from one anchor frame to the next, >= 1.
         neighbours: nearest neighbours that the density is computed from, >= 1.
         anchor: least weight of an anchor in its average, in [0, 1].
     """
@@ -57,7 +62,10 @@ class FastVID(Policy):
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "FastVID, NeurIPS 2025, arXiv:2503.11187"
     keeps: ClassVar[str] = "salient tokens of every frame, and averages around dense ones in similar frames"
-    deviates: ClassVar[str] = "splits the anchors by the length of the segments"
+    deviates: ClassVar[str] = (
+        "frames are compared by the mean of their tokens (the release: the encoder's pooled features); meets the "
+        "budget exactly (the release rounds down by frame)"
+    )
 
     def __post_init__(self) -> None:
         whole(self, "segments", "every", "neighbours", least=1)
@@ -73,27 +81,28 @@ class FastVID(Policy):
         assert attention is not None
         t = tokens.grid[0] if tokens.grid is not None else 1
         size = len(tokens) // t
-        n_anchors = int(self.merged * n_keep)
-        quotas = apportion_by_weight(n_keep - n_anchors, [size] * t, [1.0] * t)
+        by_frame = int(self.merged * (n_keep // t))  # anchors for each frame
+        quotas = apportion_by_weight(n_keep - by_frame * t, [size] * t, [1.0] * t)
         salient = torch.cat(
             [
                 topk_select(part, quota) + i * size
                 for i, (part, quota) in enumerate(zip(attention.split(size), quotas, strict=True))
             ]
         )
+        if by_frame == 0:
+            return Selection(salient)
 
         unit = F.normalize(tokens.features.float(), dim=-1)
-        segments = self._segments(unit.view(t, size, -1).mean(1))
-        rest = complement(salient, len(tokens)).split([size * (b - a) - sum(quotas[a:b]) for a, b in segments])
-        counts = apportion_by_weight(n_anchors, [len(each) for each in rest], [float(b - a) for a, b in segments])
+        rest = complement(salient, len(tokens)).split([size - quota for quota in quotas])  # by frame
         anchors, merged = [], []
-        for (start, _), members, count in zip(segments, rest, counts, strict=True):
-            if count:
-                chosen = self._anchors(unit[members], (members // size - start) % self.every == 0, count)
-                anchors.append(members[chosen])
-                merged.append(self._merge(tokens.features, unit, members, chosen))
-        if not anchors:
-            return Selection(salient)
+        for start, stop in self._segments(unit.view(t, size, -1).mean(1)):
+            members = torch.cat(rest[start:stop])
+            counts = self._by_anchor_frame(by_frame * (stop - start), [len(each) for each in rest[start:stop]])
+            for frame, count in zip(rest[start:stop], counts, strict=True):
+                if count:
+                    chosen = frame[self._anchors(tokens.features[frame].float(), count)]
+                    anchors.append(chosen)
+                    merged.append(self._merge(tokens.features, unit, members, chosen))
         return with_merged(tokens, salient, torch.cat(anchors), torch.cat(merged))
 
     def _segments(self, frames: Tensor) -> list[tuple[int, int]]:
@@ -108,34 +117,41 @@ class FastVID(Policy):
         borders = [0, *(i for i, is_cut in enumerate(cut.tolist(), 1) if is_cut), t]
         return list(itertools.pairwise(borders))
 
-    def _anchors(self, unit: Tensor, preferred: Tensor, count: int) -> Tensor:
-        """`count` indices of (M, D) tokens by density times distance to denser ones; (M,) bool preferred ones first."""
-        if len(unit) == 1:
-            return torch.zeros(1, dtype=torch.int64, device=unit.device)
-        distance = (2 - 2 * unit @ unit.T).clamp(min=0)
-        near = distance.fill_diagonal_(torch.inf).topk(min(self.neighbours, len(unit) - 1), largest=False).values
-        density = torch.exp(-near.mean(1))
-        index = torch.arange(len(unit), device=unit.device)
-        denser = (density[None] > density[:, None]) | (density[None] == density[:, None]) & (index < index[:, None])
-        to_denser = distance.masked_fill(~denser, torch.inf).amin(1)
-        largest = distance.masked_fill(distance.isinf(), -torch.inf).max()
-        score = density * to_denser.clamp(max=largest)
-        return topk_select(score + preferred * (1 + score.max()), count)
+    def _by_anchor_frame(self, count: int, sizes: list[int]) -> list[int]:
+        """How many of a segment's `count` anchors each of its frames gets, from how many tokens each can take."""
+        last = range(len(sizes) - 1, -1, -1)
+        shares = [0] * len(sizes)
+        # Anchor frames first, the segment's end before its start, then the other frames.
+        for frames in (last[:: self.every], [i for i in last if i not in last[:: self.every]]):
+            room = [sizes[i] for i in frames]
+            given = min(count, sum(room))
+            for i, share in zip(frames, apportion_by_weight(given, room, [1.0] * len(room)), strict=True):
+                shares[i] = share
+            count -= given
+        return shares
 
-    def _merge(self, features: Tensor, unit: Tensor, members: Tensor, chosen: Tensor) -> Tensor:
-        """(A, D) anchors of a segment, averaged with its other members.
+    def _anchors(self, features: Tensor, count: int) -> Tensor:
+        """`count` indices of (M, D) tokens of a frame by density times distance to denser ones."""
+        m = len(features)
+        distance = torch.cdist(features, features) / math.sqrt(features.shape[1])
+        near = distance.topk(min(self.neighbours, m), largest=False).values
+        density = torch.exp(-near.square().mean(1))
+        index = torch.arange(m, device=features.device)
+        denser = (density[None] > density[:, None]) | (density[None] == density[:, None]) & (index < index[:, None])
+        to_denser = torch.where(denser, distance, distance.max()).amin(1)
+        return topk_select(density * to_denser, count)
+
+    def _merge(self, features: Tensor, unit: Tensor, members: Tensor, anchors: Tensor) -> Tensor:
+        """(A, D) anchors of a frame, averaged with the tokens of their segment that join them.
 
         Args:
             features: (N, D), of the video.
             unit: (N, D), the same, normalised.
             members: (M,) int64, the segment's tokens that are not salient.
-            chosen: (A,) int64, which of the members are anchors.
+            anchors: (A,) int64, which of them are the anchors.
         """
-        anchors = members[chosen]
-        rest = members[complement(chosen, len(members))]
-        joined = (unit[rest] @ unit[anchors].T).argmax(1)
-        total, sizes = group_sum(features[rest], joined, len(anchors))
+        joined = (unit[members] @ unit[anchors].T).argmax(1)
+        total, sizes = group_sum(features[members], joined, len(anchors))
         count = sizes.to(features)
         weight = (1 / (count + 1)).clamp(min=self.anchor)
-        weight = torch.where(count > 0, weight, 1.0)
         return weight * features[anchors] + (1 - weight) * total / count.clamp(min=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..budget import apportion_by_weight
 from ..ops import topk_select
-from ..validate import real, whole
+from ..validate import choice, real, whole
 from .base import Policy
 from .registration import register
 from .types import EncoderSpec, Selection, VisualTokens
@@ -23,53 +24,91 @@ from .types import EncoderSpec, Selection, VisualTokens
 class HoloV(Policy):
     """Holistic context by crops (HoloV, arXiv:2510.02912, section 4).
 
-    1. The sequence of tokens is cut into `parts` equal parts.
-    2. A token's score is the attention of the CLS token in the encoder layer that feeds the projector, plus `alpha`
-       times the variance of its cosine similarities with the other tokens of its part. Both are scaled to a mean of
-       one over the image.
-    3. The budget is split over the parts in proportion to their mean scores.
-    4. In each part the best-scored tokens stay.
+    1. The sequence of tokens is cut into `parts` equal parts; where they cannot be equal, the first ones have a
+       token more.
+    2. The budget is split over the parts in proportion to their mean attention: what the CLS token pays in the encoder
+       layer that feeds the projector. Shares are rounded down, and the parts of largest share get one token more each
+       until the budget is met.
+    3. In each part the most attended tokens stay.
 
-    The paper's code ranks by attention alone within a part and does not sort its output; here the paper is followed.
-    The paper's second step, reading dropped tokens again in the decoder, is not implemented. Encoders without a CLS
-    token use the attention that tokens receive from all tokens.
+    The paper adds `alpha` times the variance of a token's cosine similarities within its part to its attention. The
+    paper's code scales that variance to the attention of each part and ranks by attention alone, so that neither the
+    shares nor the picks depend on it. That is the default, `alpha=0`. With another `alpha`, attention and variance are
+    both scaled to a mean of one over the image, and their weighted sum decides shares and picks, as in the paper.
+
+    A share can be larger than its part. The paper's code then feeds the language model tokens of zeros in place of
+    what is missing, which cost as much as real tokens and carry nothing. By default the surplus is split among the
+    other parts, in proportion to their shares. With `surplus="unused"` it is not used, and fewer tokens stay than the
+    budget allows: the picks of the paper's code, without its zeros.
+
+    The paper's code does not sort its output; here it is in raster order. The paper's second step, reading dropped
+    tokens again in the decoder, is not implemented. Encoders without a CLS token use the attention that tokens receive
+    from all tokens.
 
     Args:
-        parts: number of parts, >= 1.
-        alpha: weight of the variance, >= 0.
+        parts: number of parts, >= 1. The paper's code for Qwen takes `int(1024 / 576 * N / n_keep)`.
+        alpha: weight of the variance, >= 0; the paper has 0.09.
+        surplus: what becomes of a share that its part cannot take, `"shared"` or `"unused"`.
     """
 
     parts: int = 16
-    alpha: float = 0.09
+    alpha: float = 0.0
+    surplus: Literal["shared", "unused"] = "shared"
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "HoloV, NeurIPS 2025, arXiv:2510.02912"
-    keeps: ClassVar[str] = "in every part of the picture what is attended and varied, by quota"
-    deviates: ClassVar[str] = "ranks by the whole score in a part, sorted; no re-reading in the decoder"
+    keeps: ClassVar[str] = "in every part of the picture what is attended, by quota"
+    deviates: ClassVar[str] = (
+        "attention alone decides, as in the release (`alpha`); shares out what a full part cannot take (the release "
+        "fills up with zeros; `surplus`); in raster order; no re-reading in the decoder"
+    )
 
     def __post_init__(self) -> None:
         whole(self, "parts", least=1)
         real(self, "alpha", least=0)
+        choice(self, "surplus", ("shared", "unused"))
+
+    @property
+    def exact(self) -> bool:
+        """False if what a part cannot take is not used."""
+        return self.surplus == "shared"
 
     def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        attention, n = tokens.encoder_attention, len(tokens)
-        assert attention is not None
-        unit = F.normalize(tokens.features.float(), dim=-1)
-        borders = [n * i // min(self.parts, n) for i in range(min(self.parts, n) + 1)]
-        sizes = [b - a for a, b in itertools.pairwise(borders)]
-        variance = torch.cat([self._variance(part) for part in unit.split(sizes)])
-        score = attention.float() / attention.float().mean().clamp(min=1e-12)
-        score = score + self.alpha * variance / variance.mean().clamp(min=1e-12)
+        assert tokens.encoder_attention is not None
+        score, n = tokens.encoder_attention.float(), len(tokens)
+        parts = min(self.parts, n)
+        sizes = [n // parts + (i < n % parts) for i in range(parts)]
+        if self.alpha > 0:
+            unit = F.normalize(tokens.features.float(), dim=-1)
+            variance = torch.cat([self._variance(part) for part in unit.split(sizes)])
+            score = score / score.mean().clamp(min=1e-12)
+            score = score + self.alpha * variance / variance.mean().clamp(min=1e-12)
         scores = score.split(sizes)
-        quotas = apportion_by_weight(n_keep, sizes, torch.stack([part.mean() for part in scores]).tolist())
+        shares = self._shares(n_keep, sizes, torch.stack([part.mean() for part in scores]).tolist())
         kept = [
-            topk_select(part, quota) + start
-            for part, quota, start in zip(scores, quotas, borders, strict=False)
-            if quota
+            topk_select(part, share) + start
+            for part, share, start in zip(scores, shares, itertools.accumulate(sizes, initial=0), strict=False)
+            if share
         ]
         return Selection(torch.cat(kept))
+
+    def _shares(self, n_keep: int, sizes: list[int], weights: list[float]) -> list[int]:
+        """(P,) tokens of each part, from the parts' sizes and weights."""
+        total = sum(weights)
+        quotas = [n_keep * weight / total if total > 0 else n_keep / len(weights) for weight in weights]
+        shares = [math.floor(quota) for quota in quotas]
+        by_weight = sorted(range(len(sizes)), key=lambda i: (-weights[i], i))
+        for i in by_weight[: n_keep - sum(shares)]:
+            shares[i] += 1
+        shares = [min(share, size) for share, size in zip(shares, sizes, strict=True)]
+        missing = n_keep - sum(shares)
+        if self.surplus == "unused" or missing == 0:
+            return shares
+        room = [size - share for size, share in zip(sizes, shares, strict=True)]
+        more = apportion_by_weight(missing, room, weights)
+        return [share + extra for share, extra in zip(shares, more, strict=True)]
 
     @staticmethod
     def _variance(unit: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..ops import TokenCover, token_coverage_select
-from ..validate import real
+from ..validate import boolean, real
 from .base import Policy
 from .merging import mergeable
 from .registration import register
@@ -22,37 +22,53 @@ class MMTok(Policy):
     """Multimodal coverage maximisation (MMTok, arXiv:2508.18264, section 3).
 
     1. Cosine similarities of each word of the question with all tokens, and of each token with all tokens, are turned
-       into distributions over tokens by a softmax. Words are compared with projected tokens; tokens are compared
-       before the projector where they match the projected ones one-to-one.
+       into distributions over tokens by a softmax. Words are compared with projected tokens. Tokens are compared
+       before the projector where they match the projected ones one-to-one, and by the mean of their patches before
+       the merger on Qwen's models.
     2. A set of tokens covers a word, or a token, by the largest of its values in that distribution.
     3. Tokens are added greedily to maximise the mean coverage of words plus `alpha` times the mean coverage of tokens.
 
-    We could not confirm the paper's temperatures and weight; the defaults are what other publications report for
-    LLaVA. In the paper a language model may rewrite the question first, which is not done here.
+    The defaults are those of the paper's code for LLaVA; for Qwen2.5-VL it has `text_temperature=0.01`. That code takes
+    keywords of the question, which a language model may have rewritten first, and leaves out patches that pad a picture
+    to a square. A policy sees neither the question's text nor the padding, so here all words of the question and all
+    tokens count. Without a question only the image is covered.
 
     Args:
         text_temperature: temperature of the softmax of words over tokens, > 0.
         vision_temperature: temperature of the softmax of tokens over tokens, > 0.
         alpha: weight of covering the image, >= 0.
+        per_tile: whether the budget of a picture in tiles is split over them, and each is selected from alone, as the
+            paper's code does. Tiles are known on LLaVA-NeXT.
     """
 
     text_temperature: float = 0.02
     vision_temperature: float = 0.2
     alpha: float = 0.5
+    per_tile: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     paper: ClassVar[str] = "MMTok, ICLR 2026, arXiv:2508.18264"
     keeps: ClassVar[str] = "tokens that cover the question's words and the picture"
-    deviates: ClassVar[str] = "temperatures from other publications; the question is not rewritten"
+    deviates: ClassVar[str] = (
+        "all words of the question (the release: keywords, of a question that may be rewritten); patches that pad a "
+        "picture count; one budget for all tiles of a picture (`per_tile`)"
+    )
 
     def __post_init__(self) -> None:
         real(self, "text_temperature", "vision_temperature", above=0)
         real(self, "alpha", least=0)
+        boolean(self, "per_tile")
+
+    @property
+    def by_tile(self) -> bool:
+        return self.per_tile
 
     def encoder_spec(self) -> EncoderSpec:
-        return EncoderSpec(rows=None, features=True)
+        return EncoderSpec(rows=None, features=True, patches=True)
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         features, words = mergeable(tokens)[0], question_similarity(tokens)
+        if tokens.encoder_features is None and tokens.encoder_patches is not None:
+            features = tokens.encoder_patches
         weight = torch.full((1, len(tokens)), self.alpha / len(tokens), device=features.device)
         meant = (words / self.text_temperature).softmax(-1)[None] / len(words) if len(words) else None
         picks = token_coverage_select(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
-from ..validate import whole
+from ..validate import boolean, whole
 from .base import Policy
 from .merging import mergeable, with_merged
 from .registration import register
@@ -42,7 +42,10 @@ class PruMerge(Policy):
     adaptive: ClassVar[bool] = True
     paper: ClassVar[str] = "LLaVA-PruMerge, ICCV 2025, arXiv:2403.15388"
     keeps: ClassVar[str] = "outliers of CLS attention, each merged with the tokens most similar to it"
-    deviates: ClassVar[str] = "output in raster order; a budget may replace the number of outliers"
+    deviates: ClassVar[str] = (
+        "output in raster order (the release: by attention, the summed token last); a budget may replace the number of "
+        "outliers"
+    )
 
     def __post_init__(self) -> None:
         whole(self, "cluster")
@@ -90,13 +93,25 @@ class PruMergePlus(PruMerge):
     Step 1 of `PruMerge` also keeps evenly spaced tokens of the image, three for each outlier as in the paper's code.
     With a budget, a quarter of it is kept by attention, and the rest is evenly spaced among the other tokens.
 
+    The paper's code spaces over all tokens but the last one. Where the step would reach it (1, 5, 23, 25 and 115 do of
+    576 tokens), that corner of the picture is left out. There is no reason for it, so here the last token counts too.
+
     Args:
         cluster: how many tokens are added to each kept one, >= 0.
+        last_token: whether the last token can be one of the evenly spaced ones; False is the paper's code.
     """
 
+    last_token: bool = True
     paper: ClassVar[str] = "LLaVA-PruMerge+, ICCV 2025, arXiv:2403.15388"
     keeps: ClassVar[str] = "the same, and evenly spaced tokens"
-    deviates: ClassVar[str] = "with a budget, a quarter by attention and the rest spaced"
+    deviates: ClassVar[str] = (
+        "output in raster order (the release: by attention, the summed token last); with a budget, a quarter by "
+        "attention and the rest spaced; spaces over the last token too (the release never; `last_token`)"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        boolean(self, "last_token")
 
     def _kept(self, attention: Tensor, n_keep: int | None) -> Tensor:
         n = len(attention)
@@ -106,5 +121,5 @@ class PruMergePlus(PruMerge):
         kept = torch.zeros(n, dtype=torch.bool, device=attention.device)
         outliers = self._outliers(attention)
         kept[topk_select(attention, outliers)] = True
-        kept[:: max(1, int(n / outliers / 3))] = True
+        kept[: n if self.last_token else max(1, n - 1) : max(1, int(n / outliers / 3))] = True
         return kept.nonzero()[:, 0]

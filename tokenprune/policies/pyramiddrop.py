@@ -39,7 +39,10 @@ class PyramidDrop(ScheduledPolicy):
     schedule: Schedule = field(default_factory=lambda: Schedule((1 / 4, 1 / 2, 3 / 4)))
     paper: ClassVar[str] = "PyramidDrop, CVPR 2025, arXiv:2410.17247"
     keeps: ClassVar[str] = "fewer and fewer of what the last token attends to, at several decoder layers"
-    deviates: ClassVar[str] = "ranks by the layer below a cut (the release computes the one above beforehand)"
+    deviates: ClassVar[str] = (
+        "ranks by the layer below a cut (the release computes the one above beforehand); position ids stay (the "
+        "release renumbers at every cut)"
+    )
 
     def token_scores(self, view: DecoderView) -> Tensor:
         return view.received(torch.tensor([view.last]))

@@ -12,6 +12,7 @@ from ..budget import apportion
 from ..device import index_rows
 from .answers import checked_selections
 from .base import Policy
+from .tiles import in_order, tiles_of
 from .types import Selection, VisualTokens
 
 
@@ -34,40 +35,51 @@ def run_policy(
         ValueError: for an answer that is not a valid selection.
     """
     by_frame = policy.per_frame if per_frame is None else per_frame
-    frames = [tokens.frames() if by_frame else [tokens] for tokens in inputs]
+    split = [_parts(tokens, by_frame, policy.by_tile) for tokens in inputs]
     counts = [
-        [None] * len(parts) if k is None else apportion(k, [len(frame) for frame in parts])
-        for parts, k in zip(frames, n_keep, strict=True)
+        [None] * len(parts) if k is None else apportion(k, [len(part) for part in parts])
+        for parts, k in zip(split, n_keep, strict=True)
     ]
     calls = [
         (i, j)
-        for i, (parts, ks) in enumerate(zip(frames, counts, strict=True))
-        for j, (frame, k) in enumerate(zip(parts, ks, strict=True))
-        if k is None or 0 < k < len(frame)
+        for i, (parts, ks) in enumerate(zip(split, counts, strict=True))
+        for j, (part, k) in enumerate(zip(parts, ks, strict=True))
+        if k is None or 0 < k < len(part)
     ]
-    tokens, asked_for = [frames[i][j] for i, j in calls], [counts[i][j] for i, j in calls]
+    tokens, asked_for = [split[i][j] for i, j in calls], [counts[i][j] for i, j in calls]
     # Only adaptive policies get a None here; the signature of select_many does not mention it.
     answers = policy.select_many(tokens, cast("list[int]", asked_for)) if calls else []
     expected = asked_for if policy.exact else [None] * len(calls)
     chosen = dict(zip(calls, checked_selections(policy.label, answers, tokens, expected), strict=True))
+    joined = [
+        _join([(part, k, chosen.get((i, j))) for j, (part, k) in enumerate(zip(parts, ks, strict=True))])
+        for i, (parts, ks) in enumerate(zip(split, counts, strict=True))
+    ]
     return [
-        _join_frames([(frame, k, chosen.get((i, j))) for j, (frame, k) in enumerate(zip(parts, ks, strict=True))])
-        for i, (parts, ks) in enumerate(zip(frames, counts, strict=True))
+        in_order(whole, selection) if policy.by_tile else selection
+        for whole, selection in zip(inputs, joined, strict=True)
     ]
 
 
-def _join_frames(parts: list[tuple[VisualTokens, int | None, Selection | None]]) -> Selection:
-    """The selection of an input from those of its frames: (frame, tokens to keep, None where all or nothing stays)."""
+def _parts(tokens: VisualTokens, by_frame: bool, by_tile: bool) -> list[VisualTokens]:
+    """What is selected from alone: the frames of a video, the tiles of an image, or all of an input."""
+    if by_tile and tokens.tile_borders is not None:
+        return tiles_of(tokens)
+    return tokens.frames() if by_frame else [tokens]
+
+
+def _join(parts: list[tuple[VisualTokens, int | None, Selection | None]]) -> Selection:
+    """The selection of an input from those of its parts: (part, tokens to keep, None where all or nothing stays)."""
     has_features = any(selection is not None and selection.features is not None for _, _, selection in parts)
     indices: list[Tensor] = []
     features: list[Tensor] = []
     start = 0
-    for frame, k, selection in parts:
+    for part, k, selection in parts:
         if k != 0:
-            selection = selection or Selection(torch.arange(len(frame)))
+            selection = selection or Selection(torch.arange(len(part)))
             indices.append(selection.indices + start)
             if has_features:
                 new = selection.features
-                features.append(index_rows(frame.features, selection.indices) if new is None else new)
-        start += len(frame)
+                features.append(index_rows(part.features, selection.indices) if new is None else new)
+        start += len(part)
     return Selection(torch.cat(indices), torch.cat(features) if has_features else None)

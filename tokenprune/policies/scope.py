@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ops import token_coverage_select
-from ..validate import real
+from ..validate import boolean, real
 from .base import Policy
 from .merging import mergeable
 from .registration import register
@@ -27,15 +27,24 @@ class Scope(Policy):
 
     Args:
         alpha: exponent of the attention, >= 0; 0 is coverage alone.
+        per_tile: whether the budget of a picture in tiles is split over them, and each is selected from alone, as the
+            paper's code does. Tiles are known on LLaVA-NeXT.
     """
 
     alpha: float = 1.0
+    per_tile: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "SCOPE, NeurIPS 2025, arXiv:2510.24214"
     keeps: ClassVar[str] = "tokens that cover the picture, attended ones first"
+    deviates: ClassVar[str] = "one budget for all tiles of a picture (`per_tile`)"
 
     def __post_init__(self) -> None:
         real(self, "alpha", least=0)
+        boolean(self, "per_tile")
+
+    @property
+    def by_tile(self) -> bool:
+        return self.per_tile
 
     def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", features=True)

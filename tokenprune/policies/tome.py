@@ -41,7 +41,10 @@ class ToMe(Policy):
     stage: ClassVar[Literal["encoder"]] = "encoder"
     paper: ClassVar[str] = "ToMe, ICLR 2023, arXiv:2210.09461"
     keeps: ClassVar[str] = "similar tokens merged at every layer of the vision tower"
-    deviates: ClassVar[str] = "merges after the MLP of a layer, not before it"
+    deviates: ClassVar[str] = (
+        "merges after the MLP of a layer, not before it, at one border fewer; tokens in raster order (the release: "
+        "even ones before odd ones)"
+    )
 
     def __post_init__(self) -> None:
         boolean(self, "proportional_attention")

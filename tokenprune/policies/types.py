@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,8 @@ from ..ops import topk_select
 
 #: (T, H, W): frames, rows and columns of a raster of visual tokens, stored frame by frame and row by row.
 Grid = tuple[int, int, int]
+#: Rows and columns of a raster at which another tile of the vision encoder begins, without the first; ascending.
+TileBorders = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class EncoderSpec:
         without_cls: what replaces `"cls"` on encoders without a CLS token; None: no attention.
         keys: the layer's keys, with heads `"joined"` or as their `"mean"`; None: no keys.
         features: whether tokens before the projector are read.
+        patches: whether patches are read as they are before a merger that makes one token of several.
     """
 
     layer: Literal["feature", "last"] = "feature"
@@ -38,6 +41,7 @@ class EncoderSpec:
     without_cls: Literal["received"] | None = "received"
     keys: Literal["joined", "mean"] | None = None
     features: bool = False
+    patches: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,10 @@ class VisualTokens:
             for attention of the CLS token alone and there is none.
         encoder_keys: keys of that layer, if asked for: (N, H * d), or (N, d) for their mean over heads.
         project: the projector, (K, D_v) -> (K, D), if `encoder_features` are given.
+        encoder_patches: (N, D_v), for each token the mean of the patches that the encoder's merger made it of, as they
+            were before it, if `encoder_spec` asks for them and there is a merger.
+        tile_borders: for each grid, the rows and columns at which another tile begins that the vision encoder saw by
+            itself. None if the input is one tile, or if it is not known.
     """
 
     features: Tensor
@@ -74,6 +82,8 @@ class VisualTokens:
     encoder_attention: Tensor | None = None
     encoder_keys: Tensor | None = None
     project: Callable[[Tensor], Tensor] | None = None
+    encoder_patches: Tensor | None = None
+    tile_borders: tuple[TileBorders, ...] | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -88,25 +98,28 @@ class VisualTokens:
         if self.grid is None or self.grid[0] == 1:
             return [self]
         t, h, w = self.grid
-
-        def frame(tensor: Tensor | None, i: int) -> Tensor | None:
-            return None if tensor is None else tensor[i * h * w : (i + 1) * h * w]
-
         return [
-            VisualTokens(
-                features=self.features[i * h * w : (i + 1) * h * w],
-                grids=((1, h, w),),
-                kind=self.kind,
-                index=self.index * t + i,
-                text=self.text,
-                question=self.question,
-                encoder_features=frame(self.encoder_features, i),
-                encoder_attention=frame(self.encoder_attention, i),
-                encoder_keys=frame(self.encoder_keys, i),
-                project=self.project,
-            )
+            self.part(lambda x, i=i: x[i * h * w : (i + 1) * h * w], (1, h, w), self.index * t + i)  # type: ignore[misc]
             for i in range(t)
         ]
+
+    def part(self, take: Callable[[Tensor], Tensor], grid: Grid, index: int) -> VisualTokens:
+        """Some of the tokens as an input of one raster; `take` gives their rows of a (N, ...) tensor."""
+
+        def taken(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else take(tensor)
+
+        return replace(
+            self,
+            features=take(self.features),
+            grids=(grid,),
+            index=index,
+            encoder_features=taken(self.encoder_features),
+            encoder_attention=taken(self.encoder_attention),
+            encoder_keys=taken(self.encoder_keys),
+            encoder_patches=taken(self.encoder_patches),
+            tile_borders=None,
+        )
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,8 @@ class DecoderView:
         lowest: lowest layer before which this model lets tokens be dropped.
         entered: for each visual input, how many of its tokens entered the decoder.
         counts: for each visual input, how many of its remaining tokens the budget leaves at this layer; None: unknown.
+        memory: a dictionary for the policy's own use, kept for the row from cut to cut of one prefill; None in a view
+            that is not of a model's call.
     """
 
     visual: list[Tensor]
@@ -146,6 +161,7 @@ class DecoderView:
     lowest: int
     entered: list[int]
     counts: list[int] | None = None
+    memory: dict[str, Any] | None = None
 
     def best(self, scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The best-scored tokens of each visual input, as an answer of `Policy.decoder_select`.
@@ -175,7 +191,8 @@ class TowerView:
         query, key, value: (B, H, M, d) of the layer below, as its attention function got them.
         scaling: factor of the attention scores in that layer.
         cls: whether there is a CLS token. It has to stay.
-        sizes: (B, M) float32 or wider, how many patches each token stands for.
+        sizes: (B, M) float32 or wider, how many patches each token stands for; 0 for one that has left and pads its
+            image to the length of the others.
         cut: number of this border between layers, from 0.
         n_cuts: number of borders at which tokens may be dropped.
         n_before: tokens of an image at the first border, without the CLS token.
@@ -210,11 +227,14 @@ class TowerCut:
         keep: (B, M') int64, indices of tokens that stay, ascending, the CLS token included.
         hidden: (B, M', D) new hidden states of these tokens; None: unchanged.
         sizes: (B, M') float32, how many patches each stands for now; None: unchanged.
+        has_pads: whether some sizes are 0. Where images keep different numbers of tokens, the shorter ones are padded
+            with tokens of size 0. Attention does not see them, and none may be left after the last border.
     """
 
     keep: Tensor
     hidden: Tensor | None = None
     sizes: Tensor | None = None
+    has_pads: bool = False
 
 
 @dataclass(frozen=True)

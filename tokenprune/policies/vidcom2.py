@@ -16,7 +16,7 @@ from .base import Policy
 from .registration import register
 from .types import Selection, VisualTokens
 
-_WIDTHS = tuple(2.0**i for i in range(-3, 3))  # of the Gaussians
+_WIDTHS = tuple(2.0**i for i in range(-3, 2))  # of the Gaussians
 
 
 @register("vidcom2")
@@ -25,13 +25,14 @@ class VidCom2(Policy):
     """Video compression commander (VidCom2, arXiv:2505.14454, section 3).
 
     1. Tokens are reduced to the share `channels` of the channels with the least variance, and normalised.
-    2. How common a token is in the video, and in its frame, is the sum of Gaussians of six widths of its distance to
+    2. How common a token is in the video, and in its frame, is the sum of Gaussians of five widths of its distance to
        the mean of the video, and of the frame.
     3. Each frame gets an equal share of the budget, plus what a softmax over frames of minus their mean commonness in
        the video gives above an equal share.
     4. In each frame the tokens stay that are least common in video and frame together.
 
-    An image is a video of one frame.
+    The paper's code rounds the number of each frame by itself, so that their sum can miss the budget. Here the shares
+    are rounded by largest remainder and the budget is met exactly. An image is a video of one frame.
 
     Args:
         sharpness: temperature of the softmax over frames, > 0.
@@ -43,6 +44,7 @@ class VidCom2(Policy):
     per_frame: ClassVar[bool] = False
     paper: ClassVar[str] = "VidCom2, EMNLP 2025, arXiv:2505.14454"
     keeps: ClassVar[str] = "tokens unlike the rest of frame and video, more from frames that stand out"
+    deviates: ClassVar[str] = "meets the budget exactly (the release rounds frame by frame and can miss it)"
 
     def __post_init__(self) -> None:
         real(self, "sharpness", above=0)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..ops import topk_select
-from ..validate import real
+from ..validate import boolean, real
 from .base import Policy
 from .merging import group_sum, mergeable, with_merged
 from .registration import register
@@ -34,16 +34,27 @@ class VisionZip(Policy):
 
     Args:
         contextual: share of the budget for contextual tokens, in [0, 1); 10 of 64 in the paper.
+        per_tile: whether the budget of a picture in tiles is split over them, and each is selected from alone, as the
+            paper's code does. Tiles are known on LLaVA-NeXT.
     """
 
     contextual: float = 10 / 64
+    per_tile: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "VisionZip, CVPR 2025, arXiv:2412.04467"
     keeps: ClassVar[str] = "what CLS attends to, and averages of the rest"
-    deviates: ClassVar[str] = "CLS itself is not kept; merged tokens keep the positions of their targets"
+    deviates: ClassVar[str] = (
+        "CLS itself is not kept; merged tokens keep the positions of their targets; one budget for all tiles of a "
+        "picture (`per_tile`)"
+    )
 
     def __post_init__(self) -> None:
         real(self, "contextual", least=0, below=1, what="a share of the budget")
+        boolean(self, "per_tile")
+
+    @property
+    def by_tile(self) -> bool:
+        return self.per_tile
 
     def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls", keys="mean", features=True)

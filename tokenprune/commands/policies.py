@@ -224,10 +224,10 @@ def _in_full(name: str, cls: type[Policy]) -> Iterator[RenderableType]:
             table.add_row(option, Text(value), Text(meanings.get(option, "")))
         yield table
     if known["presets"]:
-        yield _presets(name, known["presets"])
+        yield _presets(name, known["presets"], "decoder" in known["stages"])
 
 
-def _presets(name: str, presets: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+def _presets(name: str, presets: Mapping[str, Mapping[str, Any]], in_decoder: bool) -> RenderableType:
     """A table of the settings of papers."""
     from rich import box
     from rich.table import Table
@@ -238,7 +238,7 @@ def _presets(name: str, presets: Mapping[str, Mapping[str, Any]]) -> RenderableT
         table.add_column(head, overflow="fold")
     for preset, each in presets.items():
         keep = "" if each["keep"] is None else f"keep={each['keep']:g}"
-        meaning = "budget=final" if each["budget"] == "final" and keep else ""
+        meaning = "budget=final" if each["budget"] == "final" and keep and in_decoder else ""
         compact = "positions=compact" if each["positions"] == "compact" else ""
         options = (f"{option}={value}" for option, value in each["options"].items())
         setting = " ".join(filter(None, [keep, meaning, compact, *options]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from ..ops import dpp_select
 from ..validate import boolean, real
 from .base import BatchedPolicy
 from .greedy import greedy_selections
+from .presets import LLAVA_7B, Preset, presets_of
 from .registration import register
 from .relevance import between_zero_and_one, question_similarity
 from .types import Selection, VisualTokens
@@ -51,6 +52,7 @@ class CDPruner(BatchedPolicy):
         "evenly beyond the rank of the kernel; one budget for all tiles of a picture (`per_tile`), without the borders "
         "that the model cuts away (the release keeps them)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = presets_of("paper", 192, 128, 64, table="main table", model=LLAVA_7B)
 
     def __post_init__(self) -> None:
         real(self, "weight", least=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..ops import topk_select
 from ..validate import whole
 from .base import Policy
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .types import DecoderView
 
@@ -45,6 +47,10 @@ class DART(Policy):
         "meets the budget exactly (the release keeps up to 8 tokens more); larger norms pick first (the release: the "
         "order of a set)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        f"paper-{n}": Preset(n + 4, table="main table, as the release runs it", model=LLAVA_7B, mean=mean)
+        for n, mean in ((192, 219.8), (128, 159.8), (64, 99.8))
+    }
 
     def __post_init__(self) -> None:
         whole(self, "layer", "pivots", least=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ops import max_min_select
 from .base import BatchedPolicy
 from .greedy import greedy_selections
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .types import Selection, VisualTokens
 
@@ -32,6 +33,15 @@ class DivPrune(BatchedPolicy):
     paper: ClassVar[str] = "DivPrune, CVPR 2025, arXiv:2503.02175"
     keeps: ClassVar[str] = "the tokens with the largest minimum cosine distance, greedily"
     deviates: ClassVar[str] = "float32 distances; never a token twice; newline tokens are no candidates"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset(
+            0.098,
+            positions="compact",
+            table="Tables 1 and 2",
+            model=LLAVA_7B,
+            mean=56,
+        )
+    }
 
     def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
         return greedy_selections(max_min_select, tokens, n_keep)

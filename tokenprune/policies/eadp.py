@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from ..device import to_device
 from ..ops import TokenCover, token_coverage_select
 from ..validate import boolean, real
 from .base import Policy
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .relevance import between_zero_and_one, question_similarity
 from .types import Selection, VisualTokens
@@ -57,6 +59,19 @@ class EADP(Policy):
         "word embeddings for CLIP's text encoder; tokens like the question are the important ones (the release: those "
         "unlike it; `inverted`)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        **{
+            f"paper-{n}": Preset(n, {"inverted": True}, table="main table", model=LLAVA_7B, mean=n)
+            for n in (192, 128, 64)
+        },
+        "qwen-256": Preset(
+            256,
+            {"inverted": True, "beta": 2.0},
+            table="the release's setting for Qwen",
+            model="Qwen2.5-VL-7B, 28 layers",
+            mean=256,
+        ),
+    }
 
     def __post_init__(self) -> None:
         real(self, "temperature", "sharpness", above=0)

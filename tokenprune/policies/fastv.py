@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..validate import whole
 from .base import Policy
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .types import DecoderView
 
@@ -32,6 +34,17 @@ class FastV(Policy):
     stage: ClassVar[Literal["decoder"]] = "decoder"
     paper: ClassVar[str] = "FastV, ECCV 2024, arXiv:2403.06764"
     keeps: ClassVar[str] = "what the last token attends to after two decoder layers"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        name: Preset(keep, {"layer": layer}, table=table, model=LLAVA_7B, mean=mean)
+        for name, keep, layer, table, mean in (
+            ("paper", 0.5, 2, "K=2, R=50 %", 306),
+            ("k2-r75", 0.25, 2, "K=2, R=75 %", 171),
+            ("k3-r50", 0.5, 3, "K=3, R=50 %", 315),
+            ("mean-192", 166, 2, "an average of 192, as later papers compare", 191.6),
+            ("mean-128", 98, 2, "an average of 128, as later papers compare", 127.9),
+            ("mean-64", 30, 2, "an average of 64, as later papers compare", 64.1),
+        )
+    }
 
     def __post_init__(self) -> None:
         whole(self, "layer", least=1)

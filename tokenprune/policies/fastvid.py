@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from ..ops import topk_select
 from ..validate import real, whole
 from .base import Policy
 from .merging import group_sum, with_merged
+from .presets import Preset, presets_of
 from .registration import register
 from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
@@ -65,6 +67,9 @@ class FastVID(Policy):
     deviates: ClassVar[str] = (
         "frames are compared by the mean of their tokens (the release: the encoder's pooled features); meets the "
         "budget exactly (the release rounds down by frame)"
+    )
+    presets: ClassVar[Mapping[str, Preset]] = presets_of(
+        "paper", 0.25, 0.1, table="main table", model="LLaVA-OneVision-7B, 28 layers"
     )
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,6 +14,7 @@ from ..device import to_device
 from ..ops import attention_received
 from ..validate import boolean, real, whole
 from .base import Policy
+from .presets import LLAVA_7B, Preset, presets_of
 from .registration import register
 from .types import TowerCut, TowerView
 
@@ -52,6 +54,7 @@ class FlowCut(Policy):
     paper: ClassVar[str] = "FlowCut, NeurIPS 2025, arXiv:2505.19536"
     keeps: ClassVar[str] = "tokens that contribute much to CLS, layer by layer in the vision encoder"
     deviates: ClassVar[str] = "pictures in tiles meet their budget in the vision encoder, not at a decoder layer"
+    presets: ClassVar[Mapping[str, Preset]] = presets_of("paper", 192, 128, 64, table="Table 1", model=LLAVA_7B)
 
     def __post_init__(self) -> None:
         whole(self, "every", least=1)

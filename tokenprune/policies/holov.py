@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,6 +16,7 @@ from ..budget import apportion_by_weight
 from ..ops import topk_select
 from ..validate import choice, real, whole
 from .base import Policy
+from .presets import LLAVA_7B, Preset, presets_of
 from .registration import register
 from .types import EncoderSpec, Selection, VisualTokens
 
@@ -61,6 +63,7 @@ class HoloV(Policy):
         "attention alone decides, as in the release (`alpha`); shares out what a full part cannot take (the release "
         "fills up with zeros; `surplus`); in raster order; no re-reading in the decoder"
     )
+    presets: ClassVar[Mapping[str, Preset]] = presets_of("paper", 192, 128, 64, table="Table 1", model=LLAVA_7B)
 
     def __post_init__(self) -> None:
         whole(self, "parts", least=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from ..ops import TokenCover, token_coverage_select
 from ..validate import boolean, real
 from .base import Policy
 from .merging import mergeable
+from .presets import LLAVA_7B, Preset, presets_of
 from .registration import register
 from .relevance import question_similarity
 from .types import EncoderSpec, Selection, VisualTokens
@@ -52,6 +54,18 @@ class MMTok(Policy):
         "all words of the question (the release: keywords, of a question that may be rewritten); patches that pad a "
         "picture count; one budget for all tiles of a picture (`per_tile`)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        **presets_of("paper", 192, 128, 64, table="main table", model=LLAVA_7B),
+        **{
+            f"qwen-{percent}": Preset(
+                percent / 100,
+                {"text_temperature": 0.01},
+                table="table of Qwen2.5-VL",
+                model="Qwen2.5-VL-7B, 28 layers",
+            )
+            for percent in (20, 10, 5)
+        },
+    }
 
     def __post_init__(self) -> None:
         real(self, "text_temperature", "vision_temperature", above=0)

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..arguments import BudgetMeaning, Positions
 
+#: The model of most papers' tables.
+LLAVA_7B = "LLaVA-1.5-7B, 32 layers, 576 tokens"
 #: In place of a preset's name: `keep` counts what is left after the last cut.
 FINAL = "final"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from ..ops import topk_select
 from ..validate import boolean, whole
 from .base import Policy
 from .merging import mergeable, with_merged
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .spacing import complement, fill_evenly
 from .types import EncoderSpec, Selection, VisualTokens
@@ -46,6 +48,7 @@ class PruMerge(Policy):
         "output in raster order (the release: by attention, the summed token last); a budget may replace the number of "
         "outliers"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {"paper": Preset(None, table="main table", model=LLAVA_7B)}
 
     def __post_init__(self) -> None:
         whole(self, "cluster")
@@ -108,6 +111,9 @@ class PruMergePlus(PruMerge):
         "output in raster order (the release: by attention, the summed token last); with a budget, a quarter by "
         "attention and the rest spaced; spaces over the last token too (the release never; `last_token`)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset(None, {"last_token": False}, table="main table", model=LLAVA_7B)
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

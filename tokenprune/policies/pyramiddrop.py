@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..schedule import Schedule
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .scheduled import ScheduledPolicy
 from .types import DecoderView
@@ -43,6 +45,15 @@ class PyramidDrop(ScheduledPolicy):
         "ranks by the layer below a cut (the release computes the one above beforehand); position ids stay (the "
         "release renumbers at every cut)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset(
+            0.125,
+            {"schedule": Schedule((8 / 32, 16 / 32, 24 / 32), (288, 144, 72))},
+            table="the release's default",
+            model=LLAVA_7B,
+            mean=270,
+        )
+    }
 
     def token_scores(self, view: DecoderView) -> Tensor:
         return view.received(torch.tensor([view.last]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from ..ops import token_coverage_select
 from ..validate import boolean, real
 from .base import Policy
 from .merging import mergeable
+from .presets import LLAVA_7B, Preset, presets_of
 from .registration import register
 from .types import EncoderSpec, Selection, VisualTokens
 
@@ -37,6 +39,7 @@ class Scope(Policy):
     paper: ClassVar[str] = "SCOPE, NeurIPS 2025, arXiv:2510.24214"
     keeps: ClassVar[str] = "tokens that cover the picture, attended ones first"
     deviates: ClassVar[str] = "one budget for all tiles of a picture (`per_tile`)"
+    presets: ClassVar[Mapping[str, Preset]] = presets_of("paper", 192, 128, 64, table="main table", model=LLAVA_7B)
 
     def __post_init__(self) -> None:
         real(self, "alpha", least=0)

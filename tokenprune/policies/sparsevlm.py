@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..schedule import Schedule
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .scheduled import ScheduledPolicy
 from .types import DecoderView
@@ -44,6 +46,23 @@ class SparseVLM(ScheduledPolicy):
         "counts of the first version, position ids kept as in the second; no recycling (first version), no correction "
         "of logits and all heads in place of 14 (second version)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        name: Preset(
+            counts[-1],
+            {"schedule": Schedule((3 / 32, 7 / 32, 16 / 32), counts)},
+            table=f"Table 1, {version} version of the code",
+            model=LLAVA_7B,
+            mean=mean,
+        )
+        for name, version, counts, mean in (
+            ("v1-192", "first", (300, 200, 110), 202.8),
+            ("v1-128", "first", (303, 110, 36), 140.8),
+            ("v1-64", "first", (66, 30, 17), 79.2),
+            ("v2-192", "second", (300, 200, 118), 206.8),
+            ("v2-128", "second", (238, 108, 60), 144.1),
+            ("v2-64", "second", (66, 34, 20), 81.8),
+        )
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

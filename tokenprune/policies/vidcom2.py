@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from ..budget import apportion_by_weight
 from ..ops import topk_select
 from ..validate import real
 from .base import Policy
+from .presets import Preset, presets_of
 from .registration import register
 from .types import Selection, VisualTokens
 
@@ -45,6 +47,9 @@ class VidCom2(Policy):
     paper: ClassVar[str] = "VidCom2, EMNLP 2025, arXiv:2505.14454"
     keeps: ClassVar[str] = "tokens unlike the rest of frame and video, more from frames that stand out"
     deviates: ClassVar[str] = "meets the budget exactly (the release rounds frame by frame and can miss it)"
+    presets: ClassVar[Mapping[str, Preset]] = presets_of(
+        "paper", 0.25, table="main table", model="LLaVA-OneVision-7B, 28 layers"
+    )
 
     def __post_init__(self) -> None:
         real(self, "sharpness", above=0)

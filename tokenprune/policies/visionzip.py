@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from ..ops import topk_select
 from ..validate import boolean, real
 from .base import Policy
 from .merging import group_sum, mergeable, with_merged
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
@@ -47,6 +49,16 @@ class VisionZip(Policy):
         "CLS itself is not kept; merged tokens keep the positions of their targets; one budget for all tiles of a "
         "picture (`per_tile`)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        f"paper-{n}": Preset(  # CLS is one of the paper's tokens
+            n - 1,
+            {"contextual": contextual / (n - 1)},
+            table="main table",
+            model=LLAVA_7B,
+            mean=n - 1,
+        )
+        for n, contextual in ((192, 30), (128, 20), (64, 10))
+    }
 
     def __post_init__(self) -> None:
         real(self, "contextual", least=0, below=1, what="a share of the budget")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from ..validate import boolean, real, whole
 from .base import Policy
 from .duplicates import without_duplicates
 from .merging import mergeable
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .types import EncoderSpec, Selection, VisualTokens
 
@@ -48,6 +50,16 @@ class VisPruner(Policy):
         "takes an odd number of tokens too; one budget for all tiles of a picture (`per_tile`), without the borders "
         "that the model cuts away (the release keeps them)"
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        f"paper-{n}": Preset(
+            n,
+            {"important": important},
+            table="main table, with the release's settings",
+            model=LLAVA_7B,
+            mean=n,
+        )
+        for n, important in ((192, 0.5), (128, 0.5), (64, 0.75))
+    }
 
     def __post_init__(self) -> None:
         real(self, "important", least=0, most=1, what="a share of the budget")

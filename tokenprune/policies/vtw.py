@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..validate import real
 from .base import Policy
+from .presets import LLAVA_7B, Preset
 from .registration import register
 from .types import DecoderView
 
@@ -38,6 +39,14 @@ class VTW(Policy):
     paper: ClassVar[str] = "VTW, AAAI 2025, arXiv:2405.05803"
     keeps: ClassVar[str] = "all tokens up to a decoder layer, none from it on"
     deviates: ClassVar[str] = "the layer is given or follows from the budget, and is not calibrated"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        name: Preset(None, {"depth": depth}, table=table, model=model, mean=mean)
+        for name, depth, table, model, mean in (
+            ("paper-7b", 0.5, "K=16", LLAVA_7B, 288),
+            ("paper-13b", 0.5, "K=20", "LLaVA-1.5-13B, 40 layers, 576 tokens", 288),
+            ("sqa", 15 / 32, "ScienceQA, K=15", LLAVA_7B, 270),
+        )
+    }
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from numbers import Real
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -199,7 +198,7 @@ def decoder_cuts(policy: Policy, base: Any, family: Family) -> DecoderCuts:
     if (
         not isinstance(planned, list | tuple)
         or len(planned) != len(cuts)
-        or not all(isinstance(count, Real) and count >= 0 for count in planned)
+        or not all(isinstance(count, int | float) and count >= 0 for count in planned)
     ):
         raise ValueError(
             f"policy {policy.label!r} must name a number >= 0 for each of its {len(cuts)} cuts (decoder_counts), got "

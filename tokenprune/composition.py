@@ -71,6 +71,7 @@ def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str,
     budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
     for each in policies:
         _check_needs(each, base, family)
+    shared: list[Mapping[Stage, TokenBudget]]
     if isinstance(keep, list | tuple):
         shared = [dict.fromkeys(each.stages, one) for each, one in zip(policies, budgets, strict=True)]
     elif asked.budget == "final" or budgets[0].keeps_all:

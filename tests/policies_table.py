@@ -16,7 +16,7 @@ POLICIES = {
     "prumerge_plus": ("prumerge_plus", {}),
     "vispruner": ("vispruner", {"step": 2}),
     "cdpruner": ("cdpruner", {}),
-    "holov": ("holov", {"parts": 5}),
+    "holov": ("holov", {"parts": 5, "surplus": "shared"}),
     "scope": ("scope", {}),
     "mmtok": ("mmtok", {}),
     "eadp": ("eadp", {}),

@@ -27,14 +27,18 @@ def test_holov_gives_what_is_left_over_to_the_largest_shares():
     assert picks(HoloV(parts=3).select(uneven, 3)) == [0, 3, 5]
 
 
-def test_holov_shares_out_what_a_full_part_cannot_take():
+def test_holov_and_what_a_full_part_cannot_take():
     """The first part has nine tenths of the attention, a share of 5 of 6, and two tokens."""
-    tokens = VisualTokens(torch.ones(6, 3), encoder_attention=torch.tensor([9.0, 9, 0.6, 0.4, 0.7, 0.3]))
-    assert picks(HoloV(parts=3).select(tokens, 5)) == [0, 1, 2, 3, 4]
-    assert picks(HoloV(parts=3, surplus="unused").select(tokens, 5)) == [0, 1]
-    assert HoloV().exact and not HoloV(surplus="unused").exact
-    with pytest.raises(ValueError, match="surplus='zeros' is unknown; accepted: 'shared', 'unused'"):
-        HoloV(surplus="zeros")
+    attention = torch.tensor([9.0, 9, 0.6, 0.4, 0.7, 0.3])
+    tokens = VisualTokens(torch.ones(6, 3), encoder_attention=attention)
+    assert picks(HoloV(parts=3).select(tokens, 5)) == [0, 1]
+    assert picks(HoloV(parts=3, surplus="shared").select(tokens, 5)) == [0, 1, 2, 3, 4]
+    zeros = HoloV(parts=3, surplus="zeros").select(tokens, 5)
+    assert picks(zeros) == [0, 1, 2, 3, 4]
+    assert zeros.features.sum(1).tolist() == [3, 3, 0, 0, 0]
+    assert [HoloV(surplus=each).exact for each in ("unused", "shared", "zeros")] == [False, True, True]
+    with pytest.raises(ValueError, match="surplus='x' is unknown; accepted: 'unused', 'shared', 'zeros'"):
+        HoloV(surplus="x")
 
 
 def test_holov_adds_what_varies():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -38,10 +38,11 @@ class HoloV(Policy):
     shares nor the picks depend on it. That is the default, `alpha=0`. With another `alpha`, attention and variance are
     both scaled to a mean of one over the image, and their weighted sum decides shares and picks, as in the paper.
 
-    A share can be larger than its part. The paper's code then feeds the language model tokens of zeros in place of
-    what is missing, which cost as much as real tokens and carry nothing. By default the surplus is split among the
-    other parts, in proportion to their shares. With `surplus="unused"` it is not used, and fewer tokens stay than the
-    budget allows: the picks of the paper's code, without its zeros.
+    A share can be larger than its part. By default what its part cannot take is not used, and fewer tokens stay than
+    the budget allows. These are the picks of the paper's code, which fills up with tokens of zeros: they cost as much
+    as real tokens and carry nothing. `surplus="zeros"` does the same, in the places of tokens that would come next.
+    With `surplus="shared"` these tokens stay as they are: what is left is split among the other parts, in proportion
+    to their shares, so that the budget is met.
 
     The paper's code does not sort its output; here it is in raster order. The paper's second step, reading dropped
     tokens again in the decoder, is not implemented. Encoders without a CLS token use the attention that tokens receive
@@ -50,30 +51,30 @@ class HoloV(Policy):
     Args:
         parts: number of parts, >= 1. The paper's code for Qwen takes `int(1024 / 576 * N / n_keep)`.
         alpha: weight of the variance, >= 0; the paper has 0.09.
-        surplus: what becomes of a share that its part cannot take, `"shared"` or `"unused"`.
+        surplus: what becomes of a share that its part cannot take: `"unused"`, `"shared"` or `"zeros"`.
     """
 
     parts: int = 16
     alpha: float = 0.0
-    surplus: Literal["shared", "unused"] = "shared"
+    surplus: Literal["unused", "shared", "zeros"] = "unused"
     needs: ClassVar[frozenset[str]] = frozenset({"encoder_attention"})
     paper: ClassVar[str] = "HoloV, NeurIPS 2025, arXiv:2510.02912"
     keeps: ClassVar[str] = "in every part of the picture what is attended, by quota"
     deviates: ClassVar[str] = (
-        "attention alone decides, as in the release (`alpha`); shares out what a full part cannot take (the release "
-        "fills up with zeros; `surplus`); in raster order; no re-reading in the decoder"
+        "attention alone decides, as in the release (`alpha`); no tokens of zeros for what a full part cannot take, so "
+        "that fewer tokens stay (`surplus`); in raster order; no re-reading in the decoder"
     )
     presets: ClassVar[Mapping[str, Preset]] = presets_of("paper", 192, 128, 64, table="Table 1", model=LLAVA_7B)
 
     def __post_init__(self) -> None:
         whole(self, "parts", least=1)
         real(self, "alpha", least=0)
-        choice(self, "surplus", ("shared", "unused"))
+        choice(self, "surplus", ("unused", "shared", "zeros"))
 
     @property
     def exact(self) -> bool:
         """False if what a part cannot take is not used."""
-        return self.surplus == "shared"
+        return self.surplus != "unused"
 
     def encoder_spec(self) -> EncoderSpec:
         return EncoderSpec(layer="feature", rows="cls")
@@ -89,16 +90,26 @@ class HoloV(Policy):
             score = score / score.mean().clamp(min=1e-12)
             score = score + self.alpha * variance / variance.mean().clamp(min=1e-12)
         scores = score.split(sizes)
-        shares = self._shares(n_keep, sizes, torch.stack([part.mean() for part in scores]).tolist())
-        kept = [
-            topk_select(part, share) + start
-            for part, share, start in zip(scores, shares, itertools.accumulate(sizes, initial=0), strict=False)
-            if share
-        ]
-        return Selection(torch.cat(kept))
+        shares, more = self._shares(n_keep, sizes, torch.stack([part.mean() for part in scores]).tolist())
+        kept = self._best(scores, shares)
+        if self.surplus == "unused" or not any(more):
+            return Selection(kept)
+        filled = self._best(scores, [share + extra for share, extra in zip(shares, more, strict=True)])
+        if self.surplus == "shared":
+            return Selection(filled)
+        real = torch.isin(filled, kept)
+        return Selection(filled, torch.where(real[:, None], tokens.features[filled], 0))
 
-    def _shares(self, n_keep: int, sizes: list[int], weights: list[float]) -> list[int]:
-        """(P,) tokens of each part, from the parts' sizes and weights."""
+    @staticmethod
+    def _best(scores: Sequence[Tensor], shares: Sequence[int]) -> Tensor:
+        """Ascending int64 indices of the tokens with the largest scores of each part, as many as its share."""
+        starts = itertools.accumulate((len(part) for part in scores), initial=0)
+        parts = zip(scores, shares, starts, strict=False)
+        return torch.cat([topk_select(part, share) + start for part, share, start in parts if share])
+
+    @staticmethod
+    def _shares(n_keep: int, sizes: list[int], weights: list[float]) -> tuple[list[int], list[int]]:
+        """(P,) tokens of each part, from the parts' sizes and weights, and (P,) more of them that fill the budget."""
         total = sum(weights)
         quotas = [n_keep * weight / total if total > 0 else n_keep / len(weights) for weight in weights]
         shares = [math.floor(quota) for quota in quotas]
@@ -106,12 +117,8 @@ class HoloV(Policy):
         for i in by_weight[: n_keep - sum(shares)]:
             shares[i] += 1
         shares = [min(share, size) for share, size in zip(shares, sizes, strict=True)]
-        missing = n_keep - sum(shares)
-        if self.surplus == "unused" or missing == 0:
-            return shares
         room = [size - share for size, share in zip(sizes, shares, strict=True)]
-        more = apportion_by_weight(missing, room, weights)
-        return [share + extra for share, extra in zip(shares, more, strict=True)]
+        return shares, apportion_by_weight(n_keep - sum(shares), room, weights)
 
     @staticmethod
     def _variance(unit: Tensor) -> Tensor:

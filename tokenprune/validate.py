@@ -68,7 +68,7 @@ def wholes(owner: object, name: str, *, what: str, least: int = 0) -> None:
     value = getattr(owner, name)
     items = _items(value)
     if items is None or not all(
-        isinstance(each, Integral) and not isinstance(each, bool) and least <= each <= _LARGEST for each in items
+        isinstance(each, Integral) and not isinstance(each, bool) and least <= int(each) <= _LARGEST for each in items
     ):
         raise _refusal(name, value, f"a tuple or list of {what}, whole numbers >= {least}")
     _put(owner, name, tuple(int(each) for each in items))

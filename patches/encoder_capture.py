@@ -68,6 +68,7 @@ class EncoderActivations:
         keys: (N, H * d) or (N, d) each.
         features: (N, D_v) each.
         patches: (N, D_v) each, means over the patches that a merger made a token of.
+        padding: (N,) bool each, on the host, True at patches that pad a picture; None where there are none.
         kept: (N,) bool each, on the host, False at tokens that left inside the encoder; None where all are there.
         select_ms: time spent on choosing them, milliseconds, shared out by tokens; None where nothing was chosen.
     """
@@ -76,6 +77,7 @@ class EncoderActivations:
     keys: list[Tensor] | None = None
     features: list[Tensor] | None = None
     patches: list[Tensor] | None = None
+    padding: list[Tensor] | None = None
     kept: list[Tensor] | None = None
     select_ms: list[float] | None = None
 
@@ -116,6 +118,11 @@ class EncoderCapture:
     @property
     def _reads_attention(self) -> bool:
         return _rows(self.spec, self.has_cls) is not None or self.spec.keys is not None
+
+    @property
+    def looks_for_padding(self) -> bool:
+        """Whether padding is asked for, of an encoder whose patches are the tokens."""
+        return self.spec.padding and self.encoder.projector is not None
 
     def attach(self) -> None:
         if self._reads_attention:

@@ -63,6 +63,9 @@ def encoder_values(
             values[f"encoder_{name}"] = value.to(device)
             if len(value) != n:
                 raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")
+    if activations.padding is not None:
+        padding = activations.padding[index]
+        values["is_padding"] = padding if offered is None else padding[offered]
     if "encoder_features" in values:
         projector = config.base.get_submodule(config.family.encoder.projector)  # type: ignore[union-attr]
         values["project"] = lambda merged: projector(merged).to(merged.device)

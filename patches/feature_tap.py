@@ -19,6 +19,7 @@ from .encoder_stage import EncoderStage
 from .families.base import Family, Kind
 from .feature_source import FeatureSource, feature_lengths, same_features
 from .modules import named_arguments
+from .padded_patches import padded_patches
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ class FeatureTap:
             _ENCODING.reset(token)
 
     def _encode(self, *args: Any, **kwargs: Any) -> Any:
+        named = named_arguments(self.original, args, kwargs)
         # Without the pixels: what is noted here lives as long as the features do. Sizes and grids are read one by one.
         arguments = {
             name: value.cpu() if isinstance(value, Tensor) and value.dtype == torch.int64 else value
-            for name, value in named_arguments(self.original, args, kwargs).items()
+            for name, value in named.items()
             if not name.startswith("pixel_values")
         }
         with contextlib.ExitStack() as stack:
@@ -93,6 +95,8 @@ class FeatureTap:
         if self.capture is not None and notes is not None:
             raster = {} if cut is None else {"whole_raster": cut.whole_raster}
             activations = self.capture.by_input(notes, self.kind, lengths, arguments, **raster)
+            if self.capture.looks_for_padding:
+                activations.padding = padded_patches(self.base, self.family, self.kind, lengths, named)
         if self.stage is not None and cut is not None:
             activations = self.stage.mark_kept(cut, activations or EncoderActivations(), self.kind, lengths, arguments)
         source = FeatureSource(len(lengths), arguments, activations)

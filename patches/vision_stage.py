@@ -135,10 +135,14 @@ class _Work:
         text = ~placeholders & self.prompt
         after = text & (placeholders.flip(1).cumsum(1).flip(1) == 0)
         after = torch.where(after.any(1, keepdim=True), after, text)
-        return [
+        words = [
             {"text": index_rows(row, all_text.nonzero()[:, 0]), "question": index_rows(row, question.nonzero()[:, 0])}
             for row, all_text, question in zip(self.embeds, text, after, strict=True)
         ]
+        if visual.ids is not None and visual.ids.shape == text.shape:
+            for each, ids, question in zip(words, visual.ids, after, strict=True):
+                each["question_ids"] = index_rows(ids, question.nonzero()[:, 0]).to(self.embeds.device)
+        return words
 
     def _plan(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Any]) -> _Input | None:
         """What is to be done with one input; None where a mask hides all of it."""

@@ -62,6 +62,7 @@ class VisualInputs:
         placeholders: by kind, (B, L) bool.
         lengths: by kind, features of each visual input, as soon as they are computed.
         sources: by kind, where the features came from, if that was noted.
+        ids: (B, L) int64, what the sequence was embedded of; None if embeddings were fed.
         prompt_length: where a call feeds the answer so far as well, columns of the prompt; None: all is prompt.
     """
 
@@ -70,6 +71,7 @@ class VisualInputs:
     placeholders: dict[Kind, Tensor]
     lengths: dict[Kind, list[int]] = field(default_factory=dict)
     sources: dict[Kind, FeatureSource] = field(default_factory=dict)
+    ids: Tensor | None = None
     prompt_length: int | None = None
 
     @classmethod
@@ -99,7 +101,8 @@ class VisualInputs:
         ]
         if not fed:
             return None
-        found = cls(base, family, {kind: _placeholders(base, kind, arguments) for kind in fed})
+        placeholders = {kind: _placeholders(base, kind, arguments) for kind in fed}
+        found = cls(base, family, placeholders, ids=arguments.get("input_ids"))
         for kind in fed:
             if encoded.get(kind) is not None:
                 found.record_features(kind, encoded[kind], source_of(kind, encoded[kind]))

@@ -63,6 +63,17 @@ def whole(owner: object, *names: str, least: int = 0, most: int = _LARGEST) -> N
         _put(owner, name, number)
 
 
+def wholes(owner: object, name: str, *, what: str, least: int = 0) -> None:
+    """A tuple of such integers, which may be empty. Lists and arrays become tuples."""
+    value = getattr(owner, name)
+    items = _items(value)
+    if items is None or not all(
+        isinstance(each, Integral) and not isinstance(each, bool) and least <= int(each) <= _LARGEST for each in items
+    ):
+        raise _refusal(name, value, f"a tuple or list of {what}, whole numbers >= {least}")
+    _put(owner, name, tuple(int(each) for each in items))
+
+
 def seed(owner: object, *names: str) -> None:
     """Seeds for `torch.Generator`, in [0, 2**64)."""
     whole(owner, *names, most=_LARGEST_SEED)

@@ -32,6 +32,7 @@ class EncoderSpec:
         keys: the layer's keys, with heads `"joined"` or as their `"mean"`; None: no keys.
         features: whether tokens before the projector are read.
         patches: whether patches are read as they are before a merger that makes one token of several.
+        padding: whether it is looked for patches that pad a picture to a square.
     """
 
     layer: Literal["feature", "last"] = "feature"
@@ -42,6 +43,7 @@ class EncoderSpec:
     keys: Literal["joined", "mean"] | None = None
     features: bool = False
     patches: bool = False
+    padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class VisualTokens:
             they are selected from one by one.
         text: (L, D) input embeddings of the row's text, for policies with `"text"` in `needs`.
         question: (Q, D) input embeddings of the text after the row's last visual token; all text if none follows it.
+        question_ids: (Q,) int64, the token ids of `question`; None if the model was fed embeddings.
         encoder_features: (N, D_v) tokens before the projector, if `encoder_spec` asks for them and they match the
             projected ones one-to-one.
         encoder_attention: (N,) float32 attention in the vision encoder as `encoder_spec` asks for it. None if it asks
@@ -70,6 +73,8 @@ class VisualTokens:
             were before it, if `encoder_spec` asks for them and there is a merger.
         tile_borders: for each grid, the rows and columns at which another tile begins that the vision encoder saw by
             itself. None if the input is one tile, or if it is not known.
+        is_padding: (N,) bool, on the host, True for tokens of patches that pad the picture to a square, if
+            `encoder_spec` asks for them; None if there are none, or if it is not known.
     """
 
     features: Tensor
@@ -84,6 +89,8 @@ class VisualTokens:
     project: Callable[[Tensor], Tensor] | None = None
     encoder_patches: Tensor | None = None
     tile_borders: tuple[TileBorders, ...] | None = None
+    question_ids: Tensor | None = None
+    is_padding: Tensor | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -119,6 +126,7 @@ class VisualTokens:
             encoder_keys=taken(self.encoder_keys),
             encoder_patches=taken(self.encoder_patches),
             tile_borders=None,
+            is_padding=taken(self.is_padding),
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-Name = Literal["llava", "qwen"]
+Name = Literal["llava", "qwen", "qwen3"]
 NAMES: tuple[Name, ...] = get_args(Name)
 #: Checkpoint folders.
 WEIGHTS: dict[str, Path] = {name: Path(__file__).parent / "weights" / name for name in NAMES}

@@ -12,3 +12,12 @@ TASKS = {
     "pair": ("pair",),
     "small": ("small",),
 }
+#: The same of easy-VQA, a data set of others with an embedded model of its own.
+EASY_VQA = {"colour": ("colour",), "shape": ("shape",), "existence": ("existence",), "absence": ("absence",)}
+#: Names of all tasks.
+ALL_TASKS = tuple(dict.fromkeys((*TASKS, *EASY_VQA)))
+
+
+def tasks_of(model: str) -> dict[str, tuple[str, ...]]:
+    """The tasks of an embedded model."""
+    return EASY_VQA if model == "easy-vqa" else TASKS

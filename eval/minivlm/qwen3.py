@@ -17,6 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.import_utils import is_torchvision_available
 
+from . import qwen
 from .checkpoint import rewrite, save_model
 from .qwen import (
     CHAT_TEMPLATE,
@@ -27,10 +28,8 @@ from .qwen import (
     TEMPORAL,
     VISION_PATCH,
     build_images,
-    framing,
     grids,
     patches,
-    positions,
     save_processor,
 )
 from .scenes import SIZE
@@ -174,6 +173,10 @@ def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tens
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
     return attention.proj(out.transpose(1, 2).flatten(2))
+
+
+#: Those of the miniature Qwen2.5-VL.
+framing, positions = qwen.framing, qwen.positions
 
 
 def layers(model: Any) -> list[Any]:

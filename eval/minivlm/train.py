@@ -221,7 +221,7 @@ class Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=minivlm.NAMES, default="llava")
+    parser.add_argument("--model", choices=("llava", "qwen", "qwen3"), default="llava")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, processor and training.json")
     parser.add_argument("--steps", type=int, nargs=2, default=[2000, 3000], metavar=("TOWER", "LANGUAGE"))
     parser.add_argument("--scenes", type=int, default=40_000, help="training scenes")

@@ -15,5 +15,6 @@ FAMILIES = {"llava": llava, "qwen": qwen, "qwen3": qwen3}
 CLASSES = {
     "llava": (LlavaForConditionalGeneration, LlavaProcessor),
     "qwen": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor),
+    "easy-vqa": (LlavaForConditionalGeneration, LlavaProcessor),
     "qwen3": (Qwen3VLForConditionalGeneration, Qwen3VLProcessor),
 }

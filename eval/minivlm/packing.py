@@ -12,7 +12,7 @@ from transformers import AttentionInterface
 
 from .data import QA_LEN
 
-#: Attention implementation that computes no scores between questions.
+#: Attention implementation that computes no scores which the mask of a packed sequence forbids.
 PACKED = "minivlm_packed"
 
 
@@ -84,7 +84,7 @@ class Packing:
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, shared: int, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a packed sequence without the scores between questions, which are most of its scores.
+    """Attention of a packed sequence without the scores that its mask forbids, which are six in ten.
 
     Args:
         module: the attention layer.

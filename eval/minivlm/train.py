@@ -11,8 +11,8 @@
 
 Nothing is pruned in training. A sequence holds one image and up to sixteen questions, or two images and six questions.
 No question attends to another, so an image is encoded once for all of its questions. Stages end after a number of
-steps, and every draw is seeded. Matrices are trained with Muon, the rest with AdamW. An interrupted run resumes after
-its last finished stage.
+steps, and every draw is seeded. Matrices are trained with Muon, the rest with AdamW. The state is
+saved every 200 steps, and the same command goes on with an interrupted run.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="no attention scores between questions, and matrices of one shape orthogonalized together in float32",
+        help="skip scores that attention masks forbid, and orthogonalize matrices of one shape together, in float32",
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

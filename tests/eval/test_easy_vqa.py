@@ -41,10 +41,10 @@ def test_kinds_of_questions(text, answer, kind):
     assert data.kind(text, answer) == kind
 
 
-def test_without_the_package_it_says_how_to_get_it(monkeypatch, capsys):
+def test_without_the_package_it_says_how_to_get_it(monkeypatch):
     data.questions.cache_clear()
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(CommandError, match="needs the package easy-vqa, .*: pip install easy-vqa$"):
+    with pytest.raises(CommandError, match=r"needs the package easy-vqa, .*: pip install easy-vqa$"):
         check("easy-vqa", 4, "test", ["colour"])
 
 

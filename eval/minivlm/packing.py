@@ -82,7 +82,7 @@ class Packing:
 
 
 def packed_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, shared: int, **_: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any
 ) -> tuple[Tensor, None]:
     """Attention of a packed sequence without the scores that its mask forbids, which are six in ten.
 
@@ -92,12 +92,12 @@ def packed_attention(
         key: (B, n_key_heads, L, D).
         value: likewise.
         attention_mask: ignored; the layout says who attends to whom.
-        scaling: of the scores.
-        shared: tokens before the questions, to which all questions attend.
+        **more: `scaling` of the scores; `shared`, the tokens before the questions, to which all questions attend.
 
     Returns:
         The output, (B, L, n_heads, D), and None for the weights.
     """
+    scaling, shared = more["scaling"], more["shared"]
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     ahead = F.scaled_dot_product_attention(
         *(x[:, :, :shared] for x in (query, key, value)), is_causal=True, scale=scaling

@@ -1,7 +1,7 @@
 """`tokenprune bench`: policies compared on tasks of the embedded models."""
 
 #: Types of questions in each task. The questions of a task go through its types in turn.
-TASKS = {
+TASKS: dict[str, tuple[str, ...]] = {
     "attribute": ("colour", "shape"),
     "existence": ("exists",),
     "counting": ("count",),
@@ -13,7 +13,12 @@ TASKS = {
     "small": ("small",),
 }
 #: The same of easy-VQA, a data set of others with an embedded model of its own.
-EASY_VQA = {"colour": ("colour",), "shape": ("shape",), "existence": ("existence",), "absence": ("absence",)}
+EASY_VQA: dict[str, tuple[str, ...]] = {
+    "colour": ("colour",),
+    "shape": ("shape",),
+    "existence": ("existence",),
+    "absence": ("absence",),
+}
 #: Names of all tasks.
 ALL_TASKS = tuple(dict.fromkeys((*TASKS, *EASY_VQA)))
 

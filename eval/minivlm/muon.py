@@ -56,6 +56,7 @@ class BatchedMuon(torch.optim.Optimizer):
             for shape, same in shapes.items():
                 updates = []
                 for p in same:
+                    assert p.grad is not None
                     buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                     buffer.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(buffer, group["momentum"]))

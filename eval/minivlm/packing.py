@@ -99,16 +99,15 @@ def packed_attention(
     """
     scaling, shared = more["scaling"], more["shared"]
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    ahead = F.scaled_dot_product_attention(
-        *(x[:, :, :shared] for x in (query, key, value)), is_causal=True, scale=scaling
-    )
+    first_query, first_key, first_value = (x[:, :, :shared] for x in (query, key, value))
+    ahead = F.scaled_dot_product_attention(first_query, first_key, first_value, is_causal=True, scale=scaling)
     q, own_keys, own_values = (x[:, :, shared:].unflatten(2, (-1, QA_LEN)) for x in (query, key, value))
-    to_shared = query[:, :, shared:] @ key[:, :, :shared].transpose(2, 3)
+    to_shared = query[:, :, shared:] @ first_key.transpose(2, 3)
     later = torch.ones(QA_LEN, QA_LEN, dtype=torch.bool).triu(1)
     to_own = (q @ own_keys.transpose(3, 4)).masked_fill(later, -torch.inf)
     scores = torch.cat([to_shared.unflatten(2, (-1, QA_LEN)), to_own], -1) * scaling
     weights = scores.float().softmax(-1).to(query.dtype)
-    questions = weights[..., :shared].flatten(2, 3) @ value[:, :, :shared]
+    questions = weights[..., :shared].flatten(2, 3) @ first_value
     questions = questions + (weights[..., shared:] @ own_values).flatten(2, 3)
     return torch.cat([ahead, questions], 2).transpose(1, 2), None
 

@@ -12,7 +12,7 @@ import torch
 from ..patches import Record
 from .minivlm import prompt
 from .minivlm.questions import Question, ask
-from .minivlm.scenes import SEEDS, Scene, draw_scene
+from .minivlm.scenes import SEEDS, draw_scene
 from .setting import PruningSetting
 
 BATCH = 16
@@ -22,13 +22,13 @@ TYPES = ("exists", "colour", "shape", "where", "count", "letter")
 
 @dataclass(frozen=True)
 class Sample:
-    """A question about one scene or more."""
+    """A question about one scene or more, or about what else has an `image`."""
 
-    scenes: tuple[Scene, ...]
+    scenes: tuple[Any, ...]
     question: Question
 
     @property
-    def scene(self) -> Scene:
+    def scene(self) -> Any:
         """The first scene."""
         return self.scenes[0]
 

@@ -1,7 +1,7 @@
 """`tokenprune bench`: policies compared on tasks of the embedded models."""
 
 #: Types of questions in each task. The questions of a task go through its types in turn.
-TASKS = {
+TASKS: dict[str, tuple[str, ...]] = {
     "attribute": ("colour", "shape"),
     "existence": ("exists",),
     "counting": ("count",),
@@ -12,3 +12,17 @@ TASKS = {
     "pair": ("pair",),
     "small": ("small",),
 }
+#: The same of easy-VQA, a data set of others with an embedded model of its own.
+EASY_VQA: dict[str, tuple[str, ...]] = {
+    "colour": ("colour",),
+    "shape": ("shape",),
+    "existence": ("existence",),
+    "absence": ("absence",),
+}
+#: Names of all tasks.
+ALL_TASKS = tuple(dict.fromkeys((*TASKS, *EASY_VQA)))
+
+
+def tasks_of(model: str) -> dict[str, tuple[str, ...]]:
+    """The tasks of an embedded model."""
+    return EASY_VQA if model == "easy-vqa" else TASKS

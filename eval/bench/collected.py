@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from .. import minivlm, runs
 from ..setting import FULL
+from . import ALL_TASKS
 from .run import MODEL_OF_A_RUN, OF_A_SETTING, Plan, weights
-from .tasks import TASKS
 
 
 class Setting(NamedTuple):
@@ -58,10 +58,10 @@ class Collected:
         return sorted(found, key=lambda setting: (models.index(setting.model), setting.policy != FULL))
 
     def tasks(self, model: str) -> list[str]:
-        """The tasks of any setting of a model, in the order of `TASKS`."""
+        """The tasks of any setting of a model, in the order of `ALL_TASKS`."""
         found = {task for setting, cells in self.cells.items() if setting.model == model for task in cells}
         found |= {row["task"] for setting, rows in self.rows.items() if setting.model == model for row in rows}
-        return [task for task in TASKS if task in found]
+        return [task for task in ALL_TASKS if task in found]
 
     def add(self, names: dict[str, Any], results: dict[str, Any]) -> None:
         """Add a cell; one of the same name is replaced."""

@@ -16,9 +16,9 @@ from ..machine import describe
 from ..progress import progress_bar
 from ..runs import check_command
 from ..setting import FULL, format_keep
-from . import report, run
+from . import ALL_TASKS, report, run, tasks, tasks_of
 from .collected import Setting, collect
-from .tasks import ALL, TASKS
+from .tasks import ALL
 
 _SHORT = {"attribute": "attr.", "existence": "exist.", "counting": "count", "spatial": "spat."}
 
@@ -30,11 +30,12 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     check_file(options.json, "--json")
     console = console_beside(options.json, console)
     note = lambda text: console.print(text, highlight=False, soft_wrap=True)
+    tasks.check(options.model, options.samples, options.split, _tasks(options))
     settings = run.settings(options.policy, options.keep, options.positions)
     plan = run.Plan(
         options.model,
         run.allowed(options.model, settings, note),
-        tuple(options.tasks),
+        _tasks(options),
         options.samples,
         options.split,
         options.against,
@@ -64,6 +65,11 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
         if options.json != STDOUT:
             note(f"written: {options.json}")
     return rows
+
+
+def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
+    """The tasks that are asked for; None: all of the model's."""
+    return tuple(options.tasks or tasks_of(options.model))
 
 
 def _command(options: argparse.Namespace, plan: run.Plan) -> str:
@@ -98,7 +104,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
     """A table of rows of one model, keep ratio and positions, the full model's among them."""
-    tasks = [task for task in (*TASKS, ALL) if any(row["task"] == task for row in rows)]
+    tasks = [task for task in (*ALL_TASKS, ALL) if any(row["task"] == task for row in rows)]
     n = next(row["n"] for row in rows if row["task"] != ALL)
     table = Table(
         title=f"{title}: exact match in %, {n} questions per task",

@@ -12,9 +12,10 @@ from ..files import markdown_table, write_csv, write_json
 from ..intervals import bootstrap_interval
 from ..machine import device_and_threads
 from ..setting import FULL, format_keep
+from . import ALL_TASKS
 from .collected import Collected, Setting
 from .run import BASELINES
-from .tasks import ALL, TASKS
+from .tasks import ALL
 
 Rows = Sequence[dict[str, Any]]
 
@@ -136,7 +137,7 @@ def _head(rows: Rows, run: dict[str, Any]) -> list[str]:
 
 
 def _table(rows: Rows) -> list[str]:
-    tasks = [task for task in (*TASKS, ALL) if any(row["task"] == task for row in rows)]
+    tasks = [task for task in (*ALL_TASKS, ALL) if any(row["task"] == task for row in rows)]
     compared = {key[3:] for row in rows for key in row if key.startswith("vs_") and not key.endswith(("_low", "_high"))}
     others = ["random", "downsample", *sorted(compared - {FULL, *BASELINES})]
     lines = []

@@ -34,7 +34,7 @@ class Plan:
     Attributes:
         model: which embedded model.
         settings: the full model first.
-        tasks: of `tasks.TASKS`.
+        tasks: of `tasks_of(model)`.
         samples: questions per task.
         split: of the scenes, `"test"` or `"validation"`.
         against: a policy that every other is compared with, besides the baselines; None: none.
@@ -142,8 +142,7 @@ def run(
         tick: receives the number of questions answered, after each batch, or found answered.
         note: receives messages on progress.
     """
-    sizes = minivlm.family(plan.model).SIZES
-    draw = functools.cache(lambda task: tasks.samples(task, plan.samples, sizes, plan.split))
+    draw = functools.cache(lambda task: tasks.asked(plan.model, task, plan.samples, plan.split))
     load = functools.cache(lambda: minivlm.load(plan.model))
     evaluate = lambda cell: {"command": command} | _evaluate(*load(), draw(cell.task), cell.setting, tick)
     runs.run(plan.cells(), out, evaluate, note, lambda count: tick(count * plan.samples))

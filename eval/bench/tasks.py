@@ -6,15 +6,60 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .. import minivlm
 from ..answers import Sample
+from ..errors import CommandError
 from ..minivlm.questions import Question, all_questions, compare
 from ..minivlm.scenes import SEEDS, Scene, draw_scene
 from . import TASKS as TASKS
+from . import tasks_of
 
 #: Name of all tasks together.
 ALL = "all"
 #: Right answers that a task's questions go through in turn, so that a constant guess scores no better than another.
 _BALANCED = {"existence": ("yes", "no"), "pair": ("first", "second", "both", "neither")}
+
+
+def check(model: str, n: int, split: str, tasks: Sequence[str]) -> None:
+    """Check that an embedded model can be asked.
+
+    Args:
+        model: its name.
+        n: questions per task.
+        split: of the scenes.
+        tasks: what it is to be asked.
+
+    Raises:
+        CommandError: it has no such task or split or not as many questions, or easy-VQA is not installed.
+    """
+    accepted = tasks_of(model)
+    for task in tasks:
+        if task not in accepted:
+            raise CommandError(f"--tasks {task}: {model} has {', '.join(accepted)}")
+    if model == "easy-vqa":
+        if split != "test":
+            raise CommandError(f"--split {split}: easy-vqa has test questions only")
+        for task in tasks:
+            asked(model, task, n)
+
+
+def asked(model: str, task: str, n: int, split: str = "test") -> list[Sample]:
+    """The first `n` questions that an embedded model is asked of a task, always the same.
+
+    Args:
+        model: its name.
+        task: of `tasks_of(model)`.
+        n: how many.
+        split: of the scenes.
+
+    Raises:
+        CommandError: easy-VQA is not installed, or has not as many.
+    """
+    if model != "easy-vqa":
+        return samples(task, n, minivlm.family(model).SIZES, split)
+    from ..minivlm.easy_vqa.data import drawn, picture
+
+    return [Sample((picture("test", number),), question) for question, number in drawn(task, n)]
 
 
 def samples(task: str, n: int, sizes: Sequence[tuple[int, int]], split: str = "test") -> list[Sample]:

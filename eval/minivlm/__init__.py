@@ -1,7 +1,7 @@
-"""The embedded models: a miniature LLaVA and a miniature Qwen2.5-VL of transformers' own classes, with weights.
+"""The embedded models: miniatures of LLaVA, Qwen2.5-VL and Qwen3-VL of transformers' own classes, with weights.
 
 `load()` gives model and processor, `scenes` and `questions` draw images and questions for them, and `train` makes the
-weights.
+weights. `easy_vqa` has a further LLaVA for a data set of others.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-Name = Literal["llava", "qwen"]
-NAMES: tuple[Name, ...] = get_args(Name)
+Name = Literal["llava", "qwen", "qwen3", "easy-vqa"]
+_FOLDER = Path(__file__).parent / "weights"
+#: Embedded models that have weights here; one that has yet to be trained has none.
+NAMES: tuple[Name, ...] = tuple(name for name in get_args(Name) if (_FOLDER / name / "model.safetensors").is_file())
+#: Of these, those of procedural scenes. The other one is asked the questions of easy-VQA, a data set of others.
+OF_SCENES: tuple[Name, ...] = tuple(name for name in NAMES if name != "easy-vqa")
 #: Checkpoint folders.
-WEIGHTS: dict[str, Path] = {name: Path(__file__).parent / "weights" / name for name in NAMES}
+WEIGHTS: dict[str, Path] = {name: _FOLDER / name for name in NAMES}
+_ALIASES = {"embedded": "llava", "embedded-qwen": "qwen", "embedded-qwen3": "qwen3"}
 #: Checkpoint folders by the names that commands take.
-EMBEDDED: dict[str, Path] = {"embedded": WEIGHTS["llava"], "embedded-qwen": WEIGHTS["qwen"], **WEIGHTS}
+EMBEDDED: dict[str, Path] = {
+    **{alias: WEIGHTS[name] for alias, name in _ALIASES.items() if name in NAMES},
+    **{name: WEIGHTS[name] for name in OF_SCENES},
+}
 
 
 def checkpoint_path(model: str) -> str:
@@ -35,15 +43,16 @@ def load_processor(model: str) -> ProcessorMixin:
 
 
 def family(name: str) -> ModuleType:
-    """The module of an embedded model: `llava` or `qwen`."""
-    return importlib.import_module(f"{__name__}.{name}")
+    """The module of an embedded model, with dashes of its name as underscores."""
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def load(name: Name = "llava") -> tuple[PreTrainedModel, ProcessorMixin]:
     """An embedded model in float32 on the CPU, and its processor.
 
     Args:
-        name: `llava`, a `LlavaForConditionalGeneration`, or `qwen`, a `Qwen2_5_VLForConditionalGeneration`.
+        name: `llava` or `easy-vqa`, a `LlavaForConditionalGeneration`; `qwen`, a `Qwen2_5_VLForConditionalGeneration`;
+            `qwen3`, a `Qwen3VLForConditionalGeneration`.
 
     Raises:
         ValueError: no embedded model of that name.

@@ -21,7 +21,8 @@ from .drawing import PATCH
 from .scenes import GRID, SIZE
 from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
 
-IDS = token_ids(("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER", "ASSISTANT", ":"))
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER", "ASSISTANT", ":")
+IDS = token_ids(SPECIAL)
 N_VISUAL = GRID * GRID
 #: (height, width) of the images it is trained and tested on, in pixels.
 SIZES = ((SIZE, SIZE),)
@@ -45,14 +46,24 @@ _CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %} ASSISTANT:{% endif -%}"""
 
 
-def build_model(width: int = 128, vision_layers: int = 5, text_layers: int = 4) -> LlavaForConditionalGeneration:
-    """A `LlavaForConditionalGeneration` with random weights."""
+def build_model(
+    width: int = 128, vision_layers: int = 5, text_layers: int = 4, side: int = SIZE, ids: dict[str, int] = IDS
+) -> LlavaForConditionalGeneration:
+    """A `LlavaForConditionalGeneration` with random weights.
+
+    Args:
+        width: of both parts.
+        vision_layers: of the tower, of which the last feeds only its pooled output.
+        text_layers: of the language model.
+        side: of the images in pixels.
+        ids: token ids by word.
+    """
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=width * 3,
         num_hidden_layers=vision_layers,
         num_attention_heads=4,
-        image_size=SIZE,
+        image_size=side,
         patch_size=PATCH,
         projection_dim=width,
         hidden_act="gelu",
@@ -63,36 +74,36 @@ def build_model(width: int = 128, vision_layers: int = 5, text_layers: int = 4) 
         num_hidden_layers=text_layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        vocab_size=len(IDS),
+        vocab_size=len(ids),
         max_position_embeddings=MAX_LENGTH,
-        pad_token_id=IDS["<pad>"],
-        bos_token_id=IDS["<s>"],
-        eos_token_id=IDS[END],
+        pad_token_id=ids["<pad>"],
+        bos_token_id=ids["<s>"],
+        eos_token_id=ids[END],
         tie_word_embeddings=False,
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=IDS["<image>"],
+        image_token_index=ids["<image>"],
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        image_seq_length=N_VISUAL,
+        image_seq_length=(side // PATCH) ** 2,
         tie_word_embeddings=False,
     )
     return LlavaForConditionalGeneration(config)
 
 
-def build_processor() -> LlavaProcessor:
+def build_processor(side: int = SIZE, ids: dict[str, int] = IDS) -> LlavaProcessor:
     """Word-level tokenizer, CLIP image processing and the chat template, as one `LlavaProcessor`."""
     images = CLIPImageProcessor(
-        size={"shortest_edge": SIZE},
-        crop_size={"height": SIZE, "width": SIZE},
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
         image_mean=[PIXEL_MEAN] * 3,
         image_std=[PIXEL_STD] * 3,
     )
     return LlavaProcessor(
         images,
-        build_tokenizer(IDS, "<image>", "<pad>", END, bos="<s>"),
+        build_tokenizer(ids, "<image>", "<pad>", END, bos="<s>"),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -101,10 +112,10 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write model and processor to `folder`, ready for `from_pretrained`."""
+def save(model: LlavaForConditionalGeneration, folder: Path, processor: LlavaProcessor | None = None) -> None:
+    """Write model and processor, None: that of `build_processor`, to `folder`, ready for `from_pretrained`."""
     save_model(model, folder, {r"^vision_tower\.(?!vision_model\.)": "vision_tower.vision_model."})
-    processor = build_processor()
+    processor = processor or build_processor()
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # transformers 4 reads it from a file of its own
     rewrite(folder / "tokenizer_config.json", hub_tokenizer)
@@ -121,8 +132,13 @@ def framing(n_images: int, height: int, width: int) -> tuple[list[int], list[int
         height: of an image in pixels; all have the same number of visual tokens.
         width: likewise.
     """
-    before = [IDS["<s>"], IDS["USER"], IDS[":"], *[IDS["<image>"]] * (N_VISUAL * n_images)]
-    return before, [IDS["ASSISTANT"], IDS[":"]]
+    return turns(IDS, N_VISUAL * n_images)
+
+
+def turns(ids: dict[str, int], n_visual: int) -> tuple[list[int], list[int]]:
+    """Token ids before a question about `n_visual` visual tokens, and those after it, by the ids of words."""
+    before = [ids["<s>"], ids["USER"], ids[":"], *[ids["<image>"]] * n_visual]
+    return before, [ids["ASSISTANT"], ids[":"]]
 
 
 def tower(model: Any, images: Tensor, pooled: bool = True) -> tuple[Tensor, Tensor | None]:

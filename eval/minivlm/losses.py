@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import ABSENT, IGNORE, N_CONTENTS, QA_LEN
+from .data import ABSENT, IGNORE, N_CONTENTS
 from .drawing import CHARACTERS, COLOUR_NAMES, KINDS, LETTERS, PATCH, SHAPES, WORD_LENGTH
 from .scenes import COLUMNS, ROWS
 
@@ -44,6 +43,7 @@ class TowerHeads(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        self.width = width
         sizes = (len(COLOUR_NAMES), len(KINDS), len(CHARACTERS), WORD_LENGTH, len(LETTERS))
         self.patch = nn.ModuleList(nn.Linear(width, n + 1) for n in sizes)
         self.places = nn.ModuleList(nn.Linear(width, len(words)) for words in (ROWS, COLUMNS))
@@ -139,62 +139,6 @@ class Grounding(nn.Module):
         given = index >= 0
         logits, target = self.places(states[given]).float(), cell[given]
         return F.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean().item()
-
-
-class Packing:
-    """One sequence of images and many questions, none of which attends to another.
-
-    Args:
-        family: module of the embedded model.
-        model: the model.
-        n_images: images of a sequence.
-        size: their height and width in pixels.
-        n_questions: of a sequence.
-    """
-
-    def __init__(self, family: ModuleType, model: Any, n_images: int, size: tuple[int, int], n_questions: int):
-        before, _ = family.framing(n_images, *size)
-        self.before = torch.tensor(before)
-        self.visual = self.before == self.before.mode().values  # the most frequent token is the placeholder
-        start = len(before)
-        block = torch.full((start + n_questions * QA_LEN,), -1)
-        block[start:] = torch.arange(n_questions).repeat_interleave(QA_LEN)
-        order = torch.arange(len(block))
-        attends = (order[None] <= order[:, None]) & ((block[None] == -1) | (block[None] == block[:, None]))
-        self.mask = attends[None, None]
-        one = torch.cat([self.before, torch.zeros(QA_LEN, dtype=torch.long)])[None]
-        positions = family.positions(model, one, n_images, *size)
-        answers = positions[..., start:]
-        self.positions = torch.cat([positions[..., :start], *[answers] * n_questions], -1)
-
-    def __call__(self, model: Any, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the language model.
-
-        Args:
-            model: the model.
-            tokens: visual tokens, (B, N, D).
-            ids: token ids of the questions, (B, n_questions, QA_LEN).
-
-        Returns:
-            Next-token logits of the questions, float32 (B, n_questions, QA_LEN, V), and their hidden states after half
-            of the layers, (B, n_questions, QA_LEN, D).
-        """
-        embed = model.get_input_embeddings()
-        before = embed(self.before).expand(len(ids), -1, -1).clone()
-        before[:, self.visual] = tokens.to(before.dtype)
-        positions = self.positions
-        if positions.ndim == 3:
-            positions = positions.expand(-1, len(ids), -1)
-        out = model.model.language_model(
-            inputs_embeds=torch.cat([before, embed(ids.flatten(1).long())], 1),
-            attention_mask=self.mask.expand(len(ids), -1, -1, -1),
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        start, halfway = len(self.before), len(out.hidden_states) // 2
-        logits, states = model.lm_head(out.last_hidden_state[:, start:]).float(), out.hidden_states[halfway][:, start:]
-        return logits.unflatten(1, ids.shape[1:]), states.unflatten(1, ids.shape[1:])
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -22,18 +22,18 @@ from .drawing import PATCH
 from .scenes import SIZE
 from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
 
-_SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
-IDS = token_ids(("<|endoftext|>", "<|im_end|>", "<unk>", "<|image_pad|>", *_SPECIAL, "user", "assistant"))
+SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+IDS = token_ids(("<|endoftext|>", "<|im_end|>", "<unk>", "<|image_pad|>", *SPECIAL, "user", "assistant"))
 #: (height, width) of the images it is trained and tested on, in pixels; others work too.
 SIZES = ((SIZE, SIZE), (SIZE, SIZE + 32), (SIZE + 32, SIZE))
 END = "<|im_end|>"
 MERGE, TEMPORAL = 2, 2
-_VISION_PATCH = PATCH // MERGE
+VISION_PATCH = PATCH // MERGE
 _WINDOW = 4  # height and width of an attention window in visual tokens
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
-_IMAGES: dict[str, Any] = {
-    "patch_size": _VISION_PATCH,
+IMAGES: dict[str, Any] = {
+    "patch_size": VISION_PATCH,
     "merge_size": MERGE,
     "temporal_patch_size": TEMPORAL,
     "image_mean": [PIXEL_MEAN] * 3,
@@ -42,7 +42,7 @@ _IMAGES: dict[str, Any] = {
     "max_pixels": (SIZE * 2) ** 2,
 }
 
-_CHAT_TEMPLATE = """\
+CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message['role'] }}
 {% if message['content'] is string -%}
@@ -66,7 +66,7 @@ def build_model(width: int = 128, vision_width: int = 96, text_layers: int = 4) 
         hidden_size=vision_width,
         intermediate_size=vision_width * 2,
         num_heads=4,
-        patch_size=_VISION_PATCH,
+        patch_size=VISION_PATCH,
         spatial_merge_size=MERGE,
         temporal_patch_size=TEMPORAL,
         window_size=_WINDOW * PATCH,
@@ -113,17 +113,22 @@ class PictureProcessor(Qwen2_5_VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-def build_processor() -> PictureProcessor:
-    """Word-level tokenizer, Qwen2-VL image processing and the chat template."""
+def build_images() -> Any:
+    """Qwen2-VL image processing, without torchvision."""
     images: Any
     try:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as images
     except ImportError:  # transformers 4
         from transformers import Qwen2VLImageProcessor as images
+    return images(**IMAGES)
+
+
+def build_processor() -> PictureProcessor:
+    """Word-level tokenizer, Qwen2-VL image processing and the chat template."""
     return PictureProcessor(
-        images(**_IMAGES),
-        build_tokenizer(IDS, "<|image_pad|>", "<|endoftext|>", END, special=_SPECIAL),
-        chat_template=_CHAT_TEMPLATE,
+        build_images(),
+        build_tokenizer(IDS, "<|image_pad|>", "<|endoftext|>", END, special=SPECIAL),
+        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -135,17 +140,30 @@ def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
 def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
     """Write model and processor to `folder`, ready for `from_pretrained`."""
     save_model(model, folder, {r"^model\.visual\.": "visual.", r"^model\.language_model\.": "model."})
-    build_processor().save_pretrained(folder)
-    images, videos = (
-        {**_IMAGES, "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"},
-        {**_IMAGES, "video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2_5_VLProcessor"},
-    )
-    (folder / "processor_config.json").unlink(missing_ok=True)  # it names `PictureProcessor`
-    for name, settings in (("preprocessor", images), ("video_preprocessor", videos)):
-        (folder / f"{name}_config.json").write_text(json.dumps(settings, indent=1) + "\n")
-    rewrite(folder / "tokenizer_config.json", hub_tokenizer)
-    rewrite(folder / "tokenizer_config.json", lambda settings: settings.update(processor_class="Qwen2_5_VLProcessor"))
+    save_processor(build_processor(), folder, "Qwen2_5_VL", "Qwen2VL")
     rewrite(folder / "config.json", _hub_rope)
+
+
+def save_processor(processor: Any, folder: Path, name: str, videos: str | None = None) -> None:
+    """Write a processor so that `AutoProcessor` makes one of the stock class.
+
+    Args:
+        processor: the processor.
+        folder: to write to.
+        name: of the stock class, before `Processor`.
+        videos: of the stock class of its videos, before `VideoProcessor`; None: `name`.
+    """
+    processor.save_pretrained(folder)
+    (folder / "processor_config.json").unlink(missing_ok=True)  # it names `PictureProcessor`
+    stock = {"processor_class": f"{name}Processor"}
+    settings = {
+        "preprocessor": {**IMAGES, "image_processor_type": "Qwen2VLImageProcessor", **stock},
+        "video_preprocessor": {**IMAGES, "video_processor_type": f"{videos or name}VideoProcessor", **stock},
+    }
+    for part, content in settings.items():
+        (folder / f"{part}_config.json").write_text(json.dumps(content, indent=1) + "\n")
+    rewrite(folder / "tokenizer_config.json", hub_tokenizer)
+    rewrite(folder / "tokenizer_config.json", lambda settings: settings.update(stock))
 
 
 def _hub_rope(settings: dict[str, Any]) -> None:
@@ -180,7 +198,7 @@ def patches(images: Tensor) -> Tensor:
     """
     pixels = (images.permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
     batch, channels, height, width = pixels.shape
-    p = _VISION_PATCH
+    p = VISION_PATCH
     pixels = pixels.view(batch, channels, height // PATCH, MERGE, p, width // PATCH, MERGE, p)
     pixels = pixels.permute(
         0, 2, 5, 3, 6, 1, 4, 7
@@ -191,7 +209,7 @@ def patches(images: Tensor) -> Tensor:
 
 def grids(n: int, height: int, width: int) -> Tensor:
     """Frames, rows and columns of the patches of `n` images, int64 (n, 3)."""
-    return torch.tensor([[1, height // _VISION_PATCH, width // _VISION_PATCH]]).expand(n, -1)
+    return torch.tensor([[1, height // VISION_PATCH, width // VISION_PATCH]]).expand(n, -1)
 
 
 def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from .questions import WORDS
 MAX_LENGTH = 1024  # tokens
 
 
-def token_ids(special: tuple[str, ...]) -> dict[str, int]:
-    """Token ids by word: a model's special tokens and roles, then the words that both models share."""
-    return {word: i for i, word in enumerate(special + WORDS)}
+def token_ids(special: tuple[str, ...], words: tuple[str, ...] = WORDS) -> dict[str, int]:
+    """Token ids by word: a model's special tokens and roles, then the words of questions and answers."""
+    return {word: i for i, word in enumerate(special + words)}
 
 
 def build_tokenizer(

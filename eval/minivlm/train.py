@@ -11,17 +11,17 @@
 
 Nothing is pruned in training. A sequence holds one image and up to sixteen questions, or two images and six questions.
 No question attends to another, so an image is encoded once for all of its questions. Stages end after a number of
-steps, and every draw is seeded. Matrices are trained with Muon, the rest with AdamW. An interrupted run resumes after
-its last finished stage.
+steps, and every draw is seeded. Matrices are trained with Muon, the rest with AdamW. The state is
+saved every 200 steps, and the same command goes on with an interrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,20 +29,24 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
 from .. import minivlm
 from ..files import write_json
 from ..machine import describe, device_and_threads
+from .curve import Curve
 from .data import QUESTIONS_PER_IMAGE, TYPES, Data, batches, make_data, pair_questions
 from .drawing import SHAPES
-from .losses import Alignment, Grounding, Packing, TowerHeads, answer_loss, answered
+from .losses import Alignment, Grounding, TowerHeads, answer_loss, answered
 from .optimizer import Optimizer
+from .packing import PACKED, Packing
 from .questions import PAIR
+from .resume import Checkpoint
 
 logger = logging.getLogger(__name__)
 
+STAGES = ("tower", "language")
+Losses = Callable[[int, int, Tensor], tuple[Tensor, dict[str, float]]]
 _PAIRS = 5  # every fifth step of the language stage is on pairs of images
 
 
@@ -63,30 +67,6 @@ def attend_to_likes(model: Any) -> None:
         query.unflatten(0, (len(key), -1))[:half] = likes[:, None]  # all heads that share a key
 
 
-class Curve:
-    """Means of the logged figures over every `EVERY` steps."""
-
-    EVERY = 100  # steps
-
-    def __init__(self, stage: str, steps: int):
-        self.bar = tqdm(range(steps), desc=stage, mininterval=5)
-        self.stage, self.start = stage, time.time()
-        self.recent: list[dict[str, float]] = []
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, step: int, **figures: float) -> None:
-        """Add the figures of a step."""
-        self.recent.append(figures)
-        if (step + 1) % self.EVERY:
-            return
-        names = dict.fromkeys(name for row in self.recent for name in row)
-        mean = {k: np.array([row.get(k, np.nan) for row in self.recent]) for k in names}
-        row = {"stage": self.stage, "step": step + 1, "seconds": round(time.time() - self.start)}
-        self.rows.append(row | {k: round(float(np.nanmean(v)), 4) for k, v in mean.items() if (v == v).any()})
-        self.recent = []
-        logger.info("%s", self.rows[-1])
-
-
 def _by_type(correct: Tensor, types: Tensor) -> dict[str, float]:
     return {t: correct[types == i].float().mean().item() for i, t in enumerate(TYPES)}
 
@@ -98,14 +78,13 @@ class Trainer:
         family: module of the embedded model.
         model: the model.
         data: training scenes of each size.
-        batch: sequences of a step.
-        seed: of the order of scenes.
-        bf16: whether to use bfloat16 autocast.
+        args: options of the command.
+        saved: where the state is saved, and restored from.
     """
 
-    def __init__(self, family: ModuleType, model: Any, data: list[Data], batch: int, seed: int, bf16: bool):
-        self.family, self.model, self.data, self.batch = family, model, data, batch
-        self.bf16, self.seed = bf16, seed
+    def __init__(self, family: ModuleType, model: Any, data: list[Data], args: argparse.Namespace, saved: Checkpoint):
+        self.family, self.model, self.data, self.batch = family, model, data, args.batch
+        self.bf16, self.seed, self.fast, self.saved = not args.fp32, args.seed, args.fast, saved
         self.alignment = Alignment(family)
         self.packing = functools.cache(functools.partial(Packing, family, model))
 
@@ -143,26 +122,50 @@ class Trainer:
         return answer_loss(logits, targets), halfway, _by_type(answered(logits, targets), types)
 
     def align(self, tokens: Tensor, part: Data, i: Tensor) -> Tensor:
-        """The alignment loss of visual tokens (B, N, D)."""
-        return self.alignment.loss(tokens, part.labels[i], self.model.get_input_embeddings().weight, part.size)
+        """The alignment loss of visual tokens (B, N, D), without the planes behind them."""
+        embeddings = self.model.get_input_embeddings().weight
+        return self.alignment.loss(tokens[..., : embeddings.shape[1]], part.labels[i], embeddings, part.size)
 
-    def tower(self, heads: TowerHeads, steps: int) -> list[dict[str, Any]]:
-        """The first stage; returns the rows of its curve."""
+    def run(self, stage: str, optimizer: Optimizer, steps: int, own: nn.Module, losses: Losses) -> None:
+        """Run a stage, from its start or from the step that was saved last.
+
+        Args:
+            stage: of `STAGES`.
+            optimizer: of the stage.
+            steps: of the stage.
+            own: what is trained in this stage only.
+            losses: from a step, the index of a size and indices of scenes to the loss and figures for the curve.
+        """
+        curve, draws = Curve(stage, steps), self.batches(STAGES.index(stage))
+        done = self.saved.resume(curve, optimizer, own)
+        for step, (k, i) in enumerate(itertools.islice(draws, steps)):
+            if step < done:  # draws what was drawn before
+                continue
+            loss, figures = losses(step, k, i)
+            optimizer.step(loss)
+            curve.add(step, **figures)
+            self.saved.step(step + 1, curve, optimizer, own)
+        self.saved.finish(curve)
+
+    def tower(self, heads: TowerHeads, steps: int) -> None:
+        """The first stage."""
         named = [*self.family.tower_parameters(self.model), *heads.named_parameters()]
-        optimizer, curve, draws = Optimizer(named, steps), Curve("tower", steps), self.batches(0)
-        for step in curve.bar:
-            k, i = next(draws)
+
+        def losses(step: int, k: int, i: Tensor) -> tuple[Tensor, dict[str, float]]:
             part = self.data[k]
             with self.autocast():
                 features, pooled = self.family.tower(self.model, part.images[i])
-                patch, accuracy = heads.patch_loss(features, part.labels[i])
-                place = heads.place_loss(features, part.size)
+                tokens, *planes = features.split(heads.width, -1)
+                patch, accuracy = heads.patch_loss(tokens, part.labels[i])
+                if planes:  # what the decoder has after it added them
+                    patch = (patch + heads.patch_loss(sum(planes, tokens), part.labels[i])[0]) / 2
+                place = heads.place_loss(tokens, part.size)
                 picture = heads.picture_loss(pooled, part.contents[i])
-            optimizer.step(patch + place + picture)
             names = ("colour", "kind", "character", "slot", "key")
-            losses = dict(patch=patch.item(), place=place.item(), picture=picture.item())
-            curve.add(step, **losses, **dict(zip(names, accuracy, strict=True)))
-        return curve.rows
+            figures = dict(patch=patch.item(), place=place.item(), picture=picture.item())
+            return patch + place + picture, figures | dict(zip(names, accuracy, strict=True))
+
+        self.run("tower", Optimizer(named, steps, batched=self.fast), steps, heads, losses)
 
     @torch.no_grad()
     def features(self, data: list[Data]) -> list[Tensor]:
@@ -176,17 +179,17 @@ class Trainer:
             out.append(torch.cat(chunks))
         return out
 
-    def language(self, steps: int) -> list[dict[str, Any]]:
-        """The second stage; returns the rows of its curve."""
+    def language(self, steps: int) -> None:
+        """The second stage."""
         features = self.features(self.data)
-        attend_to_likes(self.model)
+        if not self.saved.stage:
+            attend_to_likes(self.model)
         grounding = Grounding(self.model.config.text_config.hidden_size)
         frozen = {id(p) for _, p in self.family.tower_parameters(self.model)}
         named = [(n, p) for n, p in self.model.named_parameters() if id(p) not in frozen]
-        optimizer = Optimizer([*named, *grounding.named_parameters()], steps, pace=0.5)
-        curve, draws = Curve("language", steps), self.batches(1)
-        for step in curve.bar:
-            k, i = next(draws)
+        named += grounding.named_parameters()
+
+        def losses(step: int, k: int, i: Tensor) -> tuple[Tensor, dict[str, float]]:
             part, pairs = self.data[k], step % _PAIRS == 0
             with self.autocast():
                 tokens = self.family.project(self.model, features[k][i].float())
@@ -196,9 +199,9 @@ class Trainer:
             if not pairs:
                 ground, figures["grounded"] = grounding.loss(halfway, part.named[i])
                 loss = loss + 0.3 * ground
-            optimizer.step(loss)
-            curve.add(step, answer=answer.item(), align=align.item(), **figures)
-        return curve.rows
+            return loss, dict(answer=answer.item(), align=align.item(), **figures)
+
+        self.run("language", Optimizer(named, steps, 0.5, self.fast), steps, grounding, losses)
 
     @torch.no_grad()
     def validate(self, n: int = 960) -> dict[str, float]:
@@ -218,7 +221,7 @@ class Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("llava", "qwen"), default="llava")
+    parser.add_argument("--model", choices=("llava", "qwen", "qwen3"), default="llava")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, processor and training.json")
     parser.add_argument("--steps", type=int, nargs=2, default=[2000, 3000], metavar=("TOWER", "LANGUAGE"))
     parser.add_argument("--scenes", type=int, default=40_000, help="training scenes")
@@ -228,6 +231,11 @@ def main() -> None:
     parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast; which is faster depends on the CPU")
     parser.add_argument(
         "--compile", action="store_true", help="compile the layers: a third faster, needs a C++ compiler"
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="skip scores that attention masks forbid, and orthogonalize matrices of one shape together, in float32",
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -241,26 +249,20 @@ def main() -> None:
     if args.compile:
         for layer in family.layers(model):
             layer.compile()
-    checkpoint = args.out / "checkpoint.pt"
+    if args.fast:
+        model.set_attn_implementation({"text_config": PACKED})
     args.out.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Any] = {"stages": 0, "curve": [], "seconds": 0.0}
-    if checkpoint.exists():
-        done = torch.load(checkpoint)
-        model.load_state_dict(done.pop("model"))
-        heads.load_state_dict(done.pop("heads"))
-        logger.info("resuming after %d stages", done["stages"])
-    trainer = Trainer(family, model, make_data(family, "train", args.scenes), args.batch, args.seed, not args.fp32)
+    saved = Checkpoint(args.out / "checkpoint.pt", model=model, heads=heads)
+    if saved.path.exists():
+        logger.info("resuming after %d stages and %d steps", saved.done["stages"], saved.stage.get("steps", 0))
+    trainer = Trainer(family, model, make_data(family, "train", args.scenes), args, saved)
     stages = (
         lambda: trainer.tower(heads, args.steps[0]),
         lambda: trainer.language(args.steps[1]),
     )
-    for stage in range(done["stages"], len(stages)):
+    for stage in range(saved.done["stages"], len(stages)):
         torch.manual_seed(args.seed)  # so that a resumed run equals an uninterrupted one
-        start = time.time()
-        done["curve"] += stages[stage]()
-        done["seconds"] += time.time() - start
-        done["stages"] = stage + 1
-        torch.save({**done, "model": model.state_dict(), "heads": heads.state_dict()}, checkpoint)
+        stages[stage]()
 
     figures = {k: round(v, 4) for k, v in trainer.validate().items()}
     logger.info("validation: %s", figures)
@@ -270,16 +272,17 @@ def main() -> None:
         "command": f"python -m {__package__}.train --model {args.model} --out eval/minivlm/weights/{args.model}"
         f" --steps {steps} --scenes {args.scenes} --batch {args.batch} --seed {args.seed} --threads {args.threads}"
         + " --fp32" * args.fp32
-        + " --compile" * args.compile,
+        + " --compile" * args.compile
+        + " --fast" * args.fast,
         "machine": device_and_threads(describe("cpu")),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "wall_minutes": round(done["seconds"] / 60, 1),
+        "wall_minutes": round(saved.done["seconds"] / 60, 1),
         "validation_exact_match": figures,
-        "curve": done["curve"],
+        "curve": saved.done["curve"],
     }
     write_json(args.out / "training.json", record)
-    checkpoint.unlink()
+    saved.remove()
 
 
 if __name__ == "__main__":

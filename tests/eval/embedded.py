@@ -5,12 +5,16 @@ from transformers import (
     LlavaProcessor,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 
-from tokenprune.eval.minivlm import llava, qwen
+from tokenprune.eval.minivlm import llava, qwen, qwen3
 
-FAMILIES = {"llava": llava, "qwen": qwen}
+FAMILIES = {"llava": llava, "qwen": qwen, "qwen3": qwen3}
 CLASSES = {
     "llava": (LlavaForConditionalGeneration, LlavaProcessor),
     "qwen": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor),
+    "easy-vqa": (LlavaForConditionalGeneration, LlavaProcessor),
+    "qwen3": (Qwen3VLForConditionalGeneration, Qwen3VLProcessor),
 }

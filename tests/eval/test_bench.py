@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from tokenprune import cli
+from tokenprune.commands.bench import ALL_TASKS, EASY_VQA
 from tokenprune.commands.bench import TASKS as COMMAND_TASKS
 from tokenprune.eval import minivlm
 from tokenprune.eval.answers import answer
@@ -19,6 +20,7 @@ from tokenprune.eval.bench.tasks import TASKS, samples
 from tokenprune.eval.intervals import bootstrap_interval
 from tokenprune.eval.minivlm import llava, qwen
 from tokenprune.eval.minivlm.drawing import KINDS
+from tokenprune.eval.minivlm.easy_vqa import data as easy_vqa
 from tokenprune.eval.setting import PruningSetting
 
 
@@ -49,6 +51,7 @@ def test_the_small_object_is_small():
 def test_command_line_names_the_tasks():
     named = {"attribute", "existence", "counting", "spatial", "letter", "word", "table", "pair", "small"}
     assert set(COMMAND_TASKS) == set(TASKS) == named
+    assert tuple(EASY_VQA) == easy_vqa.TASKS and set(ALL_TASKS) == named | set(EASY_VQA)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_raster_keeps_the_shape():
         assert 3 / 4 <= rows / columns * 16 / 12 <= 4 / 3
 
 
-@pytest.mark.parametrize("name", minivlm.NAMES)
+@pytest.mark.parametrize("name", minivlm.OF_SCENES)
 def test_downsampling_is_undone(name):
     model, processor = minivlm.load(name)
     some = samples("pair", 3, minivlm.family(name).SIZES)
@@ -98,7 +101,7 @@ def test_precision_and_recall_are_those_of_sklearn():
 SAMPLES = 2  # of each task
 
 
-@pytest.fixture(scope="module", params=minivlm.NAMES)
+@pytest.fixture(scope="module", params=["llava", "qwen"])
 def finished(request, tmp_path_factory):
     """A small benchmark: its arguments, and what it wrote."""
     out = tmp_path_factory.mktemp(request.param)

@@ -9,7 +9,7 @@ import pytest
 from tokenprune.eval import demo
 from tokenprune.eval.answers import answer, exact_matches, held_out
 from tokenprune.eval.bench.tasks import TASKS, samples
-from tokenprune.eval.minivlm import NAMES, WEIGHTS, load
+from tokenprune.eval.minivlm import NAMES, OF_SCENES, WEIGHTS, load
 from tokenprune.eval.minivlm.questions import all_questions, ask, compare
 from tokenprune.eval.minivlm.scenes import SEEDS, cell_name, draw_scene
 from tokenprune.eval.setting import PruningSetting
@@ -23,9 +23,12 @@ def test_ships_small_and_loads_as_stock_classes(name):
     model, processor = load(name)
     assert type(model) is CLASSES[name][0]
     assert isinstance(processor, CLASSES[name][1])
-    assert sum(f.stat().st_size for f in WEIGHTS[name].iterdir()) < 20e6
     record = json.loads((WEIGHTS[name] / "training.json").read_text())
     assert {"command", "machine", "wall_minutes", "validation_exact_match", "curve"} <= set(record)
+
+
+def test_all_together_are_small():
+    assert sum(f.stat().st_size for folder in WEIGHTS.values() for f in folder.iterdir()) < 20e6
 
 
 def test_other_names_are_refused():
@@ -33,8 +36,10 @@ def test_other_names_are_refused():
         load("blip")
 
 
-@pytest.mark.parametrize(("name", "overall"), [("llava", 0.95), ("qwen", 0.93)])
+@pytest.mark.parametrize(("name", "overall"), [("llava", 0.95), ("qwen", 0.93), ("qwen3", 0.93)])
 def test_answers_held_out_questions(name, overall):
+    if name not in NAMES:
+        pytest.skip(f"this checkout has no weights of {name}")
     model, processor = load(name)
     scores = {}
     for task in TASKS:
@@ -58,7 +63,7 @@ def test_scenes_are_deterministic_and_splits_are_apart():
         assert np.array_equal(a.image, b.image)
         assert (a.shapes, a.tiles, a.word, a.table, a.dot) == (b.shapes, b.tiles, b.word, b.table, b.dot)
     starts = sorted(SEEDS.values())
-    for name in NAMES:
+    for name in OF_SCENES:
         record = json.loads((WEIGHTS[name] / "training.json").read_text())
         scenes = int(record["command"].split("--scenes ")[1].split()[0])
         assert all(b - a > scenes for a, b in itertools.pairwise(starts))

@@ -1,6 +1,7 @@
 """How the embedded models are trained."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import transformers
 from packaging.version import Version
 from transformers import AutoModelForImageTextToText, LlavaProcessor
 
-from tokenprune.eval.minivlm import llava, prompt, qwen, train
+from tokenprune.eval.minivlm import llava, prompt, qwen, qwen3, train
 from tokenprune.eval.minivlm.data import (
     ABSENT,
     IGNORE,
+    QA_LEN,
     encode,
     encode_question,
     make_data,
@@ -22,7 +24,9 @@ from tokenprune.eval.minivlm.data import (
 )
 from tokenprune.eval.minivlm.data import TYPES as TRAINED
 from tokenprune.eval.minivlm.drawing import SHAPES
-from tokenprune.eval.minivlm.losses import Grounding, Packing
+from tokenprune.eval.minivlm.losses import Grounding
+from tokenprune.eval.minivlm.muon import BatchedMuon
+from tokenprune.eval.minivlm.packing import PACKED, Packing
 from tokenprune.eval.minivlm.questions import ask, compare
 from tokenprune.eval.minivlm.scenes import draw_scene
 
@@ -31,6 +35,9 @@ from .embedded import CLASSES, FAMILIES
 current = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.17"), reason="what ships runs everywhere; it is trained on this one"
 )
+
+
+OPTIMIZER_STEP = train.Optimizer.step
 
 
 def random_model(name):
@@ -59,6 +66,45 @@ def test_windows_of_many_pictures_at_once_are_the_stock_tower(float64):
         stock = model.model.visual(pixels, grid_thw=qwen.grids(3, height, width))
         stock = stock if isinstance(stock, torch.Tensor) else stock.pooler_output
         torch.testing.assert_close(qwen.tower(model, images)[0].flatten(0, 1), stock)
+
+
+@current
+def test_deepstack_of_many_pictures_at_once_is_the_stock_towers(float64):
+    model = random_model("qwen3")
+    images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
+    stock = model.model.visual(qwen3.patches(images).double(), grid_thw=qwen3.grids(2, 96, 128))
+    tokens, *planes = qwen3.tower(model, images)[0].flatten(0, 1).split(128, -1)
+    torch.testing.assert_close(tokens, stock.pooler_output)
+    torch.testing.assert_close(planes, list(stock.deepstack_features))
+
+
+@current
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_attention_leaves_out_what_the_mask_forbids(name, float64):
+    family, model = FAMILIES[name], random_model(name)
+    packing = Packing(family, model, 1, family.SIZES[0], 3)
+    tokens = torch.randn(2, 144, 128 * (3 if name == "qwen3" else 1))
+    ids = torch.randint(len(family.IDS), (2, 3, QA_LEN))
+    masked = packing(model, tokens, ids)
+    model.set_attn_implementation({"text_config": PACKED})
+    for expected, got in zip(masked, packing(model, tokens, ids), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_matrices_are_orthogonalized_together_as_one_by_one():
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((6, 4), (4, 6), (6, 4))]
+    steps = []
+    for cls in (torch.optim.Muon, BatchedMuon):
+        parameters = [torch.nn.Parameter(p.clone()) for p in start]
+        optimizer = cls(parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            sum((p**3).sum() for p in parameters).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        steps.append([p.detach() - p0 for p, p0 in zip(parameters, start, strict=True)])
+    for expected, got in zip(*steps, strict=True):  # torch's is in bfloat16
+        torch.testing.assert_close(got, expected, rtol=0, atol=0.02)
 
 
 @current
@@ -165,26 +211,45 @@ def denormals():
     torch.set_flush_denormal(False)
 
 
+def interrupt_after(steps, monkeypatch):
+    """Let training stop before it takes one step more; None: let it run."""
+    left = [steps]
+
+    def counted(self, loss):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        OPTIMIZER_STEP(self, loss)
+
+    monkeypatch.setattr(train.Optimizer, "step", OPTIMIZER_STEP if steps is None else counted)
+
+
+def without_times(curve):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in curve]
+
+
 @current
 @pytest.mark.usefixtures("denormals")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_runs_and_resumes(name, tmp_path, monkeypatch):
     arguments = ["train", "--model", name, "--out", str(tmp_path), "--scenes", "96", "--steps", "3", "3"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--batch", "8", "--threads", "1", "--fp32"])
-    original, stopped = train.Trainer.language, []
-
-    def interrupted(self, *args):
-        if not stopped:
-            stopped.append(True)
-            raise KeyboardInterrupt
-        return original(self, *args)
-
-    monkeypatch.setattr(train.Trainer, "language", interrupted)
+    monkeypatch.setattr("sys.argv", [*arguments, "--batch", "8", "--threads", "1", "--fp32", "--fast"])
     monkeypatch.setattr(train.Trainer, "validate", lambda self: dict.fromkeys(TRAINED, 0.0))
     monkeypatch.setattr(train.Curve, "EVERY", 1)
+    monkeypatch.setattr(train.Checkpoint, "EVERY", 2)
+    interrupt_after(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train.main()
+    interrupt_after(3, monkeypatch)  # one step of the first stage, and two of the second
+    with pytest.raises(KeyboardInterrupt):
+        train.main()
+    interrupt_after(None, monkeypatch)
     train.main()
+    if name == "qwen3":  # an uninterrupted run had the same losses
+        monkeypatch.setattr("sys.argv", [*sys.argv, "--out", str(tmp_path / "whole")])
+        train.main()
+        whole, resumed = (json.loads((f / "training.json").read_text()) for f in (tmp_path / "whole", tmp_path))
+        assert without_times(whole["curve"]) == without_times(resumed["curve"])
     record = json.loads((tmp_path / "training.json").read_text())
     assert f"--model {name}" in record["command"]
     assert [row["stage"] for row in record["curve"]] == ["tower"] * 3 + ["language"] * 3
@@ -193,7 +258,7 @@ def test_training_runs_and_resumes(name, tmp_path, monkeypatch):
     assert record["curve"][5]["align"] < language["align"]
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert type(model) is CLASSES[name][0]
-    processor = LlavaProcessor.from_pretrained(tmp_path) if name == "llava" else qwen.load_processor(tmp_path)
+    processor = LlavaProcessor.from_pretrained(tmp_path) if name == "llava" else FAMILIES[name].load_processor(tmp_path)
     asked = processor.apply_chat_template(prompt("Is there a red circle?"), add_generation_prompt=True)
     inputs = processor(images=[draw_scene(0).image], text=[asked], return_tensors="pt")
     assert model.generate(**inputs).shape[1] > inputs["input_ids"].shape[1]

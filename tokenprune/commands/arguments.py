@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import POSITIONS
 from ..eval.files import STDOUT
+from ..eval.minivlm import EMBEDDED, NAMES
 from . import completers
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_EMBEDDED = "`embedded` or `llava`, and `embedded-qwen` or `qwen`, ship with us"
+_ALIASES = [f"`{name}` or `{folder.name}`" for name, folder in EMBEDDED.items() if name not in NAMES]
+_EMBEDDED = f"{', '.join(_ALIASES[:-1])}, and {_ALIASES[-1]}, ship with us"
 #: Where `-v` (1) and `-q` (-1) are collected before the command's name, and after it.
 VERBOSITY = ("verbosity", "verbosity_of_command")
 

@@ -6,11 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..arguments import POSITIONS
-from ..eval.bench import TASKS
-from ..eval.minivlm import NAMES
+from ..eval.bench import ALL_TASKS, EASY_VQA, TASKS
+from ..eval.minivlm import EMBEDDED, NAMES
 from . import arguments, completers
-
-_MODELS = {"embedded": "llava", "embedded-qwen": "qwen"}
 
 
 def add(commands: arguments.Commands) -> None:
@@ -25,7 +23,7 @@ def add(commands: arguments.Commands) -> None:
     )
     bench.add_argument(
         "--model",
-        type=lambda name: _MODELS.get(name, name),
+        type=lambda name: EMBEDDED[name].name if name in EMBEDDED else name,
         choices=NAMES,
         default="llava",
         help="which embedded model",
@@ -52,12 +50,11 @@ def add(commands: arguments.Commands) -> None:
     completers.complete(positions, completers.listed(POSITIONS))
     tasks = bench.add_argument(
         "--tasks",
-        type=arguments.choices(TASKS),
-        default=",".join(TASKS),
+        type=arguments.choices(ALL_TASKS),
         metavar="T,T",
-        help="tasks, of the default ones",
+        help=f"{', '.join(TASKS)}; of easy-vqa: {', '.join(EASY_VQA)}; all, if not given",
     )
-    completers.complete(tasks, completers.listed(TASKS))
+    completers.complete(tasks, completers.listed(ALL_TASKS))
     bench.add_argument("--samples", type=arguments.count, default=300, metavar="N", help="questions per task")
     bench.add_argument(
         "--split", choices=("test", "validation"), default="test", help="scenes; choose options on validation ones"

@@ -10,10 +10,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from ..eval.minivlm import EMBEDDED
+
 _PACKAGE = Path(__file__).parents[1]
 _REGISTERED = re.compile(r'^@register\("(\w+)"\)', re.MULTILINE)
 _MODEL_TYPES = re.compile(r"model_types=\(([^)]*)\)")
-_EMBEDDED = ("embedded", "embedded-qwen", "llava", "qwen")
 
 Completer = Callable[..., Collection[str]]
 
@@ -74,5 +75,5 @@ def models(prefix: str, **_: Any) -> list[str]:
     """Completes names of embedded models, and folders."""
     from argcomplete.completers import DirectoriesCompleter
 
-    ours = [name for name in _EMBEDDED if name.startswith(prefix)]
+    ours = [name for name in EMBEDDED if name.startswith(prefix)]
     return [*ours, *DirectoriesCompleter()(prefix)]

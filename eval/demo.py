@@ -21,6 +21,7 @@ from .minivlm.scenes import GRID
 from .pictures import dim, kept_indices, kept_masks
 from .prefill import WARM_UP, Prefill, measure_prefill
 from .progress import progress_bar
+from .reachable import reachable
 from .setting import FULL, PruningSetting, settings_grid
 
 _SHOWN = 6  # images in a row of the PNG
@@ -153,7 +154,8 @@ def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     check_different(out=options.out, json=options.json)
     console = console_beside(options.json, console)
     model, processor = minivlm.load()
-    settings = settings_grid(options.policy, options.keep, options.positions)
+    asked = settings_grid(options.policy, options.keep, options.positions)
+    settings = reachable(model, asked, lambda reason: console.print(reason, highlight=False, soft_wrap=True))
     samples = held_out(options.samples)
     with progress_bar(console) as progress:
         asking = progress.add_task("asking", total=len(settings) * len(samples))
@@ -176,7 +178,8 @@ def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
         for i, (setting, of_setting) in enumerate(results)
     ]
     print_table(console, rows, len(samples))
-    lowest = min(options.keep, key=lambda keep: keep if isinstance(keep, float) else keep / (GRID * GRID))
+    keeps = [setting.keep for setting in settings if setting.keep is not None and not setting.is_full]
+    lowest = min(keeps, key=lambda keep: keep if isinstance(keep, float) else keep / (GRID * GRID))
     draw(options.out, samples, [(s, a) for s, a in results if s.is_full or s.keep == lowest])
     machine = describe("cpu")
     console.print(

@@ -19,6 +19,7 @@ from .machine import pick_device, pick_dtype
 from .panel_sheet import draw
 from .panels import Panel, Question, Viewer
 from .pictures import kept_indices
+from .reachable import reachable
 from .setting import FULL, PruningSetting, settings_grid
 
 __all__ = ["Panel", "Question", "Viewer", "as_json", "draw", "look", "rows", "run"]
@@ -65,9 +66,11 @@ def look(
     """As `rows`, with all that is known of a question."""
     device = pick_device(options.device)
     questions = _questions(options)
-    viewer = Viewer(*load_checkpoint(options.model, pick_dtype(None, device), device), options.new_tokens)
+    model, processor = load_checkpoint(options.model, pick_dtype(None, device), device)
+    viewer = Viewer(model, processor, options.new_tokens)
     settings = [PruningSetting()]
     settings += [each for keep in keeps for each in settings_grid(policies, [keep], options.positions, full=False)]
+    settings = list(reachable(model, settings, lambda reason: console.print(reason, highlight=False, soft_wrap=True)))
     return [
         (question, [viewer.look(question, setting) for setting in settings])
         for question in track(questions, "looking", console=console, transient=True)

@@ -33,6 +33,7 @@ PUBLIC = {
     "TowerCut",
     "TowerView",
     "UnknownPolicyError",
+    "UnreachableBudgetError",
     "UnsupportedModelError",
     "VisualShape",
     "VisualTokens",

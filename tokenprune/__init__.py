@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         remove_pruning,
     )
     from .arguments import BudgetMeaning, Keep, Positions
+    from .mean_budget import UnreachableBudgetError
     from .patches import (
         EncoderFacts,
         EncoderValues,
@@ -56,6 +57,7 @@ _HOMES = {
         "remove_pruning",
     ),
     "arguments": ("BudgetMeaning", "Keep", "Positions"),
+    "mean_budget": ("UnreachableBudgetError",),
     "patches": (
         "EncoderFacts",
         "EncoderValues",
@@ -99,6 +101,7 @@ __all__ = [
     "TowerCut",
     "TowerView",
     "UnknownPolicyError",
+    "UnreachableBudgetError",
     "UnsupportedModelError",
     "VisualShape",
     "VisualTokens",

@@ -17,6 +17,10 @@ _LARGE = 10**6  # tokens, where rounding does not matter
 _HALVINGS = 60  # of an interval of logarithms: more than a float64 can tell apart
 
 
+class UnreachableBudgetError(ValueError):
+    """The mean over decoder layers cannot be as low as the budget; the message names the least one."""
+
+
 @dataclass(frozen=True)
 class DecoderCuts:
     """The cuts of a decoder-stage policy in one model.
@@ -115,7 +119,7 @@ class MeanBudget:
         return self._mean(n, 1 / n)
 
     def check(self, n: int, policy: str) -> None:
-        """Raise `ValueError` if the mean cannot be as low as the budget.
+        """Raise `UnreachableBudgetError` if the mean cannot be as low as the budget.
 
         Args:
             n: tokens of an input.
@@ -123,7 +127,9 @@ class MeanBudget:
         """
         keep = self.budget.keep
         if isinstance(keep, int) and keep < n and self._plans(n) and (least := self.least(n)) >= keep + 1:
-            raise ValueError(self._refusal(policy, f"{least:.1f} of {n} tokens", f"keep >= {math.ceil(least)}"))
+            raise UnreachableBudgetError(
+                self._refusal(policy, f"{least:.1f} of {n} tokens", f"keep >= {math.ceil(least)}")
+            )
 
     @property
     def has_room(self) -> bool:
@@ -131,10 +137,10 @@ class MeanBudget:
         return self.least(_LARGE) / _LARGE <= self.budget.keep / 2
 
     def check_ratio(self, policy: str) -> None:
-        """Raise `ValueError` if the mean of a large input cannot be as low as the budget, where this is a ratio."""
+        """Raise `UnreachableBudgetError` if the mean cannot be as low as a ratio, for inputs of many tokens."""
         keep, least = self.budget.keep, self.least(_LARGE) / _LARGE
         if isinstance(keep, float) and self._plans(_LARGE) and keep < least - 1e-3:
-            raise ValueError(self._refusal(policy, f"{least:.3g} of the tokens", f"keep >= {least:.3g}"))
+            raise UnreachableBudgetError(self._refusal(policy, f"{least:.3g} of the tokens", f"keep >= {least:.3g}"))
 
     def _plans(self, n: int) -> bool:
         """Whether the policy says how many leave in the decoder, or finds out when it sees them."""
@@ -145,8 +151,8 @@ class MeanBudget:
         return (
             f"keep={self.budget.keep!r} is a mean over the {cuts.n_layers} decoder layers, and policy {policy!r} holds "
             f"{least} at least, since nothing leaves before layer {cuts.layers[0]}; accepted: {accepted}, another "
-            f"policy before the decoder (['divprune', {policy!r}]), or budget='final', where keep counts what is left "
-            "after the last cut"
+            f"policy before the decoder (['divprune', {policy!r}]), or budget='final' ({policy}@final in commands), "
+            "where keep counts what is left after the last cut"
         )
 
     def _mean(self, n: int, scale: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...policies import Policy, make_policy, registry
+from ...policies.presets import split_preset
 from ..policy_names import make_named_policy, option_defaults, parse_policy, policy_label, split_composition, split_list
 from ..setting import PruningSetting
 
@@ -33,7 +34,7 @@ def acting(model: nn.Module) -> tuple[dict[str, Policy], dict[str, str]]:
 
 def defaults(name: str) -> dict[str, Any]:
     """The options of a policy and their defaults."""
-    return option_defaults(registry()[name])
+    return option_defaults(registry()[split_preset(name)[0]])
 
 
 def setting(names: Sequence[str], options: str, keep: float | None, positions: Any) -> PruningSetting:
@@ -57,8 +58,8 @@ def setting(names: Sequence[str], options: str, keep: float | None, positions: A
     for item in split_list(options):
         owner, option = _owner(item, names)
         given[owner].append(option)
-    made = [make_named_policy(":".join(parts)) for parts in given.values()]
-    return PruningSetting(made, float(keep), positions)  # a keep of int 1 would be one token
+    text = "+".join(":".join(parts) for parts in given.values())
+    return PruningSetting(text, float(keep), positions)  # a keep of int 1 would be one token
 
 
 def chosen(text: str) -> tuple[tuple[str, ...], str]:

@@ -17,6 +17,7 @@ from ..files import console_beside, write_json
 from ..machine import describe, device_and_threads, dtype_name, pick_device, pick_dtype
 from ..model_names import check_attention, find_checkpoint
 from ..processors import check_videos, load_processor
+from ..reachable import reachable
 from ..setting import PruningSetting, label, settings_grid
 from . import shapes
 from .measure import ROUNDS, profile, verdict
@@ -27,9 +28,9 @@ from .work import Costs, Work, WorkBar
 
 def load(
     options: argparse.Namespace, settings: Sequence[PruningSetting], console: Console, stack: contextlib.ExitStack
-) -> tuple[Any, dict[str, Any], Work]:
-    """Model and inputs, of a published shape (`--config`) or of a checkpoint (`--model`), and a progress bar that says
-    how long all will take, until the stack is closed.
+) -> tuple[Any, dict[str, Any], Work, Sequence[PruningSetting]]:
+    """Model and inputs, of a published shape (`--config`) or of a checkpoint (`--model`), a progress bar that says how
+    long all will take, until the stack is closed, and the settings that the model can reach.
 
     Raises:
         CommandError: an option does not apply to the model.
@@ -48,12 +49,14 @@ def load(
         inputs: Any = shapes.inputs(options.config, config, request, device, dtype)
     else:
         inputs = checkpoint_inputs(path, config, request).to(device, dtype)
-    costs = Costs.of(shapes.without_weights(config), inputs, options.new_tokens)
+    empty = shapes.without_weights(config)
+    settings = reachable(empty, settings, lambda reason: console.print(reason, highlight=False, soft_wrap=True))
+    costs = Costs.of(empty, inputs, options.new_tokens)
     total = costs.total(settings, options.rounds or ROUNDS)
     work = Work(costs, (PruningSetting(), *settings), stack.enter_context(WorkBar(console, total, device.type)))
     if path is None:
-        return shapes.build(config, dtype, device, options.attn, work), inputs, work
-    return load_model(options.model, dtype, device, options.attn), inputs, work
+        return shapes.build(config, dtype, device, options.attn, work), inputs, work, settings
+    return load_model(options.model, dtype, device, options.attn), inputs, work, settings
 
 
 def checkpoint_inputs(path: str, config: Any, request: shapes.Request) -> Any:
@@ -107,7 +110,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     console = console_beside(options.json, console)
     settings = settings_grid(options.policy, options.keep)
     with contextlib.ExitStack() as stack:
-        model, inputs, work = load(options, settings, console, stack)
+        model, inputs, work, settings = load(options, settings, console, stack)
         rows = profile(model, inputs, settings, options.new_tokens, options.rounds, work)
     device = pick_device(options.device)
     name, dtype = options.model or options.config, dtype_name(pick_dtype(options.dtype, device))

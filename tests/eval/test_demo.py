@@ -55,13 +55,13 @@ def test_demo_writes_table_picture_and_figures(tmp_path, capsys):
 
 def test_demo_takes_every_policy(tmp_path):
     figures, names = tmp_path / "demo.json", list_policies()
-    arguments = ["--policy", ",".join(names), "--keep", "0.25", "--samples", "8", "--json", str(figures)]
+    arguments = ["--policy", ",".join(names), "--keep", "0.5", "--samples", "8", "--json", str(figures)]
     cli.main(["demo", *arguments, "--out", str(tmp_path / "demo.png")])
     rows = {r["policy"]: r for r in json.loads(figures.read_text())["rows"]}
     assert set(rows) == {"full", *names}
-    assert rows["fastv"]["visual_tokens"] == (144 + 144 + 36 + 36) / 4  # a mean over decoder layers
+    assert rows["fastv"]["visual_tokens"] == (144 + 144 + 1 + 1) / 4  # the nearest mean that it reaches
     vision = ("divprune", "fopru", "grid", "random", "tokenflex", "recoverable")
-    assert all(rows[n]["visual_tokens"] == 36 for n in vision)
+    assert all(rows[n]["visual_tokens"] == 72 for n in vision)
     assert all(r["kv_cache_bytes"] < rows["full"]["kv_cache_bytes"] for n, r in rows.items() if n != "full")
 
 

@@ -139,7 +139,7 @@ def test_policies_that_cannot_act_on_the_model_are_left_out_with_the_reason(sess
 # Asking
 
 
-@pytest.mark.parametrize("names", [["divprune"], ["pyramiddrop"], ["divprune", "fastv"]])
+@pytest.mark.parametrize("names", [["divprune"], ["pyramiddrop@final"], ["divprune", "fastv"]])
 def test_answers_and_numbers_are_those_of_the_pruned_model(session, names):
     example, setting = session.examples[1], _chosen(*names)
     found = session.compare(example.picture, example.question, setting)
@@ -160,7 +160,7 @@ def test_answers_and_numbers_are_those_of_the_pruned_model(session, names):
 
 
 def test_the_kv_cache_is_that_of_the_tokens_that_are_left(session):
-    found = session.compare(session.examples[0].picture, "What shape is cyan?", _chosen("vtw"))
+    found = session.compare(session.examples[0].picture, "What shape is cyan?", _chosen("vtw", keep=0.5))
     text = session.model.config.text_config
     of_token = 2 * 4 * text.num_key_value_heads * text.head_dim
     assert found.full.kv_cache_bytes - found.pruned.kv_cache_bytes == 144 * 2 * of_token  # gone from half of 4 layers
@@ -228,7 +228,7 @@ def test_people_who_ask_at_once_do_not_disturb_each_other(forgetful):
     asked = [
         (example, _chosen(*names, keep=keep))
         for example in forgetful.examples[:2]
-        for names in (["divprune"], ["fastv"], ["divprune", "pyramiddrop"])
+        for names in (["divprune"], ["fastv@final"], ["divprune", "pyramiddrop"])
         for keep in ((0.1, 0.4) if names == ["divprune"] else (0.1,))
     ]
     ask = lambda what: forgetful.compare(what[0].picture, what[0].question, what[1])
@@ -250,12 +250,12 @@ def test_people_who_ask_at_once_do_not_disturb_each_other(forgetful):
     ("names", "layers"),
     [
         (["divprune"], ["all layers: 36 of 144 tokens"]),
-        (["divprune", "fastv"], ["layers 0 to 1: 72 of 144 tokens", "layers 2 to 3: 36 of 144 tokens"]),
+        (["divprune", "fastv"], ["layers 0 to 1: 53 of 144 tokens", "layers 2 to 3: 19 of 144 tokens"]),
         (
-            ["pyramiddrop"],
+            ["pyramiddrop@final"],
             [f"layer {layer}: {n} of 144 tokens" for layer, n in enumerate((144, 91, 57, 36))],
         ),
-        (["vtw"], ["layers 0 to 1: 144 of 144 tokens", "layers 2 to 3: 0 of 144 tokens"]),
+        (["vtw@final"], ["layers 0 to 1: 144 of 144 tokens", "layers 2 to 3: 0 of 144 tokens"]),
     ],
 )
 def test_the_tokens_of_each_layer_are_drawn(session, names, layers):
@@ -331,8 +331,8 @@ def test_the_table_has_what_was_measured(session):
     example = session.examples[0]
     found = session.compare(example.picture, example.question, _chosen("divprune", "fastv"))
     cells = _cells(parts.numbers(found))
-    assert cells["Visual tokens at entry"] == ["144", "72", "−50 %"]
-    assert cells["Visual tokens, mean of layers"] == ["144.0", "54.0", "−62 %"]
+    assert cells["Visual tokens at entry"] == ["144", "53", "−63 %"]
+    assert cells["Visual tokens, mean of layers"] == ["144.0", "36.0", "−75 %"]
     assert cells["KV cache, KiB"][:2] == [f"{o.kv_cache_bytes / 1024:.0f}" for o in (found.full, found.pruned)]
     assert cells["Prefill, ms"][:2] == [f"{o.prefill_ms:.1f}" for o in (found.full, found.pruned)]
     assert cells["of it selection, ms"] == ["", f"{found.pruned.select_ms:.1f}", ""]
@@ -355,12 +355,12 @@ def file(session, tmp_path):
 def test_a_reply_fills_all_outputs(replies, file):
     problem, kept, layers, drawn, answers, numbers = _asked(replies, file, names=["divprune", "fastv"])
     assert problem.visible is False
-    assert kept.alt_text == "Kept tokens in layers 2 to 3: 36 of 144 tokens. Dropped tokens are dark."
+    assert kept.alt_text == "Kept tokens in layers 2 to 3: 19 of 144 tokens. Dropped tokens are dark."
     assert (layers.visible, layers.value) == (True, 1)
     assert [label for label, _ in layers.choices] == [view.layers for view in drawn]
     assert "cross" in answers
     assert "KiB" in numbers
-    assert replies.kept(drawn, 0).label == "Kept tokens in layers 0 to 1: 72 of 144 tokens"
+    assert replies.kept(drawn, 0).label == "Kept tokens in layers 0 to 1: 53 of 144 tokens"
 
 
 @needs_gradio

@@ -169,10 +169,10 @@ def _the_slider_is_moved_with_the_mouse_and_with_keys(page, scenes):
 
 def _policies_compose_and_layers_are_chosen(page, scenes):
     page.changed(lambda: page.choose_policy("fastv"))
-    assert page.kept().startswith("Kept tokens in layers 2 to 3: 36 of 144 tokens")
-    assert page.numbers()["Visual tokens, mean of layers"] == ["144.0", "54.0", "−62 %"]
+    assert page.kept().startswith("Kept tokens in layers 2 to 3: 19 of 144 tokens")
+    assert page.numbers()["Visual tokens, mean of layers"] == ["144.0", "36.0", "−75 %"]
     assert "Pruned: divprune+fastv 0.25" in page.tab.inner_text("#answers")
-    below = page.tab.get_by_label("layers 0 to 1: 72 of 144 tokens")
+    below = page.tab.get_by_label("layers 0 to 1: 53 of 144 tokens")
     page.changed(below.click)
     assert page.share_light(scenes[1]) == pytest.approx(72 / 144, abs=0.02)
 
@@ -186,7 +186,7 @@ def _options_are_checked_and_used(page):
     assert "Traceback" not in page.tab.inner_text("body")
     assert page.answers() == []
     page.changed(lambda: (options.fill("layer=3"), options.press("Enter")))
-    assert page.kept().startswith("Kept tokens in layer 3: 36 of 144 tokens")
+    assert page.kept().startswith("Kept tokens in layer 3: 17 of 144 tokens")
     assert not page.tab.locator("#problem").is_visible()
     page.changed(lambda: page.tab.locator("#policies .token-remove").nth(1).click())  # fastv, and its option with it
     assert options.input_value() == ""

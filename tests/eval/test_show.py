@@ -123,9 +123,9 @@ def embedded():
 def test_what_a_panel_says(embedded):
     viewer, question = embedded
     full, divprune, fastv = (
-        viewer.look(question, PruningSetting(*setting)) for setting in ((), ("divprune", 0.1), ("fastv", 0.1))
+        viewer.look(question, PruningSetting(*setting)) for setting in ((), ("divprune", 0.1), ("fastv@final", 0.1))
     )
-    assert [panel.title for panel in (full, divprune, fastv)] == ["full model", "divprune 0.1", "fastv 0.1"]
+    assert [panel.title for panel in (full, divprune, fastv)] == ["full model", "divprune 0.1", "fastv@final 0.1"]
     assert full.kept == "all 144 tokens"
     assert divprune.kept == "14 of 144"
     assert fastv.kept == "14 of 144 at the end, 79 in the mean"  # (2 * 144 + 2 * 14) / 4 layers
@@ -137,7 +137,7 @@ def test_what_a_panel_says(embedded):
 def test_what_is_bright_half_dark_and_framed(embedded):
     viewer, question = embedded
     full = viewer.look(question, PruningSetting())
-    for policy in ("prumerge", "fastv", "divprune", "auto"):
+    for policy in ("prumerge", "fastv@final", "divprune", "auto"):
         panel = viewer.look(question, PruningSetting(policy, 0.1))
         (kept,), (entered,), (merged,) = (
             masks(panel.record, each) for each in (panel.record.deep_indices or panel.record.indices,
@@ -185,13 +185,13 @@ def test_the_legend_has_what_occurs(embedded):
 
 
 def test_json_has_what_is_drawn(tmp_path):
-    options = _options(tmp_path, "--policy", "divprune,fastv", "--keep", "0.1,0.5")
+    options = _options(tmp_path, "--policy", "divprune,fastv@final", "--keep", "0.1,0.5")
     options.json = tmp_path / "shown.json"
     show.run(options, Console(quiet=True))
     values = json.loads(options.json.read_text())
     assert len(values) == 3 * 5
     assert [(each["policy"], each["keep"]) for each in values[:5]] == [
-        ("full", 1.0), ("divprune", 0.1), ("fastv", 0.1), ("divprune", 0.5), ("fastv", 0.5),
+        ("full", 1.0), ("divprune", 0.1), ("fastv@final", 0.1), ("divprune", 0.5), ("fastv@final", 0.5),
     ]  # fmt: skip
     for each in values:
         assert len(each["indices"]) == each["tokens_after"] <= each["tokens_before"] == 144

@@ -62,7 +62,16 @@ def test_policies_meet_any_budget(n, data):
         encoder_attention=torch.rand(n, generator=generator),
         encoder_keys=rows,
     )
-    for policy in (VisionZip(), PruMerge(), PruMergePlus(), VisPruner(step=3), CDPruner(), HoloV(), Scope(), MMTok()):
+    for policy in (
+        VisionZip(),
+        PruMerge(),
+        PruMergePlus(),
+        VisPruner(step=3),
+        CDPruner(),
+        HoloV(surplus="shared"),
+        Scope(),
+        MMTok(),
+    ):
         policy.select(tokens, k).check(n, k, repr(policy))
     for policy in (Auto(), EADP(), EVS(), VidCom2(), FastVID(every=2), FastVID(merged=1.0, segments=1)):
         policy.select(tokens, k).check(n, k, repr(policy))

@@ -201,7 +201,7 @@ def test_every_policy_is_served_or_refused_with_a_reason():
     reasons = {
         "inside the vision tower": {"tome", "flowcut", "downsample"},
         "inside the decoder": {"fastv", "pyramiddrop", "sparsevlm", "vtw", "dart", "todre"},
-        "only after it has chosen": {"tokenflex"},
+        "only after it has chosen": {"tokenflex", "holov"},
     }
     on_clip, on_qwen = _refusals(CLIP), _refusals(None)
     for reason, names in reasons.items():
@@ -212,7 +212,7 @@ def test_every_policy_is_served_or_refused_with_a_reason():
     assert set(on_clip) - always == {"prumerge", "prumerge_plus", "recoverable"}
     assert all("does not build" in on_clip[name] for name in set(on_clip) - always)
     assert set(on_qwen) - always == {
-        "prumerge", "prumerge_plus", "recoverable", "fopru", "holov", "scope", "visionzip", "vispruner", "fastvid",
+        "prumerge", "prumerge_plus", "recoverable", "fopru", "scope", "visionzip", "vispruner", "fastvid",
     }  # fmt: skip
     assert all("not heard" in on_qwen[name] for name in set(on_qwen) - always)
 
@@ -223,4 +223,5 @@ def test_options_that_make_a_policy_servable():
     _served("todre", None, removal=False)
     with pytest.raises(UnservablePolicyError, match="only after it has chosen"):
         _served("fopru", CLIP, strategy="row")
+    _served("holov", CLIP, surplus="shared")
     _served("fopru", CLIP)

@@ -115,6 +115,7 @@ bench: setup
 	$(BIN)/python -m tokenprune.eval.bench_ops --docs docs/ops.md
 	$(BIN)/python -m tokenprune.eval.bench_policies --docs docs/performance.md
 	$(BIN)/python -m tokenprune.eval.bench_decoding
+	$(BIN)/python -m tokenprune.eval.bench_startup --docs docs/performance.md
 
 bench-gpu: setup
 	$(BIN)/python -m tokenprune.eval.bench_ops --device cuda --docs docs/ops.md

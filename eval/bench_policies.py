@@ -28,7 +28,7 @@ from ..policies.registration import registry
 from ..policies.run import run_policy
 from ..policies.stages import Stage
 from ..policies.types import DecoderView, TowerView, VisualTokens
-from .files import markdown_table, write_json
+from .files import markdown_table, write_json, write_section
 from .machine import describe
 
 SIZES = (576, 2880, 11_520, 16_384, 50_000)
@@ -36,7 +36,6 @@ QUICK_SIZES = (64, 144)
 WIDTH, HEADS, HEAD_WIDTH, WORDS = 1024, 8, 64, 20
 GRAM = "Gram product"  # a row beside the policies': all similarities of tokens, in float32, and nothing kept of them
 RESULTS = Path(__file__).parent / "results" / "policies-cpu.json"
-_MARKS = ("<!-- bench_policies: start -->", "<!-- bench_policies: end -->")
 
 
 def visual_tokens(n: int, frames: int, generator: torch.Generator) -> VisualTokens:
@@ -189,22 +188,13 @@ def _rounded(seconds: float) -> str:
     return f"{seconds:.{4 if seconds < 0.1 else 2 if seconds < 10 else 0}f}"
 
 
-def write_docs(results: dict[str, Any], page: Path) -> None:
-    """Write the table between the marks of a page, which are added at its end if they are missing."""
-    text = page.read_text()
-    if _MARKS[0] not in text:
-        text = f"{text.rstrip()}\n\n## Selection by number of tokens\n\n{_MARKS[0]}\n{_MARKS[1]}\n"
-    before, _, rest = text.partition(_MARKS[0])
-    after = rest.partition(_MARKS[1])[2]
-    page.write_text(f"{before}{_MARKS[0]}\n{table(results)}{_MARKS[1]}{after}")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", help="comma-separated names (default: all)")
     parser.add_argument("--sizes", help=f"numbers of tokens (default {','.join(map(str, SIZES))})")
     parser.add_argument("--seconds", type=int, default=300, help="CPU time for each policy and size (default 300)")
     parser.add_argument("--gigabytes", type=int, default=8, help="memory for each policy and size (default 8)")
+    parser.add_argument("--missing", action="store_true", help="only what has no result yet, to go on after a stop")
     parser.add_argument("--quick", action="store_true", help="two small sizes, to see that all policies run")
     parser.add_argument("--json", type=Path, default=RESULTS, help=f"results, added to (default {RESULTS.name})")
     parser.add_argument("--docs", type=Path, help="also write the table into this page")
@@ -220,14 +210,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     results = {"machine": describe("cpu"), "rows": rows}
     torch.set_num_threads(threads)
-    for n, name in track([(n, name) for n in sizes for name in names], "policies", transient=True):
+    done = {(row["N"], row["policy"]) for row in rows} if args.missing else set()
+    cells = [(n, name) for n in sizes for name in names if (n, name) not in done]
+    for n, name in track(cells, "policies", transient=True):
         rows[:] = [row for row in rows if (row["policy"], row["N"]) != (name, n)]
         rows.append(measure(name, n, args.seconds, args.gigabytes))
         rows.sort(key=lambda row: (row["policy"] != GRAM, row["policy"], row["N"]))
         write_json(args.json, results)
     Console().print(table(results))
     if args.docs:
-        write_docs(results, args.docs)
+        write_section(args.docs, "bench_policies", "Selection by number of tokens", table(results))
 
 
 if __name__ == "__main__":

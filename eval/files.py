@@ -156,3 +156,20 @@ def markdown_table(heads: Sequence[str], align: str, rows: Iterable[Sequence[str
         f"|{'|'.join({'l': '---', 'r': '--:'}[side] for side in align)}|",
         *(f"| {' | '.join(cells)} |" for cells in rows),
     ]
+
+
+def write_section(page: Path, name: str, title: str, content: str) -> None:
+    """Write content between two marks of a Markdown page. If they are missing, a section with them is added at its end.
+
+    Args:
+        page: the page.
+        name: the marks are `<!-- name: start -->` and `<!-- name: end -->`.
+        title: of a section that is added.
+        content: lines of Markdown.
+    """
+    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+    text = page.read_text()
+    if start not in text:
+        text = f"{text.rstrip()}\n\n## {title}\n\n{start}\n{end}\n"
+    before, _, rest = text.partition(start)
+    page.write_text(f"{before}{start}\n{content}{end}{rest.partition(end)[2]}")

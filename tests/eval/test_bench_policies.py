@@ -36,5 +36,17 @@ def test_quick_results_and_their_page(tmp_path):
     assert text.startswith("# Title\n\nText.\n\n## Selection by number of tokens\n") and text.count("| `grid` |") == 1
 
 
+def test_what_is_missing_is_added(tmp_path, monkeypatch):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"rows": [{"policy": "grid", "N": 64, "k": 6, "seconds": 1.0, "MB": 2}]}))
+    asked = []
+    monkeypatch.setattr(
+        bench_policies, "measure", lambda *cell: asked.append(cell[:2]) or {"policy": cell[0], "N": cell[1], "why": "-"}
+    )
+    bench_policies.main(["--missing", "--policy", "grid,random", "--sizes", "64,144", "--json", str(results)])
+    assert asked == [("random", 64), ("grid", 144), ("random", 144)]
+    assert json.loads(results.read_text())["rows"][0]["seconds"] == 1.0
+
+
 def test_limits_say_why():
     assert bench_policies.measure("recoverable", 64, 0, 8)["why"] == "over 0 s"

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenprune.ops import dpp_select, implementation, max_min_select, max_sum_select
+from tokenprune.ops.host import products
 
-from .cases import CASES, FAST, batches, check_picks, needs_triton, on_cases
+from .cases import CASES, FAST, answers, batches, check_picks, needs_triton, on_cases
 
 
 @on_cases(500, batches(), st.data())
@@ -69,6 +70,22 @@ def test_dpp_without_any_variance_is_the_references(name, case):
     x, _, mask, k = case
     x = torch.sign(x[..., :2].float() + 0.5) * torch.tensor([1.0, 0])
     check_picks(name, lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, x.new_ones(x.shape[:2]), mask)
+
+
+@given(batches(), st.data())
+@settings(CASES, max_examples=100)
+def test_dpp_of_long_inputs_is_the_references(case, data):
+    """Without the matrix of all similarities, and beyond the rank."""
+    x, _, mask, k = case
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    quality = (0.2 + torch.rand(x.shape[:2], generator=generator)).to(x.device)
+    x = x + 0.3 * torch.randn(x.shape, generator=generator).to(x) * x.float().norm(dim=-1, keepdim=True).to(x)
+    if data.draw(st.booleans()):
+        x = x[..., :3]  # of low rank
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "GRAM_LIMIT", 0)
+        expected, answer = answers("host", dpp_select, x, quality, k, mask)
+    assert torch.equal(answer, expected)
 
 
 @needs_triton

@@ -132,6 +132,14 @@ def test_long_inputs_are_the_references_to_the_bit(long, case, seek, length):
     assert torch.equal(answer, expected)
 
 
+@given(batches())
+@settings(CASES, max_examples=100)
+def test_sums_of_long_inputs_are_the_references_to_the_bit(long, case):
+    x, first, mask, k = case
+    expected, answer = answers("host", max_sum_select, x, k, first, mask)
+    assert torch.equal(answer, expected)
+
+
 def test_long_inputs_of_any_numbers_are_the_references(long):
     """Random, alike in groups, repeated, and along a curve; from one or several first picks, and with lengths."""
     generator = torch.Generator().manual_seed(1)

@@ -80,9 +80,10 @@ def token_coverage_select(
     Raises:
         ValueError: if k, shift, temperature or a shape does not fit.
 
-    The matrix of similarities is made for up to 4096 tokens on the CPU, and for up to 2 GB of it on a GPU. Beyond,
-    similarities are computed in blocks and up to half a gigabyte of them is kept; on a GPU, the host waits for each
-    pick there.
+    The matrix of similarities is made where it takes at most half a gigabyte on the CPU (11,585 tokens), and 2 GB on a
+    GPU. Beyond, similarities are computed in blocks, and half a gigabyte of them is kept: of tokens that are likely to
+    be picked; and on the CPU also of those that still exceed the coverage of a target. On a GPU, the host waits for
+    each pick there.
     """
     if features.ndim != 3:
         raise ValueError(f"features must be (B, N, D), got shape {tuple(features.shape)}")

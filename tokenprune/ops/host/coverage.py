@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..checks import TokenCover
 from . import products
-from .covering import MATRIX_BYTES, TokenTargets, covering_tokens
+from .covering import MATRIX_BYTES, covering_tokens
+from .targets import TokenTargets
 
 
 @torch.no_grad()

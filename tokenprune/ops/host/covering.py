@@ -2,152 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from .products import TILE, gram, product
+from .excess import Gains
+from .targets import TokenTargets
 
-_SIDE = 1024  # tokens along a side of a block of similarities
-MATRIX_BYTES = 1 << 29  # of similarities that are held: the whole matrix, or rows of it that are read again
+MATRIX_BYTES = 1 << 29  # of similarities: the whole matrix, for inputs up to that
+_ROW_BYTES = 1 << 27  # rows of similarities that are kept, since they will be read again
 _AGAIN = (8, 256)  # least and most candidates whose gains are computed again at once
 _AHEAD = 256  # rows that are computed at once: a product with few of them takes as long
+_WASTE = 2  # times the rows computed for no pick
 _SLACK = 1 + 1e-4  # the first gains are summed in another order, and have to be upper bounds
-
-
-class TokenTargets:
-    """How well tokens cover all tokens, and other targets, as `token_coverage_select` defines it.
-
-    Args:
-        unit: (N, D) float32 unit vectors.
-        weight: (N,) float32 weights of the tokens as targets; None: ones.
-        shift: of the cosine similarities.
-        temperature: of a softmax over tokens; None: no softmax.
-        others: (W, N) float32, how well tokens cover other targets.
-    """
-
-    def __init__(
-        self, unit: Tensor, weight: Tensor | None, shift: float, temperature: float | None, others: Tensor | None
-    ):
-        self.unit, self.shift, self.temperature, self.others = unit, shift, temperature, others
-        self.weight = unit.new_ones(len(unit)) if weight is None else weight
-        self.weighted = weight is not None
-        # A zero vector is as similar to all tokens. All other vectors are most similar to themselves.
-        self.is_zero = (unit == 0).all(1)
-
-    def matrix(self) -> Tensor:
-        """(N, N + W): how well each token covers each target."""
-        n = len(self.unit)
-        matrix = self.unit.new_empty(n, self.count)
-        cover = gram(self.unit, out=matrix[:, :n])
-        if self.shift:
-            cover.add_(self.shift / (1 - self.shift)).mul_(1 - self.shift)
-        if self.temperature is not None:
-            cover.div_(self.temperature)
-            for part in cover.split(_SIDE):
-                part.copy_(part.softmax(-1))
-            _transpose(cover)  # symmetric until the softmax; rows are candidates from here on
-        if self.weighted:
-            cover *= self.weight
-        if self.others is not None:
-            matrix[:, n:] = self.others.T
-        return matrix
-
-    def prepare(self) -> Tensor:
-        """(N,) gains of all tokens before the first pick. With a softmax, its denominators are computed first."""
-        if self.temperature is not None:
-            total = self.unit.new_zeros(len(self.unit))
-            for rows, columns, block in self._blocks():
-                total[rows] += block.sum(1)
-                if rows.start != columns.start:
-                    total[columns] += block.sum(0)
-            # A zero vector's softmax is even.
-            self.even = self.weight / len(self.unit)
-            self.weight = torch.where(self.is_zero, 0, self.weight / total)
-        gains = self.unit.new_zeros(len(self.unit))
-        for rows, columns, block in self._blocks():
-            block.clamp_(min=0)
-            gains[rows] += block @ self.weight[columns]
-            if rows.start != columns.start:
-                gains[columns] += self.weight[rows] @ block
-        if self.temperature is not None:
-            gains += torch.where(self.is_zero, self.even, 0).sum()
-        return gains if self.others is None else gains + self.others.clamp(min=0).sum(0)
-
-    def _blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Blocks on and above the diagonal of the symmetric matrix of similarities, without weights."""
-        n = len(self.unit)
-        for i in range(0, n, _SIDE):
-            for j in range(i, n, _SIDE):
-                rows, columns = slice(i, min(n, i + _SIDE)), slice(j, min(n, j + _SIDE))
-                yield rows, columns, self._changed(product(self.unit[rows], self.unit[columns]))
-
-    def _changed(self, cosine: Tensor) -> Tensor:
-        if self.shift:
-            cosine = cosine.add_(self.shift / (1 - self.shift)).mul_(1 - self.shift)
-        if self.temperature is not None:
-            cosine = cosine.sub_(1).div_(self.temperature).exp_()
-        return cosine
-
-    def rows(self, tokens: np.ndarray, out: Tensor) -> None:
-        """Write (M, N + W), how well the tokens at (M,) indices cover all targets; after `prepare`."""
-        n = len(self.unit)
-        index = torch.from_numpy(tokens).to(self.unit.device)
-        for start in range(0, n, step := max(_SIDE, TILE // len(tokens))):
-            part = slice(start, min(n, start + step))
-            block = self._changed(product(self.unit[index], self.unit[part])).mul_(self.weight[part])
-            if self.temperature is not None:
-                block = torch.where(self.is_zero[part], self.even[part], block)
-            out[:, part] = block
-        if self.others is not None:
-            out[:, n:] = self.others[:, index].T
-
-    @property
-    def count(self) -> int:
-        """Number of targets."""
-        return len(self.unit) + (0 if self.others is None else len(self.others))
-
-
-def _transpose(matrix: Tensor) -> None:
-    """Transpose (N, N) in place."""
-    n = len(matrix)
-    for i in range(0, n, _SIDE):
-        for j in range(i, n, _SIDE):
-            rows, columns = slice(i, i + _SIDE), slice(j, j + _SIDE)
-            upper = matrix[rows, columns].clone()
-            matrix[rows, columns] = matrix[columns, rows].T.clone()
-            matrix[columns, rows] = upper.T
 
 
 def covering_tokens(targets: TokenTargets, factor: np.ndarray, k: int) -> np.ndarray:
     """(k,) int64 picks.
 
-    A gain is an upper bound of all later gains of a token. Only the largest are computed again. Rows of similarities
-    of the tokens with the largest bounds are kept, as many as fit `MATRIX_BYTES`.
+    There is an upper bound of each token's gain, and gains are computed in the order of bounds, until the largest value
+    of all is a gain. Bounds are earlier gains, since gains never grow; and, on the CPU, gains that are kept up to date
+    by what picks change. They are brought up to date where that takes fewer products than the gains of all tokens whose
+    bounds are too large.
 
     Args:
         targets: the targets.
-        factor: (N,) factors of the gains.
+        factor: (N,) float32 factors of the gains.
         k: number of picks.
     """
     bound = targets.prepare().cpu().numpy() * _SLACK * factor
+    gains = Gains(targets) if targets.unit.device.type == "cpu" else None
     rows = _Rows(targets, bound)
     covered = torch.zeros(targets.count, device=targets.unit.device)
-    picks = np.empty(k, np.int64)
+    picks, paid = np.empty(k, np.int64), 0
     for i in range(k):
-        fresh = np.zeros(len(bound), bool)
-        count = _AGAIN[0]
+        fresh, most, count = np.zeros(len(bound), bool), -np.inf, _AGAIN[0]
         while not fresh[best := int(bound.argmax())]:
+            if bound[best] == 0:  # nor will any other token cover more after further picks
+                picks[i:] = np.flatnonzero(bound == 0)[: k - i]
+                return picks
             stale = np.where(fresh, -np.inf, bound)
             again = np.argpartition(stale, -count)[-count:] if count < len(stale) else np.arange(len(stale))
-            again = np.sort(again[stale[again] != -np.inf])
+            again = np.union1d(again[stale[again] != -np.inf], best)
             bound[again] = rows.of(again).sub_(covered).clamp_(min=0).sum(1).cpu().numpy() * factor[again]
             fresh[again] = True
+            most = max(most, bound[again].max())
+            too_large = ((bound > most) & ~fresh).sum()
+            if gains is not None and gains.behind and gains.price() < too_large + _WASTE * (rows.computed - paid - i):
+                gains.catch_up()
+                paid = rows.computed - i
+                gains.lower(bound, factor)
             count = min(2 * count, _AGAIN[1])
         picks[i] = best
-        covered = torch.maximum(covered, rows.of(np.array([best]))[0])
+        row = rows.of(np.array([best]))[0]
+        covered = torch.maximum(covered, row)
+        if gains is not None:
+            gains.pick(row.numpy())
+            gains.lower(bound, factor)
         bound[best] = -np.inf
     return picks
 
@@ -162,7 +73,8 @@ class _Rows:
 
     def __init__(self, targets: TokenTargets, bound: np.ndarray):
         self.targets, self.bound = targets, bound
-        places = min(len(bound), max(2 * _AGAIN[1], MATRIX_BYTES // (4 * targets.count)))
+        places = min(len(bound), max(2 * _AGAIN[1], _ROW_BYTES // (4 * targets.count)))
+        self.computed = 0  # rows so far
         self.kept = targets.unit.new_empty(places, targets.count)
         self.place_of = np.full(len(bound), -1)  # of a token; -1: not kept
         self.token_at = np.full(places, -1)  # of a place; -1: free
@@ -179,6 +91,7 @@ class _Rows:
             places = self._places(len(missing), tokens)
             computed = self.kept.new_empty(len(missing), self.targets.count)
             self.targets.rows(missing, computed)
+            self.computed += len(missing)
             self.kept[torch.from_numpy(places).to(self.kept.device)] = computed
             self.token_at[places], self.place_of[missing] = missing, places
         return self.kept[torch.from_numpy(self.place_of[tokens]).to(self.kept.device)]

@@ -204,4 +204,5 @@ def decoder_cuts(policy: Policy, base: Any, family: Family) -> DecoderCuts:
             f"policy {policy.label!r} must name a number >= 0 for each of its {len(cuts)} cuts (decoder_counts), got "
             f"{planned!r}"
         )
-    return DecoderCuts(n, tuple(cuts), lambda entered, n_keep: policy.decoder_counts(entered, n_keep, n, lowest))
+    counts = lambda entered, n_keep: policy.decoder_counts(entered, n_keep, n, lowest)
+    return DecoderCuts(n, tuple(cuts), counts, policy.decoder_entry)

@@ -21,6 +21,8 @@ POLICIES = st.sampled_from(
         make_policy("pyramiddrop", schedule=Schedule((0.3, 0.6), (3.0, 1.5))),
         make_policy("sparsevlm"),
         make_policy("vtw", depth=0.3),
+        make_policy("auto").decoder_follow_up(),
+        make_policy("auto", depths=(0.3, 0.6), least=0.02).decoder_follow_up(),
     ]
 )
 
@@ -34,6 +36,7 @@ def budgets(draw) -> MeanBudget:
         n_layers,
         tuple(policy.decoder_layers(n_layers, 1)),
         lambda n, n_keep: policy.decoder_counts(n, n_keep, n_layers, 1),
+        policy.decoder_entry,
     )
     return MeanBudget(Budget(keep), cuts, exponent)
 
@@ -99,6 +102,16 @@ def test_models_hold_the_mean(family, policy, keep):
         assert abs(record.mean - wanted) <= 1
         assert record.mean == sum(record.tokens_per_layer) / len(record.tokens_per_layer)
     assert any(record.n_last < record.n_before for record in report)
+
+
+def test_a_policy_says_how_many_enter_the_decoder():
+    """Up to a tenth of the tokens nothing leaves in the decoder; beyond it a quarter is left after the last cut."""
+    later = make_policy("auto").decoder_follow_up()
+    cuts = DecoderCuts(32, (24,), lambda n, n_keep: [n_keep], later.decoder_entry)
+    for keep, entered, left in ((0.05, 50, 50), (0.1, 100, 100), (0.25, 285, 145), (0.5, 592, 224)):
+        assert planned(MeanBudget(Budget(keep), cuts, 0.5), 1000) == (entered, (left,), 1000 * keep)
+    # of two stages before the decoder the first goes half of the way, in ratios
+    assert MeanBudgetBefore(MeanBudget(Budget(0.25), cuts, 0.5), 0.25).count(1000) == round(1000 * 0.2846**0.5)
 
 
 def test_a_policy_that_acts_before_the_decoder_keeps_just_as_many():

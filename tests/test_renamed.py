@@ -149,7 +149,7 @@ def test_super_of_a_property_and_of_a_static_method():
             def places(height, width, rows, columns):
                 return [i + 1 for i in super(Shifted, Shifted).places(height, width, rows, columns)]
 
-    assert Twice(Schedule((0.2, 0.5)), diverse=0.5).budget_weight == 4
+    assert Twice(Schedule((0.2, 0.5))).budget_weight == 4
     parents = Downsample().source_indices(4, 4, 2, 2)
     assert Shifted().source_indices(4, 4, 2, 2) == [i + 1 for i in parents]
 

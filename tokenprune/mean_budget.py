@@ -30,11 +30,14 @@ class DecoderCuts:
         layers: before which tokens leave, ascending.
         counts: `counts(n, n_keep)`: how many of `n` tokens that entered the decoder stay after each cut, not rounded,
             if `n_keep` are to stay after the last one; growing with `n_keep`.
+        entry: `entry(share, exponent)`: the share of the tokens that enters the decoder where something acts before
+            it, if `share` stays after the last cut (`Policy.decoder_entry`).
     """
 
     n_layers: int
     layers: tuple[int, ...]
     counts: Callable[[int, float], Sequence[float]]
+    entry: Callable[[float, float], float] = pow
 
     def left(self, n: int, n_keep: float) -> tuple[int, ...]:
         """Tokens after each cut: rounded (halves to even), never growing, and at most `n`."""
@@ -68,7 +71,8 @@ class MeanBudget:
     Args:
         budget: the mean, as a ratio of each input's tokens or a number per input.
         cuts: of the policy that acts in the decoder.
-        exponent: `scale ** exponent` of an input's tokens enter the decoder; 0 if nothing acts before it.
+        exponent: `scale ** exponent` of an input's tokens enter the decoder, unless `cuts.entry` says otherwise; 0 if
+            nothing acts before it.
     """
 
     budget: Budget
@@ -87,12 +91,12 @@ class MeanBudget:
         return self.left(n, self.before(n, self.exponent))[-1]
 
     def before(self, n: int, exponent: float) -> int:
-        """Tokens left of `n` when `scale ** exponent` of them are, before the decoder."""
+        """Tokens left of `n` before the decoder, after a stage of that exponent; all stages are done at the own one."""
         if self.budget.count(n) >= n:
             return n
         if n not in self._scales:
             self._scales[n] = _solve(lambda scale: self._mean(n, scale), 1 / n, self.budget.count(n))
-        return _part(n, self._scales[n], exponent)
+        return self._part(n, self._scales[n], exponent)
 
     def left(self, n: int, entered: int) -> tuple[int, ...]:
         """Tokens after each cut, whose mean over the layers is nearest to the budget.
@@ -156,8 +160,12 @@ class MeanBudget:
         )
 
     def _mean(self, n: int, scale: float) -> float:
-        entered = _part(n, scale, self.exponent)
+        entered = self._part(n, scale, self.exponent)
         return self.cuts.mean(entered, self.cuts.left(entered, max(1.0, n * scale)))
+
+    def _part(self, n: int, scale: float, exponent: float) -> int:
+        share = self.cuts.entry(scale, self.exponent) ** (exponent / self.exponent) if self.exponent else 1.0
+        return max(1, round(n * share))
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ class MeanBudgetBefore:
 
     Args:
         mean: the budget.
-        exponent: `scale ** exponent` of an input's tokens are left after the stage (see `MeanBudget`).
+        exponent: of the stage (see `MeanBudget`).
     """
 
     mean: MeanBudget
@@ -180,11 +188,6 @@ class MeanBudgetBefore:
     def count(self, n: int) -> int:
         """Tokens kept of `n`."""
         return self.mean.before(n, self.exponent)
-
-
-def _part(n: int, scale: float, exponent: float) -> int:
-    share: float = scale**exponent
-    return max(1, round(n * share))
 
 
 def _solve(mean: Callable[[float], float], least: float, wanted: float) -> float:

@@ -100,6 +100,8 @@ def test_a_bool_is_no_number(policy, option, value):
         ("auto", "diverse", 0),
         ("auto", "diverse", 1.01),
         ("auto", "length", 1.01),
+        ("auto", "attention", 1.01),
+        ("auto", "least", -0.1),
         ("auto", "depths", (0.5, 0.25)),
         ("auto", "depths", (0.5, 0.5)),
         ("auto", "depths", (0.0,)),

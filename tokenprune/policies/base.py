@@ -190,6 +190,18 @@ class Policy(FormerNames):
         """
         return [n_keep] * len(self.decoder_layers(n_layers, lowest))
 
+    def decoder_entry(self, share: float, exponent: float) -> float:
+        """The share of a visual input's tokens that enters the decoder, for a budget that counts the mean over layers.
+
+        Args:
+            share: what is left after the last cut, in (0, 1].
+            exponent: by `budget_weight`: `share ** exponent` are left if all policies take their part of the way.
+
+        Returns:
+            at least `share`, at most 1, and growing with it.
+        """
+        return share**exponent
+
     def with_mean(self, keep: float | int, n_layers: int, lowest: int) -> Policy:
         """The policy for a budget that counts the mean over decoder layers, where nothing else acts: itself, unless its
         options are to be solved for it.

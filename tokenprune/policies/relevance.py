@@ -25,6 +25,13 @@ def question_similarity(tokens: VisualTokens) -> Tensor:
     return F.normalize(words.float(), dim=-1) @ F.normalize(tokens.features.float(), dim=-1).T
 
 
+def standardised(scores: Tensor) -> Tensor:
+    """(..., N) scores minus their mean, divided by their standard deviation; about 0 where they are equal."""
+    deviation, mean = torch.std_mean(scores, dim=-1, keepdim=True, correction=0)
+    rounding = 1e-5 * scores.abs().amax(-1, keepdim=True) + 1e-30
+    return (scores - mean) / deviation.maximum(rounding)
+
+
 def between_zero_and_one(scores: Tensor) -> Tensor:
     """(N,) scores, scaled so that the smallest is 0 and the largest 1; all ones where they are equal."""
     low, high = scores.min(), scores.max()

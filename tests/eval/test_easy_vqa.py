@@ -121,7 +121,7 @@ def test_benchmark(tmp_path):
         for policy in ("full", "random", "grid", "downsample", "divprune")
         for task in (*data.TASKS, "all")
     }
-    assert {row["visual_tokens"] for row in rows} == {64, 6}
+    assert {row["visual_tokens"] for row in rows} == {64, 6, 4}  # smaller pictures have 2 x 2
 
 
 def test_what_patches_show():

@@ -15,7 +15,7 @@ from .scenes import COLUMNS, ROWS
 _BACKGROUND = 0.2  # weight of patches that show no object, which are the majority
 
 
-def _named_loss(logits: Tensor, target: Tensor) -> Tensor:
+def named_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross entropy of logits (n, classes) and targets (n,), with less weight on class 0 and none on -1."""
     weight = logits.new_ones(logits.shape[1])
     weight[0] = _BACKGROUND
@@ -54,7 +54,7 @@ class TowerHeads(nn.Module):
         loss, accuracy = features.new_zeros(()), []
         for i, head in enumerate(self.patch):
             logits, target = head(features).float().flatten(0, 1), labels[:, i].flatten().long()
-            loss = loss + _named_loss(logits, target)
+            loss = loss + named_loss(logits, target)
             named = target > 0
             accuracy.append((logits.argmax(1) == target)[named].float().mean().item())
         return loss, accuracy
@@ -111,7 +111,7 @@ class Alignment:
         for i, words in enumerate(self.words):
             target = labels[:, i].flatten().long()
             target = target.masked_fill(target > len(words), -1)  # there are no words for tiles, signs and tables
-            loss = loss + _named_loss(F.pad(similarity(words), (1, 0)), target)  # the logit of no object is 0
+            loss = loss + named_loss(F.pad(similarity(words), (1, 0)), target)  # the logit of no object is 0
         key = labels[:, 4].flatten().long() - 1  # of a value's row
         loss = loss + F.cross_entropy(similarity(self.keys), key, ignore_index=-1)
         for words, place in zip((self.rows, self.columns), thirds(*size), strict=True):

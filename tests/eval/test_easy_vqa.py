@@ -121,14 +121,20 @@ def test_benchmark(tmp_path):
         for policy in ("full", "random", "grid", "downsample", "divprune")
         for task in (*data.TASKS, "all")
     }
-    assert {row["visual_tokens"] for row in rows} == {64, 6}
+    assert {row["visual_tokens"] for row in rows} == {64, 6, 4}  # smaller pictures have 2 x 2
+
+
+def test_what_patches_show():
+    image = np.full((64, 64, 3), 240, np.uint8)
+    image[8:20, 30:40] = 9  # rows 1 and 2 of patches; columns 3, in part, and 4
+    assert train.shows_object(image).nonzero()[0].tolist() == [11, 12, 19, 20]
 
 
 @pytest.mark.usefixtures("package")
 def test_training_learns(tmp_path, monkeypatch):
     some = [row for row in data.questions("train") if row[1] < 40]
     monkeypatch.setattr(train, "questions", lambda part: some)
-    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--steps", "4", "--batch", "8"])
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--steps", "4", "4", "--batch", "8"])
     monkeypatch.setattr(train.Curve, "EVERY", 2)
     threads = torch.get_num_threads()
     try:
@@ -137,6 +143,7 @@ def test_training_learns(tmp_path, monkeypatch):
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
     record = json.loads((tmp_path / "training.json").read_text())
-    assert record["curve"][1]["answer"] < record["curve"][0]["answer"]
+    first, second, third, last = record["curve"]
+    assert second["patch"] < first["patch"] and last["answer"] < third["answer"]
     assert set(record["validation_exact_match"]) == set(data.TASKS)
     assert type(LlavaForConditionalGeneration.from_pretrained(tmp_path)) is LlavaForConditionalGeneration

@@ -13,6 +13,7 @@ from .patches.config import allows_decoder_stage, decoder_cuts
 from .patches.families.base import Family
 from .policies import Policy, make_policy
 from .policies.base import check_policy
+from .policies.presets import FINAL_PRESET
 from .policies.registration import preset_of
 from .policies.stages import Stage
 
@@ -31,6 +32,9 @@ class Asked(NamedTuple):
 def settle(policy: PolicyLike, keep: Keep, budget: BudgetMeaning | None, positions: Positions | None) -> Asked:
     """What `apply_pruning` is asked for: what is None is as a preset says, else the default.
 
+    A `keep` that is given counts the mean, whatever the preset's own counts, unless a name ends with `@final`. Of
+    several policies, presets bring options only.
+
     Raises:
         ValueError: unknown names of a budget, of positions or of a preset; several policies with presets that have
             budgets of their own, and no `keep`.
@@ -41,14 +45,14 @@ def settle(policy: PolicyLike, keep: Keep, budget: BudgetMeaning | None, positio
         raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, POSITIONS))}")
     several = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
     presets = [preset for each in several if (preset := preset_of(each)) is not None]
-    own = [preset for preset in presets if preset.keep is not None]
-    if keep is None and own:
+    if any(preset == FINAL_PRESET for preset in presets):
+        budget = budget or "final"
+    if keep is None and any(preset.keep is not None for preset in presets):
         if len(several) > 1:
             raise ValueError(f"policies {several!r} have presets with budgets of their own: give keep")
-        keep = own[0].keep
-    for preset in presets:
-        budget = budget or preset.budget
-        positions = positions or preset.positions
+        keep, budget = presets[0].keep, budget or presets[0].budget
+    if len(several) == 1 and presets:
+        positions = positions or presets[0].positions
     return Asked(keep, budget or "mean", positions or "original")
 
 

@@ -95,7 +95,7 @@ class MeanBudget:
         if self.budget.count(n) >= n:
             return n
         if n not in self._scales:
-            self._scales[n] = _solve(lambda scale: self._mean(n, scale), 1 / n, self.budget.count(n))
+            self._scales[n] = _solve(lambda scale: self._mean(n, scale), self._least_scale(n), self.budget.count(n))
         return self._part(n, self._scales[n], exponent)
 
     def left(self, n: int, entered: int) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class MeanBudget:
 
     def least(self, n: int) -> float:
         """The least mean that can be reached with an input of `n` tokens, with one token after the last cut."""
-        return self._mean(n, 1 / n)
+        return self._mean(n, self._least_scale(n))
 
     def check(self, n: int, policy: str) -> None:
         """Raise `UnreachableBudgetError` if the mean cannot be as low as the budget.
@@ -154,10 +154,14 @@ class MeanBudget:
         cuts = self.cuts
         return (
             f"keep={self.budget.keep!r} is a mean over the {cuts.n_layers} decoder layers, and policy {policy!r} holds "
-            f"{least} at least, since nothing leaves before layer {cuts.layers[0]}; accepted: {accepted}, another "
-            f"policy before the decoder (['divprune', {policy!r}]), or budget='final' ({policy}@final in commands), "
-            "where keep counts what is left after the last cut"
+            f"{least} at least, since nothing leaves before layer {cuts.layers[0]}; accepted: {accepted}, "
+            f"another policy before the decoder (['divprune', {policy!r}]), or budget='final' ({policy}@final in "
+            "commands), where keep counts what is left after the last cut"
         )
+
+    def _least_scale(self, n: int) -> float:
+        """The scale at which one token is left, and enters the decoder if something acts before it."""
+        return (1 / n) ** max(1.0, 1 / self.exponent) if self.exponent else 1 / n
 
     def _mean(self, n: int, scale: float) -> float:
         entered = self._part(n, scale, self.exponent)

@@ -37,7 +37,8 @@ class Preset:
     mean: float | None = None
 
 
-_FINAL = Preset(None)
+#: What that is: nothing else changes.
+FINAL_PRESET = Preset(None)
 
 
 def split_preset(text: str) -> tuple[str, str | None]:
@@ -60,7 +61,7 @@ def preset_among(name: str, presets: Mapping[str, Preset], preset: str) -> Prese
     if preset in presets:
         return presets[preset]
     if preset == FINAL:
-        return _FINAL
+        return FINAL_PRESET
     listed = ", ".join(f"{name}@{each}" for each in (*presets, FINAL))
     raise ValueError(f"policy {name!r} has no preset {preset!r}; accepted: {listed}")
 

@@ -168,7 +168,7 @@ class MeanBudget:
         return self.cuts.mean(entered, self.cuts.left(entered, max(1.0, n * scale)))
 
     def _part(self, n: int, scale: float, exponent: float) -> int:
-        share = self.cuts.entry(scale, self.exponent) ** (exponent / self.exponent) if self.exponent else 1.0
+        share: float = self.cuts.entry(scale, self.exponent) ** (exponent / self.exponent) if self.exponent else 1.0
         return max(1, round(n * share))
 
 

@@ -200,7 +200,8 @@ class Policy(FormerNames):
         Returns:
             at least `share`, at most 1, and growing with it.
         """
-        return share**exponent
+        entering: float = share**exponent
+        return entering
 
     def with_mean(self, keep: float | int, n_layers: int, lowest: int) -> Policy:
         """The policy for a budget that counts the mean over decoder layers, where nothing else acts: itself, unless its

@@ -34,6 +34,6 @@ def reachable(
             left_out.append(error)
     if left_out and all(setting.is_full for setting in found):
         raise left_out[0]
-    for error in left_out:
-        note(f"left out: {error}")
+    for reason in left_out:
+        note(f"left out: {reason}")
     return tuple(found)

@@ -46,8 +46,9 @@ def apply_pruning(
         keep: visual tokens that a decoder layer holds of each visual input, in the mean over all layers: a
             ratio in (0, 1], or a number of tokens >= 1. Where all tokens leave before the decoder, this is
             how many stay. A video is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on
-            Qwen-VL), or what an adaptive policy finds. For a list of policies also a list: what is left of
-            the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
+            Qwen-VL), which counts what is left after the last cut where the layers below the first cut alone
+            hold more than half of it; or what an adaptive policy finds. For a list of policies also a list:
+            what is left of the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
         budget: what a single `keep` counts: `"mean"`, as said, met as nearly as whole tokens allow and
             reported as `Record.mean`; or `"final"`, the tokens that are left after the last cut. None: as a
             preset says, else `"mean"`.

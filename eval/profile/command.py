@@ -108,7 +108,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     check(options)
     check_attention(options.attn)
     console = console_beside(options.json, console)
-    settings = settings_grid(options.policy, options.keep)
+    settings: Sequence[PruningSetting] = settings_grid(options.policy, options.keep)
     with contextlib.ExitStack() as stack:
         model, inputs, work, settings = load(options, settings, console, stack)
         rows = profile(model, inputs, settings, options.new_tokens, options.rounds, work)

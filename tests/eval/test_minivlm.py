@@ -43,7 +43,7 @@ def test_answers_held_out_questions(name, overall):
     model, processor = load(name)
     scores = {}
     for task in TASKS:
-        some = samples(task, 48, FAMILIES[name].SIZES)
+        some = samples(task, 32, FAMILIES[name].SIZES)
         scores[task] = exact_matches(some, answer(model, processor, some, PruningSetting())).mean()
     assert np.mean(list(scores.values())) >= overall, scores
     assert min(scores.values()) >= 0.85, scores

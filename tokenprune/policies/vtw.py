@@ -24,9 +24,9 @@ class VTW(Policy):
     1. Layers below the given depth get all visual tokens.
     2. Layers from it on get none. The paper argues that by then the text tokens hold the information that is needed.
 
-    A keep ratio counts the mean over layers and so decides the depth: `keep=0.5` is half of the layers. It decides
-    nothing where the depth is given, where `keep` is a number of tokens, and where it counts what stays after the last
-    cut (`budget="final"`). The paper finds the layer by the divergence of answers on a few examples (16 of 32 layers on
+    A keep ratio counts the mean over layers and so decides the depth: `keep=0.5` is half of the layers, rounded down.
+    Where the depth is given, or `keep` is a number of tokens, the depth stays, and a mean below what its layers hold is
+    refused. What stays after the last cut (`budget="final"`) is nothing in any case. The paper finds the layer by the divergence of answers on a few examples (16 of 32 layers on
     LLaVA-1.5-7B).
 
     Args:

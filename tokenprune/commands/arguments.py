@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ALIASES = [f"`{name}` or `{folder.name}`" for name, folder in EMBEDDED.items() if name not in NAMES]
 _EMBEDDED = f"{', '.join(_ALIASES[:-1])}, and {_ALIASES[-1]}, ship with us"
+#: What `--keep` is.
+KEEP_HELP = "visual tokens that a decoder layer holds, mean over layers: ratios in (0, 1] or whole numbers"
 #: Where `-v` (1) and `-q` (-1) are collected before the command's name, and after it.
 VERBOSITY = ("verbosity", "verbosity_of_command")
 
@@ -69,7 +71,8 @@ def add_policy(parser: argparse.ArgumentParser, default: str | None, note: str =
         type=policies,
         default=default,
         metavar="A,B",
-        help="policies (see `tokenprune policies`); A:OPTION=VALUE sets an option, A+B composes" + note,
+        help="policies (see `tokenprune policies`); A:OPTION=VALUE sets an option, A+B composes, A@PRESET is a paper's setting"
+        + note,
     )
     completers.complete(action, completers.policies)
 

@@ -37,9 +37,7 @@ def add(commands: arguments.Commands) -> None:
         "and downsample are run in any case",
     )
     completers.complete(policy, completers.policies)
-    bench.add_argument(
-        "--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help="ratios or whole numbers of tokens"
-    )
+    bench.add_argument("--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help=arguments.KEEP_HELP)
     positions = bench.add_argument(
         "--positions",
         type=arguments.choices(POSITIONS),

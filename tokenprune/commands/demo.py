@@ -23,7 +23,7 @@ def add(commands: arguments.Commands) -> None:
         type=arguments.keeps,
         default="0.5,0.25,0.1",
         metavar="K,K",
-        help="ratios in (0, 1], or whole numbers of tokens",
+        help=arguments.KEEP_HELP,
     )
     arguments.add_positions(demo)
     demo.add_argument("--samples", type=arguments.count, default=600, metavar="N", help="held-out questions to ask")

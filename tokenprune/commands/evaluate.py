@@ -22,9 +22,7 @@ def add(commands: arguments.Commands) -> None:
     )
     arguments.add_model(evaluate, "a checkpoint")
     arguments.add_policy(evaluate, default="divprune")
-    evaluate.add_argument(
-        "--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help="ratios or whole numbers of tokens"
-    )
+    evaluate.add_argument("--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help=arguments.KEEP_HELP)
     arguments.add_positions(evaluate)
     evaluate.add_argument(
         "--tasks",

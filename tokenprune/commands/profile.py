@@ -30,7 +30,7 @@ def add(commands: arguments.Commands) -> None:
     profile.add_argument("--layers", type=count, metavar="N", help="decoder layers of --config, to fit; default all")
     arguments.add_policy(profile, default="divprune")
     profile.add_argument(
-        "--keep", type=arguments.keeps, default="0.5,0.25,0.1", metavar="K,K", help="ratios or whole numbers"
+        "--keep", type=arguments.keeps, default="0.5,0.25,0.1", metavar="K,K", help=arguments.KEEP_HELP
     )
     profile.add_argument("--batch", type=count, default=1, metavar="N", help="rows")
     profile.add_argument("--image-size", type=count, metavar="PIXELS", help="height and width; default the model's")

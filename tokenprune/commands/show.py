@@ -20,7 +20,7 @@ def add(commands: arguments.Commands) -> None:
     show.add_argument("--image", nargs="+", metavar="FILE_OR_URL", help="pictures to ask about")
     arguments.add_model(show, "a checkpoint")
     arguments.add_policy(show, default="divprune,random")
-    show.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K,K", help="ratios or whole numbers")
+    show.add_argument("--keep", type=arguments.keeps, default="0.1", metavar="K,K", help=arguments.KEEP_HELP)
     arguments.add_positions(show)
     show.add_argument("--question", metavar="TEXT", help="what to ask; default: to describe the picture")
     show.add_argument("--new-tokens", type=arguments.count, default=24, metavar="N", help="length of the answer")

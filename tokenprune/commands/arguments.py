@@ -71,8 +71,8 @@ def add_policy(parser: argparse.ArgumentParser, default: str | None, note: str =
         type=policies,
         default=default,
         metavar="A,B",
-        help="policies (see `tokenprune policies`); A:OPTION=VALUE sets an option, A+B composes, A@PRESET is a paper's setting"
-        + note,
+        help="policies (see `tokenprune policies`); A:OPTION=VALUE sets an option, A+B composes, A@PRESET is a paper's "
+        "setting" + note,
     )
     completers.complete(action, completers.policies)
 

@@ -173,14 +173,14 @@ def test_merged_tokens_are_those_whose_features_changed(embedded):
 
 def test_the_legend_has_what_occurs(embedded):
     viewer, question = embedded
-    full, divprune, auto = (
-        viewer.look(question, PruningSetting(*setting)) for setting in ((), ("divprune", 0.1), ("auto", 0.1))
+    full, divprune, fastv = (
+        viewer.look(question, PruningSetting(*setting)) for setting in ((), ("divprune", 0.1), ("fastv@final", 0.1))
     )
     texts = lambda panels: " ".join(part.text for part in legend(panels))
     assert "dropped" not in texts([full])
     assert "half dark" not in texts([full, divprune])
-    assert "half dark" in texts([full, auto])
-    assert "framed" not in texts([full, divprune, auto])
+    assert "half dark" in texts([full, fastv])
+    assert "framed" not in texts([full, divprune, fastv])
     assert {part.mark for part in legend([full])} == {"", "✓", "✗"}
 
 

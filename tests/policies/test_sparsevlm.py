@@ -60,7 +60,7 @@ def test_sparsevlm_rates_with_the_same_words_at_every_cut_of_a_model():
     policy = Noting(Schedule((0.25, 0.5, 0.75)))
     policy.noted = []
     model, batch = get_model("llava"), ragged_batch("llava")
-    with pruning(model, policy, 0.25):
+    with pruning(model, policy, 0.25, budget="final"):
         generate(model, batch.inputs, steps=2)
         generate(model, batch.inputs, steps=1)
     cuts = sorted({layer for layer, _, _ in policy.noted})

@@ -264,7 +264,7 @@ def _people_at_once_get_their_own_answers(first, second, scenes):
         each.wait_for_another(source)
     assert first.answers()[0] == "center left"
     assert second.answers() == ["cyan", "cyan"]
-    assert first.kept().startswith("Kept tokens in layers 2 to 3: 36")
+    assert first.kept().startswith("Kept tokens in layers 2 to 3: 19")
     assert second.share_light(scenes[4]) == pytest.approx(36 / 144, abs=0.02)
 
 

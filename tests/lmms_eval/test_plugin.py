@@ -14,7 +14,7 @@ from tokenprune.eval.lmms.manifests import BUILTINS
 from tokenprune.eval.lmms.options import model_args, take_pruning
 from tokenprune.eval.minivlm import load
 from tokenprune.eval.setting import PruningSetting
-from tokenprune.policies import DivPrune, make_policy
+from tokenprune.policies import DivPrune
 
 from .support import answers
 
@@ -31,11 +31,11 @@ def test_models_come_through_the_entry_point(name):
 
 
 @pytest.mark.parametrize(
-    ("policy", "keep"), [(None, 1.0), ("divprune", 0.1), ("todre", 0.25), ("random", 0.25), ("fastv", 0.25)]
+    ("policy", "keep"), [(None, 1.0), ("divprune", 0.1), ("todre", 0.25), ("random", 0.25), ("fastv@final", 0.25)]
 )
 def test_harness_and_demo_answer_alike(evaluate, policy, keep):
     samples = embedded_answers.held_out(600)
-    setting = PruningSetting() if policy is None else PruningSetting(make_policy(policy), keep)
+    setting = PruningSetting() if policy is None else PruningSetting(policy, keep)
     theirs = embedded_answers.answer(*load(), samples, setting)
     pruned = "policy=none,pretrained=embedded" if policy is None else f"{PLAIN},policy={policy},keep={keep}"
     results = evaluate(pruned)

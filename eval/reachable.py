@@ -1,4 +1,4 @@
-"""Which settings of a list a model can run at all."""
+"""Which settings a model can run at all, and why not the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from torch import nn
 
 from ..mean_budget import UnreachableBudgetError
 from .setting import PruningSetting
+
+
+def refusal(model: nn.Module, setting: PruningSetting) -> ValueError | None:
+    """Why a model cannot be pruned like this; None: it can be.
+
+    Args:
+        model: the model, without pruning.
+        setting: any.
+    """
+    try:
+        with setting.context(model):
+            return None
+    except ValueError as error:
+        return error
 
 
 def reachable(
@@ -27,11 +41,13 @@ def reachable(
     found: list[PruningSetting] = []
     left_out: list[UnreachableBudgetError] = []
     for setting in settings:
-        try:
-            with setting.context(model):
-                found.append(setting)
-        except UnreachableBudgetError as error:
+        error = refusal(model, setting)
+        if error is None:
+            found.append(setting)
+        elif isinstance(error, UnreachableBudgetError):
             left_out.append(error)
+        else:
+            raise error
     if left_out and all(setting.is_full for setting in found):
         raise left_out[0]
     for reason in left_out:

@@ -35,7 +35,7 @@ class PruningSetting:
         keep: as in `apply_pruning`; None is as the policy's preset says ("sparsevlm@v2-128"), else the model family's
             default. The full model keeps 1.0. It counts the mean over decoder layers, or what is left after the last
             cut with a preset that says so, as "fastv@final".
-        positions: as in `apply_pruning`; a preset that renumbers has the last word.
+        positions: as in `apply_pruning`. The positions of a preset replace `original`.
         options: hyper-parameters of the policy, where it is a single one given by name; besides those in its name.
 
     Attributes:
@@ -167,11 +167,13 @@ def settings_grid(
     policies: Iterable[str], keeps: Sequence[float | int | None], positions: Positions = "original", full: bool = True
 ) -> tuple[PruningSetting, ...]:
     """Every policy at every keep ratio, the full model first if `full`. Presets with budgets of their own have one."""
-    pruned = tuple(PruningSetting(policy, keep, positions) for policy in policies for keep in keeps_of(policy, keeps))
-    return (PruningSetting(),) * full + pruned
+    pruned: list[PruningSetting] = []
+    for policy in policies:
+        own = own_keep(policy)
+        pruned += [PruningSetting(policy, keep, positions) for keep in (keeps if own is None else [own])]
+    return (*(PruningSetting(),) * full, *pruned)
 
 
-def keeps_of(policy: str, keeps: Sequence[float | int | None]) -> Sequence[float | int | None]:
-    """The keep ratios that a policy is run at: `keeps`, but the own one of a preset that has one."""
-    own = PruningSetting(policy).keep
-    return keeps if own is None else [own]
+def own_keep(policy: str) -> float | int | None:
+    """The budget of the preset that a policy's name ends with; None: it has none."""
+    return PruningSetting(policy).keep

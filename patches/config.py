@@ -14,6 +14,7 @@ from ..arguments import Positions as Positions
 from ..budget import TokenBudget
 from ..mean_budget import DecoderCuts, MeanBudget
 from ..policies.base import Policy
+from ..policies.cuts import planned_cuts
 from .cache import cache_name
 from .families.base import Family
 from .families.registry import UnsupportedModelError
@@ -179,30 +180,5 @@ def decoder_cuts(policy: Policy, base: Any, family: Family) -> DecoderCuts:
             f"not allow: {family.no_decoder_stage}; use a policy that acts before the language model "
             "(todre: removal=False)"
         )
-    n, lowest = len(base.get_submodule(family.text_model).layers), family.first_decoder_cut(base.config)
-    answer = policy.decoder_layers(n, lowest)
-    if not isinstance(answer, list | tuple) or not all(isinstance(i, int) and not isinstance(i, bool) for i in answer):
-        raise ValueError(f"policy {policy.label!r} must name its decoder layers as a list of int, got {answer!r}")
-    cuts = list(answer)
-    if not cuts or cuts != sorted(set(cuts)):
-        raise ValueError(
-            f"policy {policy.label!r} must name one decoder layer or more, ascending (decoder_layers), got {cuts}"
-        )
-    for layer in cuts:
-        if not lowest <= layer < n:
-            raise ValueError(
-                f"policy {policy!r} wants to drop tokens before decoder layer {layer}; this model accepts "
-                f"{lowest} to {n - 1}"
-            )
-    planned = policy.decoder_counts(100, 50.0, n, lowest)
-    if (
-        not isinstance(planned, list | tuple)
-        or len(planned) != len(cuts)
-        or not all(isinstance(count, int | float) and count >= 0 for count in planned)
-    ):
-        raise ValueError(
-            f"policy {policy.label!r} must name a number >= 0 for each of its {len(cuts)} cuts (decoder_counts), got "
-            f"{planned!r}"
-        )
-    counts = lambda entered, n_keep: policy.decoder_counts(entered, n_keep, n, lowest)
-    return DecoderCuts(n, tuple(cuts), counts, policy.decoder_entry)
+    n_layers = len(base.get_submodule(family.text_model).layers)
+    return planned_cuts(policy, n_layers, family.first_decoder_cut(base.config))

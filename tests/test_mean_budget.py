@@ -9,6 +9,7 @@ from tokenprune import Schedule, apply_pruning, pruning, pruning_report, pruning
 from tokenprune.budget import Budget
 from tokenprune.mean_budget import DecoderCuts, MeanBudget, MeanBudgetBefore
 from tokenprune.policies import make_policy
+from tokenprune.policies.cuts import planned_cuts
 
 from .families import get_model, ragged_batch
 from .oracles import generate
@@ -32,13 +33,7 @@ def budgets(draw) -> MeanBudget:
     policy, n_layers = draw(POLICIES), draw(st.integers(6, 40))
     keep = draw(st.one_of(st.integers(1, 700), st.floats(0.001, 1.0, exclude_max=True)))
     exponent = draw(st.sampled_from([0.0, 0.25, 0.5, 0.9]))
-    cuts = DecoderCuts(
-        n_layers,
-        tuple(policy.decoder_layers(n_layers, 1)),
-        lambda n, n_keep: policy.decoder_counts(n, n_keep, n_layers, 1),
-        policy.decoder_entry,
-    )
-    return MeanBudget(Budget(keep), cuts, exponent)
+    return MeanBudget(Budget(keep), planned_cuts(policy, n_layers, 1), exponent)
 
 
 def planned(budget: MeanBudget, n: int) -> tuple[int, tuple[int, ...], float]:

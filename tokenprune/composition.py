@@ -43,7 +43,7 @@ def settle(policy: PolicyLike, keep: Keep, budget: BudgetMeaning | None, positio
         raise ValueError(f"budget={budget!r} is unknown; accepted: {', '.join(map(repr, BUDGETS))}")
     if positions not in (None, *POSITIONS):
         raise ValueError(f"positions={positions!r} is unknown; accepted: {', '.join(map(repr, POSITIONS))}")
-    several = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
+    several = _one_by_one(policy)
     presets = [preset for each in several if (preset := preset_of(each)) is not None]
     if any(preset == FINAL_PRESET for preset in presets):
         budget = budget or "final"
@@ -54,6 +54,10 @@ def settle(policy: PolicyLike, keep: Keep, budget: BudgetMeaning | None, positio
     if len(several) == 1 and presets:
         positions = positions or presets[0].positions
     return Asked(keep, budget or "mean", positions or "original")
+
+
+def _one_by_one(policy: PolicyLike) -> list[str | Policy]:
+    return list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
 
 
 def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str, Any], asked: Asked) -> Acting:
@@ -157,7 +161,7 @@ def _policies(
 
     `deep` says whether a policy may go on in the decoder if it likes.
     """
-    given = list(policy) if isinstance(policy, Sequence) and not isinstance(policy, str) else [policy]
+    given = _one_by_one(policy)
     if len(given) > 1 and options:
         raise ValueError(f"options {sorted(options)} go into policy instances when several policies are given")
     stages = [make_policy(p, **options) for p in given]

@@ -91,7 +91,7 @@ class MeanBudget:
         return self.left(n, self.before(n, self.exponent))[-1]
 
     def before(self, n: int, exponent: float) -> int:
-        """Tokens left of `n` before the decoder, after a stage of that exponent; all stages are done at the own one."""
+        """Tokens left of `n` after a stage with that exponent. With the budget's own one, these enter the decoder."""
         if self.budget.count(n) >= n:
             return n
         if n not in self._scales:

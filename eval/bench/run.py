@@ -14,7 +14,8 @@ from ... import __version__
 from ...api import Positions
 from .. import minivlm, runs
 from ..answers import Sample, answer, exact_matches
-from ..setting import FULL, PruningSetting, format_keep
+from ..reachable import refusal
+from ..setting import FULL, PruningSetting, format_keep, own_keep
 from . import tasks
 from .downsample import Downsampled
 
@@ -58,11 +59,11 @@ def settings(
     """The full model, then per keep ratio the downsampled images, and per positions the baselines and the policies."""
     names = [name for name in dict.fromkeys(("random", "grid", *policies)) if name != "downsample"]
     out: list[PruningSetting] = [PruningSetting()]
-    own = {name: PruningSetting(name) for name in names}
+    own = {name: own_keep(name) for name in names}
     for keep in keeps:
         out.append(Downsampled(keep=keep))
-        out += [PruningSetting(name, keep, each) for each in positions for name in names if own[name].keep is None]
-    return (*out, *(setting for setting in own.values() if setting.keep is not None))
+        out += [PruningSetting(name, keep, each) for each in positions for name in names if own[name] is None]
+    return (*out, *(PruningSetting(name) for name in names if own[name] is not None))
 
 
 def allowed(
@@ -70,17 +71,10 @@ def allowed(
 ) -> tuple[PruningSetting, ...]:
     """The settings that a model supports; `note` receives, once per reason, why one is left out."""
     loaded = minivlm.load(model)[0]
-    supported: list[PruningSetting] = []
-    reported: set[str] = set()
-    for setting in settings:
-        try:
-            with setting.context(loaded):
-                supported.append(setting)
-        except ValueError as error:
-            if str(error) not in reported:
-                note(f"left out: {error}")
-            reported.add(str(error))
-    return tuple(supported)
+    refusals = [refusal(loaded, setting) for setting in settings]
+    for reason in dict.fromkeys(str(error) for error in refusals if error is not None):
+        note(f"left out: {reason}")
+    return tuple(setting for setting, error in zip(settings, refusals, strict=True) if error is None)
 
 
 @functools.cache

@@ -59,6 +59,24 @@ CHAT_TEMPLATE = """\
 {% endif -%}"""
 
 
+#: Of the config of the language model.
+VOCABULARY: dict[str, Any] = dict(
+    vocab_size=len(IDS),
+    max_position_embeddings=MAX_LENGTH,
+    bos_token_id=None,
+    eos_token_id=IDS[END],
+    pad_token_id=IDS["<|endoftext|>"],
+)
+#: Of the config of the whole model.
+PLACEHOLDERS: dict[str, Any] = dict(
+    image_token_id=IDS["<|image_pad|>"],
+    video_token_id=IDS["<|video_pad|>"],
+    vision_start_token_id=IDS["<|vision_start|>"],
+    vision_end_token_id=IDS["<|vision_end|>"],
+    tie_word_embeddings=False,
+)
+
+
 def build_model(width: int = 128, vision_width: int = 96, text_layers: int = 4) -> Qwen2_5_VLForConditionalGeneration:
     """A `Qwen2_5_VLForConditionalGeneration` with random weights."""
     vision = dict(
@@ -80,37 +98,34 @@ def build_model(width: int = 128, vision_width: int = 96, text_layers: int = 4) 
         num_hidden_layers=text_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=len(IDS),
-        max_position_embeddings=MAX_LENGTH,
         rope_parameters=dict(_ROPE),
-        bos_token_id=None,
-        eos_token_id=IDS[END],
-        pad_token_id=IDS["<|endoftext|>"],
         tie_word_embeddings=False,
+        **VOCABULARY,
     )
-    config = Qwen2_5_VLConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=IDS["<|image_pad|>"],
-        video_token_id=IDS["<|video_pad|>"],
-        vision_start_token_id=IDS["<|vision_start|>"],
-        vision_end_token_id=IDS["<|vision_end|>"],
-        tie_word_embeddings=False,
-    )
-    return Qwen2_5_VLForConditionalGeneration(config)
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text, **PLACEHOLDERS))
 
 
-class PictureProcessor(Qwen2_5_VLProcessor):
-    """A Qwen2.5-VL processor without videos, which works without torchvision."""
+class WithoutVideos:
+    """Base of processors that take no videos, and so work without torchvision.
+
+    Attributes:
+        tokens: special tokens by the name that the stock processor gives them.
+    """
 
     attributes: ClassVar = ["image_processor", "tokenizer"]  # transformers 4
+    tokens: ClassVar[dict[str, str]] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
     def __init__(
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
     ):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = IDS[self.image_token], IDS[self.video_token]
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        for name, token in self.tokens.items():
+            setattr(self, f"{name}_token", token)
+            setattr(self, f"{name}_token_id", IDS[token])
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)  # type: ignore[arg-type]
+
+
+class PictureProcessor(WithoutVideos, Qwen2_5_VLProcessor):
+    """A Qwen2.5-VL processor without videos, which works without torchvision."""
 
 
 def build_images() -> Any:
@@ -123,9 +138,9 @@ def build_images() -> Any:
     return images(**IMAGES)
 
 
-def build_processor() -> PictureProcessor:
-    """Word-level tokenizer, Qwen2-VL image processing and the chat template."""
-    return PictureProcessor(
+def build_processor(cls: type[WithoutVideos] = PictureProcessor) -> Any:
+    """Word-level tokenizer, Qwen2-VL image processing and the chat template, as a processor of that class."""
+    return cls(
         build_images(),
         build_tokenizer(IDS, "<|image_pad|>", "<|endoftext|>", END, special=SPECIAL),
         chat_template=CHAT_TEMPLATE,

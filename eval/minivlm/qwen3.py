@@ -14,26 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
-from transformers.processing_utils import ProcessorMixin
 from transformers.utils.import_utils import is_torchvision_available
 
 from . import qwen
 from .checkpoint import rewrite, save_model
 from .qwen import (
-    CHAT_TEMPLATE,
-    END,
-    IDS,
     MERGE,
-    SPECIAL,
+    PLACEHOLDERS,
     TEMPORAL,
     VISION_PATCH,
-    build_images,
+    VOCABULARY,
+    WithoutVideos,
     grids,
     patches,
     save_processor,
 )
 from .scenes import SIZE
-from .tokenizer import MAX_LENGTH, build_tokenizer
 
 #: (height, width) of the images it is trained and tested on, in pixels; others work too.
 SIZES = ((SIZE, SIZE),)
@@ -64,51 +60,25 @@ def build_model(width: int = 128, vision_width: int = 96, text_layers: int = 12)
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        vocab_size=len(IDS),
-        max_position_embeddings=MAX_LENGTH,
         rope_parameters=dict(_ROPE),
-        bos_token_id=None,
-        eos_token_id=IDS[END],
-        pad_token_id=IDS["<|endoftext|>"],
+        **VOCABULARY,
     )
-    config = Qwen3VLConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=IDS["<|image_pad|>"],
-        video_token_id=IDS["<|video_pad|>"],
-        vision_start_token_id=IDS["<|vision_start|>"],
-        vision_end_token_id=IDS["<|vision_end|>"],
-        tie_word_embeddings=False,
-    )
-    return Qwen3VLForConditionalGeneration(config)
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **PLACEHOLDERS))
 
 
-class PictureProcessor(Qwen3VLProcessor):
+class PictureProcessor(WithoutVideos, Qwen3VLProcessor):
     """A Qwen3-VL processor without videos, which works without torchvision."""
 
-    attributes: ClassVar = ["image_processor", "tokenizer"]  # transformers 4
-
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
-    ):
-        for name in ("image", "video"):
-            self._token(name, f"<|{name}_pad|>")
-        for name in ("vision_start", "vision_end"):
-            self._token(name, f"<|{name}|>")
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-    def _token(self, name: str, token: str) -> None:
-        setattr(self, f"{name}_token", token)
-        setattr(self, f"{name}_token_id", IDS[token])
+    tokens: ClassVar = {
+        **WithoutVideos.tokens,
+        "vision_start": "<|vision_start|>",
+        "vision_end": "<|vision_end|>",
+    }
 
 
 def build_processor() -> PictureProcessor:
     """Word-level tokenizer, Qwen2-VL image processing and the chat template."""
-    return PictureProcessor(
-        build_images(),
-        build_tokenizer(IDS, "<|image_pad|>", "<|endoftext|>", END, special=SPECIAL),
-        chat_template=CHAT_TEMPLATE,
-    )
+    return qwen.build_processor(PictureProcessor)
 
 
 def load_processor(folder: Path) -> Qwen3VLProcessor:
@@ -175,21 +145,11 @@ def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tens
     return attention.proj(out.transpose(1, 2).flatten(2))
 
 
-#: Those of the miniature Qwen2.5-VL.
-framing, positions = qwen.framing, qwen.positions
-
-
-def layers(model: Any) -> list[Any]:
-    """The modules that `train --compile` compiles."""
-    vision = [part for block in model.model.visual.blocks for part in (block.norm1, block.norm2, block.mlp)]
-    return [*vision, *model.model.language_model.layers]
-
-
-def tower_parameters(model: Any) -> list[tuple[str, Any]]:
-    """The vision tower's parameters by name, its mergers' included."""
-    return list(model.model.visual.named_parameters())
-
-
-def project(model: Any, features: Tensor) -> Tensor:
-    """Visual tokens and planes for the language model: `features` as they are, for the tower has the mergers."""
-    return features
+#: Those of the miniature Qwen2.5-VL. `project` gets visual tokens with their deepstack planes.
+framing, positions, layers, tower_parameters, project = (
+    qwen.framing,
+    qwen.positions,
+    qwen.layers,
+    qwen.tower_parameters,
+    qwen.project,
+)

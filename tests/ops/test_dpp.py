@@ -72,16 +72,20 @@ def test_dpp_without_any_variance_is_the_references(name, case):
     check_picks(name, lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, x.new_ones(x.shape[:2]), mask)
 
 
-@given(batches(), st.data())
-@settings(CASES, max_examples=100)
-def test_dpp_of_long_inputs_is_the_references(case, data):
-    """Without the matrix of all similarities, and beyond the rank."""
+def with_qualities(case, data):
+    """Noisy features, of low rank in half of the cases, and qualities: x, quality, mask and k."""
     x, _, mask, k = case
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     quality = (0.2 + torch.rand(x.shape[:2], generator=generator)).to(x.device)
     x = x + 0.3 * torch.randn(x.shape, generator=generator).to(x) * x.float().norm(dim=-1, keepdim=True).to(x)
-    if data.draw(st.booleans()):
-        x = x[..., :3]  # of low rank
+    return (x[..., :3] if data.draw(st.booleans()) else x), quality, mask, k
+
+
+@given(batches(), st.data())
+@settings(CASES, max_examples=100)
+def test_dpp_of_long_inputs_is_the_references(case, data):
+    """Without the matrix of all similarities, and beyond the rank."""
+    x, quality, mask, k = with_qualities(case, data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "GRAM_LIMIT", 0)
         expected, answer = answers("host", dpp_select, x, quality, k, mask)
@@ -95,12 +99,7 @@ def test_streamed_dpp_is_the_references(case, data):
     """What the kernels' module does where the similarities of one input take more than the workspace."""
     from tokenprune.ops.kernels import streamed
 
-    x, _, mask, k = case
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    quality = (0.2 + torch.rand(x.shape[:2], generator=generator)).to(x.device)
-    x = x + 0.3 * torch.randn(x.shape, generator=generator).to(x) * x.float().norm(dim=-1, keepdim=True).to(x)
-    if data.draw(st.booleans()):
-        x = x[..., :3]  # of low rank
+    x, quality, mask, k = with_qualities(case, data)
     with implementation("reference"):
         expected = dpp_select(x, quality, k, mask)
     assert torch.equal(streamed.dpp_select(x, quality, k, mask), expected)

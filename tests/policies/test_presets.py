@@ -3,8 +3,8 @@
 import pytest
 
 from tokenprune import pruning, pruning_report, pruning_status
-from tokenprune.mean_budget import DecoderCuts
 from tokenprune.policies import Preset, make_policy, registry
+from tokenprune.policies.cuts import planned_cuts
 
 from ..families import get_model, ragged_batch
 from ..oracles import generate
@@ -27,9 +27,7 @@ def test_the_mean_is_as_stated(name, preset):
     layers, tokens = (int(part.split()[0]) for part in (setting.model + ", 28 layers, 1296 tokens").split(", ")[1:3])
     n_keep = round(setting.keep * tokens) if isinstance(setting.keep, float) else setting.keep or 0
     if "decoder" in policy.stages and name != "todre":  # what todre drops in the decoder depends on the question
-        cuts = DecoderCuts(
-            layers, tuple(policy.decoder_layers(layers, 1)), lambda n, k: policy.decoder_counts(n, k, layers, 1)
-        )
+        cuts = planned_cuts(policy, layers, 1)
         assert cuts.mean(tokens, cuts.left(tokens, n_keep)) == pytest.approx(setting.mean, abs=0.06)
     else:
         assert n_keep == setting.mean

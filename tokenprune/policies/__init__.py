@@ -9,9 +9,9 @@ the import: `examples/custom_policy`.
 
 Helpers: `greedy.py` (greedy ops on inputs of several sizes), `merging.py` (averages of tokens), `relevance.py`
 (similarity to the question), `spacing.py` (evenly spaced indices), and `apportion` in `tokenprune/budget.py` (whole
-shares of a budget). The library calls policies through `run.py`, checks what they return in `answers.py`, and names
-the stages in `stages.py`. Settings of papers are presets (`presets.py`). `renamed.py` keeps former names of methods
-working.
+shares of a budget). The library calls policies through `run.py`, checks what they return in `answers.py` and where
+they cut in `cuts.py`, and names the stages in `stages.py`. Settings of papers are presets (`presets.py`). `renamed.py`
+keeps former names of methods working.
 """
 
 from .auto import Auto

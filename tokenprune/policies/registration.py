@@ -77,13 +77,8 @@ def make_policy(policy: str | Policy, **options: Any) -> Policy:
     if not isinstance(policy, str):
         hint = " (an instance is wanted, not the class)" if isinstance(policy, type) else ""
         raise TypeError(f"policy must be a name or a Policy instance, got {policy!r}{hint}")
-    known = registry()
     policy, preset = split_preset(policy)
-    if policy not in known:
-        near = difflib.get_close_matches(policy.lower(), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownPolicyError(f"unknown policy {policy!r}.{hint} Known policies: {', '.join(known)}")
-    cls = known[policy]
+    cls = _class_of(policy)
     accepted = [f.name for f in dataclasses.fields(cls) if f.init]
     for option in options:
         if option not in accepted:
@@ -102,5 +97,18 @@ def preset_of(policy: object) -> Preset | None:
     name, preset = split_preset(policy) if isinstance(policy, str) else ("", None)
     if preset is None:
         return None
-    make_policy(name)  # for its error
-    return preset_among(name, registry()[name].presets, preset)
+    return preset_among(name, _class_of(name).presets, preset)
+
+
+def _class_of(name: str) -> type[Policy]:
+    """The class that is registered under a name.
+
+    Raises:
+        UnknownPolicyError: there is none.
+    """
+    known = registry()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownPolicyError(f"unknown policy {name!r}.{hint} Known policies: {', '.join(known)}")
+    return known[name]

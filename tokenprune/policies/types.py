@@ -32,7 +32,7 @@ class EncoderSpec:
         keys: the layer's keys, with heads `"joined"` or as their `"mean"`; None: no keys.
         features: whether tokens before the projector are read.
         patches: whether patches are read as they are before a merger that makes one token of several.
-        padding: whether it is looked for patches that pad a picture to a square.
+        padding: whether patches that pad a picture to a square are looked for.
     """
 
     layer: Literal["feature", "last"] = "feature"

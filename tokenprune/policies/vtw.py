@@ -26,8 +26,8 @@ class VTW(Policy):
 
     A keep ratio counts the mean over layers and so decides the depth: `keep=0.5` is half of the layers, rounded down.
     Where the depth is given, or `keep` is a number of tokens, the depth stays, and a mean below what its layers hold is
-    refused. What stays after the last cut (`budget="final"`) is nothing in any case. The paper finds the layer by the
-    divergence of answers on a few examples (16 of 32 layers on LLaVA-1.5-7B).
+    refused. With `budget="final"`, `keep` has no effect. The paper finds the layer by the divergence of answers on a
+    few examples (16 of 32 layers on LLaVA-1.5-7B).
 
     Args:
         depth: the first layer without visual tokens, as a share of the decoder's layers, in (0, 1). None: as a keep

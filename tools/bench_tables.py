@@ -6,10 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from tokenprune.eval import minivlm
-from tokenprune.eval.bench.report import gain
 
 _FOLDER = Path(__file__).parents[1] / "docs" / "bench"
+#: What the tables call the embedded models.
+_HEADS = {"llava": "LLaVA", "qwen": "Qwen2.5-VL", "qwen3": "Qwen3-VL", "easy-vqa": "easy-VQA"}
 NAMES = [name for name in minivlm.NAMES if (_FOLDER / name).is_dir()]
+#: The budgets that have a table.
+BUDGETS = (0.5, 0.25, 0.1, 0.05)
 
 
 def rows(model: str, file: str = "results") -> list[dict[str, str]]:
@@ -19,20 +22,47 @@ def rows(model: str, file: str = "results") -> list[dict[str, str]]:
 
 
 def budget(keep: float) -> str:
-    """One row per policy at a budget, the best mean over the models first; empty cells if it cannot prune a model."""
+    """One row per policy at a budget, the best mean over the models first.
+
+    What is not worse than `auto` beyond chance is bold. Policies that cannot reach the budget on a model have an empty
+    cell there, and are ordered behind those that can.
+    """
     found = {(m, r["policy"]): r for m in NAMES for r in rows(m) if float(r["keep"]) == keep and r["policy"] != "full"}
-    order = lambda policy: (-sum(float(found[m, policy]["exact_match"]) for m in NAMES if (m, policy) in found), policy)
-    policies = sorted({policy for _, policy in found}, key=order)
+    means: dict[str, tuple[int, float]] = {}
+    for policy in {policy for _, policy in found}:
+        scores = [100 * float(found[m, policy]["exact_match"]) for m in NAMES if (m, policy) in found]
+        means[policy] = (len(scores), sum(scores) / len(scores))
+    policies = sorted(means, key=lambda policy: (-means[policy][0], -means[policy][1], policy))
 
-    def cells(row: dict[str, str] | None) -> str:
+    def cell(row: dict[str, str] | None) -> str:
         if row is None:
-            return " |  | "
-        over = gain({k: float(v) for k, v in row.items() if k.startswith("vs_random") and v}, "random")
-        return f"{float(row['visual_tokens']):.0f} | **{100 * float(row['exact_match']):.1f}** | {over}"
+            return ""
+        score = f"{100 * float(row['exact_match']):.1f}"
+        behind = row["policy"] != "auto" and float(row["vs_auto_high"] or -1) < 0
+        return score if behind else f"**{score}**"
 
-    heads = " | ".join(f"{model}: kept | all | over random" for model in NAMES)
-    lines = [f"| `{p}` | {' | '.join(cells(found.get((m, p))) for m in NAMES)} |" for p in policies]
-    return "\n".join([f"| | {heads} |", "|---|" + "--:|" * 3 * len(NAMES), *lines])
+    def mean(policy: str) -> str:
+        n, value = means[policy]
+        return f"{value:.1f}" if n == len(NAMES) else ""
+
+    heads = " | ".join(_HEADS[model] for model in NAMES)
+    lines = [f"| `{p}` | {' | '.join(cell(found.get((m, p))) for m in NAMES)} | {mean(p)} |" for p in policies]
+    return "\n".join([f"| | {heads} | mean |", "|---|" + "--:|" * (len(NAMES) + 1), *lines])
+
+
+def full() -> str:
+    """The full models: questions, visual tokens per question and exact match."""
+    lines = []
+    for model in NAMES:
+        row = next(r for r in rows(model) if r["policy"] == "full")
+        score, tokens = 100 * float(row["exact_match"]), float(row["visual_tokens"])
+        lines.append(f"| {_HEADS[model]} | {row['n']} | {tokens:.0f} | {score:.1f} | {_files(model)} |")
+    return "\n".join(["| | questions | visual tokens | exact match | |", "|---|--:|--:|--:|---|", *lines])
+
+
+def _files(model: str) -> str:
+    there = {"all figures": "results.md", "CSV": "results.csv", "by task": "tasks.png", "curves": "curves.png"}
+    return ", ".join(f"[{text}](bench/{model}/{name})" for text, name in there.items())
 
 
 def positions(model: str) -> str:
@@ -41,12 +71,12 @@ def positions(model: str) -> str:
     policies = sorted((p for p, kind in found if kind == "compact"), key=lambda p: (-found[p, "original"], p))
     line = lambda p, kept, renumbered: f"| `{p}` | {kept:.1f} | {renumbered:.1f} | {renumbered - kept:+.1f} |"
     lines = [line(p, found[p, "original"], found[p, "compact"]) for p in policies]
-    return "\n".join([f"| | {model}: original | compact | difference |", "|---|--:|--:|--:|", *lines])
+    return "\n".join([f"| | {_HEADS[model]}: original | compact | difference |", "|---|--:|--:|--:|", *lines])
 
 
 #: Tables by marker.
 TABLES: dict[str, Callable[[], str]] = {
-    "bench 0.25": lambda: budget(0.25),
-    "bench 0.1": lambda: budget(0.1),
-    **{f"positions {model}": partial(positions, model) for model in NAMES},
+    "bench full": full,
+    **{f"bench {keep}": partial(budget, keep) for keep in BUDGETS},
+    **{f"positions {m}": partial(positions, m) for m in NAMES if (_FOLDER / m / "positions.csv").exists()},
 }

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Everything that is tested and measured on a GPU, unattended, in about ten minutes:
+#
+#     scripts/gpu.sh [OUT] [WHEELS]
+#
+# OUT: folder for logs and results (default out/gpu). WHEELS: a folder of wheels that are installed first, without
+# network (default: none). PYTHON is an interpreter with torch and transformers (default python3).
+# A step that fails or takes too long does not stop the others; the last lines say how each ended.
+# DEVICE=cpu LAYERS=1 BATCHES=1 SIDE=224 tries the script without a GPU. LIMIT is the seconds of a step (default 240).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${1:-out/gpu}
+WHEELS=${2:-}
+PYTHON=${PYTHON:-python3}
+DEVICE=${DEVICE:-cuda}
+BATCHES=${BATCHES:-1 8}
+SIDE=${SIDE:-1008}
+LIMIT=${LIMIT:-240}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+if [ -n "$WHEELS" ]; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$OUT/site" "$WHEELS"/*.whl || exit
+fi
+export PYTHONPATH="$PWD${WHEELS:+:$OUT/site}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+
+: > "$OUT/summary.txt"
+step() { # NAME COMMAND...: its output goes to NAME.log
+    local name=$1 started=$SECONDS
+    shift
+    timeout "$LIMIT" "$@" > "$OUT/$name.log" 2>&1
+    local code=$?
+    printf '%-28s exit %-3s %4d s\n' "$name" "$code" "$((SECONDS - started))" | tee -a "$OUT/summary.txt"
+}
+profile() { # NAME ARGUMENTS...
+    local name=$1
+    shift
+    step "$name" "$PYTHON" -m tokenprune -q profile --device "$DEVICE" ${LAYERS:+--layers "$LAYERS"} \
+        --json "$OUT/$name.json" "$@"
+}
+
+if [ "$DEVICE" = cuda ]; then
+    step machine nvidia-smi
+fi
+step versions "$PYTHON" -c 'import torch, transformers, triton; print(torch.__version__, transformers.__version__, triton.__version__)'
+# Speed first: whatever comes after may run out of time.
+step bench-ops "$PYTHON" -m tokenprune.eval.bench_ops --device "$DEVICE" --json "$OUT/ops-$DEVICE.json"
+for batch in $BATCHES; do
+    profile "llava-1.5-7b-batch-$batch" --config llava-1.5-7b --policy divprune,auto --keep 0.25,0.111 --batch "$batch"
+done
+for config in qwen2.5-vl-7b qwen3-vl-8b; do
+    profile "$config" --config "$config" --policy divprune,auto --keep 0.25,0.1 --image-size "$SIDE"
+done
+for config in llava-1.5-7b qwen2.5-vl-7b; do
+    step "caches-$config" "$PYTHON" -m tokenprune.eval.bench_caches --config "$config" --device "$DEVICE" \
+        ${LAYERS:+--layers "$LAYERS"} --json "$OUT/caches-$config.json"
+done
+step test-ops "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops
+step test-flash-attention "$PYTHON" -m pytest -q -p no:cacheprovider tests/patches/test_decoder_stage.py -k flash
+step test-static-cache "$PYTHON" -m pytest -q -p no:cacheprovider tests/patches/test_static_cache.py
+# Two processes on one device, as an evaluation under `accelerate launch` has them.
+both() {
+    local pids=() code=0 pid
+    for n in 1 2; do
+        "$PYTHON" -m tokenprune -q profile --model embedded --policy divprune --keep 0.25 --device "$DEVICE" \
+            --json "$OUT/process-$n.json" & pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+    return "$code"
+}
+export -f both
+export PYTHON DEVICE OUT
+step two-processes bash -c both
+echo "results: $OUT"
+grep -qv 'exit 0 ' "$OUT/summary.txt" && exit 1
+exit 0

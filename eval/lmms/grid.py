@@ -33,7 +33,7 @@ class Plan:
     """What a grid runs.
 
     Attributes:
-        model: path or id of a checkpoint, `embedded` or `embedded-qwen`.
+        model: path or id of a checkpoint, `embedded`, `embedded-qwen` or `embedded-qwen3`.
         settings: with or without the full model.
         tasks: names of tasks or groups of the harness.
         backend: one of `BACKENDS`.

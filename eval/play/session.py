@@ -55,7 +55,7 @@ class Session:
     The one model is pruned for each question, so only one question runs at a time, in one thread.
 
     Args:
-        name: `embedded`, `embedded-qwen`, a path or an id.
+        name: `embedded`, `embedded-qwen`, `embedded-qwen3`, a path or an id.
         dtype: of the weights.
         device: where the model runs.
         new_tokens: longest answer, in tokens.

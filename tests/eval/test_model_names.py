@@ -15,7 +15,7 @@ from tokenprune.eval.errors import CommandError
 from tokenprune.eval.machine import pick_device
 from tokenprune.eval.model_names import check_attention, find_checkpoint
 
-NAMES = {"embedded": "llava", "llava": "llava", "embedded-qwen": "qwen", "qwen": "qwen"}
+NAMES = {"embedded": "llava", "llava": "llava", "embedded-qwen": "qwen", "qwen": "qwen", "embedded-qwen3": "qwen3", "qwen3": "qwen3"}
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_what_is_no_checkpoint_on_this_machine(tmp_path):
     for name, message in (
         (tmp_path, "is a folder without a config.json"),
         (tmp_path / "file", "is a file; name the folder"),
-        (tmp_path / "nowhere", "there is no folder .*nowhere; Accepted: embedded, embedded-qwen, llava, qwen"),
+        (tmp_path / "nowhere", "there is no folder .*nowhere; Accepted: embedded, embedded-qwen, embedded-qwen3, "),
         ("./embedded", r"there is no folder \./embedded"),
         ("a/b/c", "there is no folder a/b/c"),
     ):

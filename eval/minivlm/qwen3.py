@@ -146,7 +146,9 @@ def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tens
 
 
 #: Those of the miniature Qwen2.5-VL. `project` gets visual tokens with their deepstack planes.
-framing, positions, layers, tower_parameters, project = (
+IDS, END, framing, positions, layers, tower_parameters, project = (
+    qwen.IDS,
+    qwen.END,
     qwen.framing,
     qwen.positions,
     qwen.layers,

@@ -233,7 +233,7 @@ def without_times(curve):
 @pytest.mark.parametrize("name", ["llava", "qwen3"])  # the third has the trainer of these
 def test_training_runs_and_resumes(name, tmp_path, monkeypatch):
     arguments = ["train", "--model", name, "--out", str(tmp_path), "--scenes", "96", "--steps", "3", "3"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--batch", "8", "--threads", "1", "--fp32", "--fast"])
+    monkeypatch.setattr("sys.argv", [*arguments, "--batch", "4", "--threads", "1", "--fp32", "--fast"])
     monkeypatch.setattr(train.Trainer, "validate", lambda self: dict.fromkeys(TRAINED, 0.0))
     monkeypatch.setattr(train.Curve, "EVERY", 1)
     monkeypatch.setattr(train.Checkpoint, "EVERY", 2)

@@ -38,6 +38,13 @@ TOWER = {
     "tome+divprune+fastv": (["tome", "divprune", "fastv"], {}),
 }
 
+#: Policies before the vision tower by label: policies and options.
+PIXELS = {
+    "grid": ("grid@pixels", {}),
+    "divprune": ("divprune@pixels", {}),
+    "grid+divprune": (["grid@pixels", "divprune"], {}),
+}
+
 #: Those that feed the language model other features than it would have seen.
 CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge_plus", "fastvid"}
 

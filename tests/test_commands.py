@@ -204,7 +204,7 @@ def completions(line):
         ("tokenprune policies fas", ["fastv", "fastvid"]),
         ("tokenprune demo --policy divprune,fas", ["divprune,fastv", "divprune,fastvid"]),
         ("tokenprune show --policy grid+vt", ["grid+vtw"]),
-        ("tokenprune policies --stage ", ["encoder", "vision", "decoder"]),
+        ("tokenprune policies --stage ", ["pixels", "encoder", "vision", "decoder"]),
         ("tokenprune show --model embedded-", ["embedded-qwen"]),
         ("tokenprune bench --tasks word,tab", ["word,table"]),
         ("tokenprune models qwen2", ["qwen2_5_vl", "qwen2_vl"]),

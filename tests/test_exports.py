@@ -63,6 +63,7 @@ OPS = {
     "topk_select",
 }
 POLICIES = {
+    "AtPixels",
     "Auto",
     "BatchedPolicy",
     "CDPruner",
@@ -107,6 +108,7 @@ POLICY_MEMBERS = {
     "budget_weight",
     "decoder_counts",
     "by_tile",
+    "chooser",
     "decoder_follow_up",
     "decoder_layers",
     "decoder_select",
@@ -121,6 +123,7 @@ POLICY_MEMBERS = {
     "needs",
     "paper",
     "per_frame",
+    "pixel_features",
     "presets",
     "proportional",
     "resized_shape",

@@ -14,6 +14,7 @@ they cut in `cuts.py`, and names the stages in `stages.py`. Settings of papers a
 keeps former names of methods working.
 """
 
+from .at_pixels import AtPixels
 from .auto import Auto
 from .base import BatchedPolicy, Policy
 from .cdpruner import CDPruner
@@ -52,6 +53,7 @@ __all__ = [
     "EADP",
     "EVS",
     "VTW",
+    "AtPixels",
     "Auto",
     "BatchedPolicy",
     "CDPruner",

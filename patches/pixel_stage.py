@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..budget import TokenBudget
 from ..policies.base import Policy
 from ..policies.run import run_policy
-from ..policies.types import Selection, VisualTokens
+from ..policies.types import Grid, Selection, VisualTokens
 from .call import unchanged
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
@@ -148,21 +148,21 @@ class PixelStage:
         asked = [i for i, (n, k) in enumerate(zip(sizes, counts, strict=True)) if k is None or k < n]
         by_input = pixels.split([n * merge**2 for n in sizes])
         with torch.no_grad(), unchanged(pixels, self.policy.label):
-            tokens = [
-                VisualTokens(self._features(by_input[i]), (shapes[i],), kind, index=sum(t for t, _, _ in shapes[:i]))
-                for i in asked
-            ]
+            tokens = [self._tokens(by_input[i], shapes[i], kind, sum(t for t, _, _ in shapes[:i])) for i in asked]
             answers = run_policy(self.policy.chooser, tokens, [counts[i] for i in asked])
         for i, answer in zip(asked, answers, strict=True):
             self._check(answer)
             keeps[i] = torch.zeros(sizes[i], dtype=torch.bool).index_fill_(0, answer.indices, True)
         return torch.cat(keeps)
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        """What the policy sees of one input's patches, (N * merge ** 2, C)."""
-        if self.policy.pixel_features == "raw":
-            return pixels.reshape(len(pixels) // self.tower.spatial_merge_size**2, -1)
-        return patch_embeddings(self.tower, pixels)
+    def _tokens(self, pixels: Tensor, grid: Grid, kind: Kind, index: int) -> VisualTokens:
+        """What the policy sees of one input, of its patches (N * merge ** 2, C)."""
+        tower, unit = self.tower, self.tower.spatial_merge_size**2
+        if self.policy.pixel_features == "embedded":
+            return VisualTokens(patch_embeddings(tower, pixels), (grid,), kind, index)
+        frames, area = tower.config.temporal_patch_size, tower.config.patch_size**2
+        shape = unit, pixels.shape[1] // (frames * area), frames, area
+        return VisualTokens(pixels.reshape(len(pixels) // unit, -1), (grid,), kind, index, pixel_shape=shape)
 
     def _check(self, answer: Selection) -> None:
         if answer.features is not None:

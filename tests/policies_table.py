@@ -42,6 +42,8 @@ TOWER = {
 PIXELS = {
     "grid": ("grid@pixels", {}),
     "divprune": ("divprune@pixels", {}),
+    "pixelprune": ("pixelprune", {"tau": 0.5}),
+    "rlt": ("rlt", {}),
     "grid+divprune": (["grid@pixels", "divprune"], {}),
 }
 

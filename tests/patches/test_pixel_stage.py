@@ -6,8 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune import Selection, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.patches.packed_tower import no_packed_geometry
-from tokenprune.policies import AtPixels, DivPrune, FastV, make_policy
+from tokenprune.policies import AtPixels, DivPrune, FastV, PixelPrune, make_policy
 
+from ..builders import PATCH
 from ..families import FAMILIES, get_model, ragged_batch
 from ..oracles import assert_same, generate, keep_mask, masked, native_short, prune
 from ..policies_table import PIXELS
@@ -80,6 +81,58 @@ def test_keeping_all_is_the_stock_model_to_the_bit(family):
     with pruning(model, "divprune@pixels", 0.3):
         assert not torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
     assert torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
+
+
+@supported
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_counts_that_the_policy_finds(family):
+    """Pictures of flat blocks beside noise: of each another number stays."""
+    model, batch = get_model(family), ragged_batch(family)
+    pixels = batch.inputs["pixel_values"].clone()
+    pixels[: 4 * 5] = 0.5  # of the first picture all but one token
+    batch = batch.to(pixel_values=pixels)
+    for policy, keep, counts in (
+        ("pixelprune", None, [2, 8, 9, 9]),
+        (["pixelprune", "divprune"], [None, 0.5], [2, 4, 4, 4]),
+        (["pixelprune", "divprune"], [None, 0.2], [1, 2, 2, 2]),
+    ):
+        run, _, records = prune(model, batch, policy, keep, "original")
+        assert [r.n_after for r in records] == counts
+        assert records[0].n_by_stage["pixels"] == 2
+        kept = keep_mask(batch, records)
+        with hidden_patches(model, batch, keeps_by_kind(batch, records)):
+            assert_same(run, masked(model, batch, kept))
+
+
+@supported
+@torch.no_grad()
+def test_noise_is_kept_to_the_bit():
+    model, batch = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl")
+    before = model(**batch.inputs).logits
+    with pruning(model, "pixelprune"):
+        assert torch.equal(model(**batch.inputs).logits, before)
+        assert all(r.n_by_stage == {"vision": r.n_before} for r in pruning_report(model))
+        assert all(r.select_ms_by_stage["pixels"] > 0 for r in pruning_report(model))
+
+
+@supported
+@torch.no_grad()
+def test_policies_get_pixels_as_they_are_laid_out():
+    model, batch = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl", video=True)
+    seen = []
+
+    class Watch(PixelPrune):
+        def select(self, tokens, n_keep):
+            seen.append(tokens)
+            return super().select(tokens, n_keep)
+
+    with pruning(model, Watch()):
+        model(**batch.inputs)
+    assert [t.kind for t in seen] == ["image"] + ["video"] * 6
+    assert len({(t.kind, t.index) for t in seen}) == len(seen)
+    assert {t.pixel_shape for t in seen} == {(4, 3, 2, PATCH**2)}
+    image = batch.inputs["pixel_values"].view(len(seen[0]), -1)
+    assert torch.equal(seen[0].features, image) and seen[0].grid == (1, 2, 3)
 
 
 @supported

@@ -208,7 +208,7 @@ def completions(line):
         ("tokenprune show --model embedded-", ["embedded-qwen"]),
         ("tokenprune bench --tasks word,tab", ["word,table"]),
         ("tokenprune models qwen2", ["qwen2_5_vl", "qwen2_vl"]),
-        ("tokenprune profile --config qwen3", ["qwen3-vl-8b"]),
+        ("tokenprune profile --config qwen3", ["qwen3-vl-2b", "qwen3-vl-8b"]),
     ],
 )
 def test_shells_complete(line, expected):

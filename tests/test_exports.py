@@ -153,8 +153,8 @@ COMMANDS = {
     "demo": "policy keep positions samples out json",
     "bench": "model policy keep positions tasks samples split against out json",
     "show": "image model policy keep positions question new-tokens device out json",
-    "profile": "model config layers policy keep batch image-size images frames new-tokens rounds dtype attn device "
-    "engine concurrency requests json plot",
+    "profile": "model config layers vision-layers policy keep batch image-size images frames new-tokens rounds dtype "
+    "attn device engine concurrency requests json plot",
     "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
     "no-full out compare",
     "play": "model policy keep positions new-tokens device dtype host port share no-browser",

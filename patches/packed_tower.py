@@ -18,12 +18,7 @@ from torch import Tensor
 
 from ..device import to_device
 
-_FUNCTIONS = (
-    "get_vision_attention_seqlens",
-    "get_vision_interpolation_indices_and_weights",
-    "get_vision_position_ids",
-    "get_vision_window_index",
-)
+_FUNCTIONS = ("get_vision_cu_seqlens", "get_vision_position_ids", "get_vision_window_index")
 #: Arguments of a tower that depend on which patches it gets.
 _GEOMETRY = (
     "position_ids",
@@ -34,6 +29,8 @@ _GEOMETRY = (
     "max_window_seqlen",
     "interp_indices",
     "interp_weights",
+    "bilinear_indices",
+    "bilinear_weights",
 )
 
 
@@ -87,19 +84,32 @@ class KeptTokens:
         position_ids = vision_utils.get_vision_position_ids(grids, merge, kwargs=known)
         found = {"position_ids": _rows(position_ids, patches), "cu_seqlens": self._borders_of_frames()}
         if hasattr(tower, "pos_embed"):
-            indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
-                grids,
-                num_grid_per_side=tower.num_grid_per_side,
-                mode=tower.interpolation_mode,
-                align_corners=tower.interpolation_align_corners,
-                spatial_merge_size=merge,
-                kwargs=known,
-            )
-            found |= {"interp_indices": _rows(indices, patches), "interp_weights": _rows(weights, patches)}
+            found |= self._learned_positions(patches, known)
         if hasattr(tower, "window_size"):
             found |= self._windows()
         others = {name: value for name, value in given.items() if name not in _GEOMETRY}
         return others | {name: to_device(value, device) for name, value in found.items()}
+
+    def _learned_positions(self, patches: Tensor, known: dict[str, Any]) -> dict[str, Tensor]:
+        """Where in the table of learned positions each patch reads, and with which weights."""
+        from transformers import vision_utils
+
+        tower, given = self.tower, {"spatial_merge_size": self.tower.spatial_merge_size, "kwargs": known}
+        side = tower.num_grid_per_side
+        if hasattr(tower, "interpolation_mode"):
+            indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+                self.grids,
+                num_grid_per_side=side,
+                mode=tower.interpolation_mode,
+                align_corners=tower.interpolation_align_corners,
+                **given,
+            )
+            return {"interp_indices": _rows(indices, patches), "interp_weights": _rows(weights, patches)}
+        # Until some transformers 5.x they are (4, patches).
+        indices, weights = vision_utils.get_vision_bilinear_indices_and_weights(
+            self.grids, num_grid_per_side=side, **given
+        )
+        return {"bilinear_indices": _rows(indices.T, patches).T, "bilinear_weights": _rows(weights.T, patches).T}
 
     def in_order_of_tower(self) -> Tensor:
         """(K,) for each token that is left, as the tower has them, its place among all, as the tower would have them.

@@ -27,7 +27,8 @@ def features(model, batch) -> dict[str, torch.Tensor]:
         if pixels in batch.inputs:
             compute = getattr(model.model, f"get_{kind}_features")
             out = compute(batch.inputs[pixels], batch.inputs[f"{kind}_grid_thw"])
-            planes = [torch.cat(list(p)) for p in getattr(out, "deepstack_features", None) or []]
+            planes = getattr(out, "deepstack_features", None) or []
+            planes = [p if isinstance(p, torch.Tensor) else torch.cat(list(p)) for p in planes]
             found[kind] = torch.stack([torch.cat(list(out.pooler_output)), *planes], 1)
     return found
 

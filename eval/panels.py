@@ -14,7 +14,21 @@ from torch import Tensor, nn
 
 from ..patches import Record
 from .answers import question_inputs
-from .pictures import DARK, FRAME, HALF, dim, fitted, framed, kept_indices, masks, model_crop
+from .pictures import (
+    DARK,
+    EARLY,
+    EARLY_SHARE,
+    FRAME,
+    HALF,
+    dim,
+    encoded_indices,
+    fitted,
+    framed,
+    kept_indices,
+    masks,
+    model_crop,
+    tinted,
+)
 from .setting import PruningSetting
 
 _WIDTH = 640  # of an image, pixels
@@ -44,8 +58,9 @@ class Panel:
 
     Attributes:
         setting: policies and keep ratio.
-        picture: uint8 (height, width, 3): dark where tokens were dropped before the decoder, half dark where only lower
-            decoder layers hold them, framed where they were merged with dropped ones.
+        picture: uint8 (height, width, 3): dark where tokens were dropped before the decoder, and blue if that was
+            before or inside the vision encoder; half dark where only lower decoder layers hold them, framed where they
+            were merged with dropped ones.
         answer: the model's.
         expected: the right answer; None if it is unknown.
         correct: whether the answer is the right one; None if that is unknown.
@@ -72,11 +87,15 @@ class Panel:
 
     @property
     def kept(self) -> str:
-        """How many tokens stay: `14 of 144`, or `14 of 144 at the end, 46 in the mean` if the decoder drops some."""
+        """How many tokens stay: `14 of 144`, or `14 of 144 at the end, 46 in the mean` if the decoder drops some, with
+        `36 after pixels` if some leave before the vision encoder."""
         if self.record is None:
             return f"all {self.n_before} tokens"
-        text = f"{len(kept_indices(self.record))} of {self.n_before}"
-        return f"{text} at the end, {self.mean:.0f} in the mean" if self.record.cuts else text
+        parts = [f"{len(kept_indices(self.record))} of {self.n_before}{' at the end' if self.record.cuts else ''}"]
+        early = self.record.kept_after.items()
+        parts += [f"{len(kept)} after {stage}" for stage, kept in early if len(kept) > self.record.n_after]
+        parts += [f"{self.mean:.0f} in the mean"] if self.record.cuts else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -108,8 +127,12 @@ def legend(panels: Sequence[Panel]) -> Legend:
     parts = [LegendPart("bright: kept", bright)]
     if any(record.cuts and len(record.cuts[-1].indices) < record.n_after for record in records):
         parts.append(LegendPart("half dark: only in the lower layers of the decoder", half))
-    if any(record.n_after < record.n_before for record in records):
+    encoded = [len(encoded_indices(record)) for record in records]
+    if any(record.n_after < n for record, n in zip(records, encoded, strict=True)):
         parts.append(LegendPart("dark: dropped before the decoder", dark))
+    if any(n < record.n_before for record, n in zip(records, encoded, strict=True)):
+        grey = [int((1 - EARLY_SHARE) * DARK * _SHADE + EARLY_SHARE * part) for part in EARLY]
+        parts.append(LegendPart("dark blue: dropped before or inside the vision encoder", _hex(grey)))
     if any(panel.merged for panel in panels):
         parts.append(LegendPart("framed: kept, and merged with dropped tokens", bright, _hex(FRAME)))
     if any(panel.correct is not None for panel in panels):
@@ -173,7 +196,8 @@ class Viewer:
         if self._full is None or self._full[0] is not question or not entered:
             return ()
         _, full, visual = self._full
-        if any("encoder" in policy.stages for policy in setting.policies) or len(visual) != record.n_before:
+        early = any({"pixels", "encoder"} & {*policy.stages} for policy in setting.policies)
+        if early or len(visual) != record.n_before:
             return ()
         kept = torch.ones(full.shape[1], dtype=torch.bool, device=full.device)
         kept[visual] = False
@@ -219,11 +243,12 @@ def _enlarged(image: Image.Image) -> Image.Image:
 
 def _drawn(picture: np.ndarray, record: Record, merged: Sequence[int]) -> np.ndarray:
     """The image once per token grid, side by side: a thumbnail and its mosaic of crops are two grids."""
-    of_each = zip(*(masks(record, each) for each in (kept_indices(record), record.indices, merged)), strict=True)
+    shown = kept_indices(record), record.indices, merged, encoded_indices(record)
+    of_each = zip(*(masks(record, each) for each in shown), strict=True)
     drawn = []
     for each in of_each:
-        kept, entered, marked = (np.any(mask, axis=0) for mask in each)
-        dimmed = dim(picture, kept, entered)
+        kept, entered, marked, encoded = (np.any(mask, axis=0) for mask in each)
+        dimmed = tinted(dim(picture, kept, entered), ~encoded)
         drawn.append(framed(dimmed, marked & kept) if (marked & kept).any() else dimmed)
     if not drawn:
         raise ValueError("how this image's tokens lie in the picture is unknown, so nothing can be drawn")

@@ -11,6 +11,8 @@ from ..patches import Record
 
 #: Brightness of patches: dropped before the decoder, and held by its lower layers only. Kept ones stay as they are.
 DARK, HALF = 0.18, 0.5
+#: Colour over patches whose token left before or inside the vision encoder, and its share of the mixture.
+EARLY, EARLY_SHARE = (40, 70, 200), 0.35
 #: Colour of the frame around patches whose token was merged with dropped ones.
 FRAME = (255, 196, 0)
 TALLEST = 1.6  # largest height of a drawn image, in widths of its column
@@ -49,6 +51,19 @@ def dim(image: np.ndarray, kept: np.ndarray, entered: np.ndarray | None = None) 
     rows, columns = _cells(image, kept)
     light = np.where(kept, 1.0, DARK if entered is None else np.where(entered, HALF, DARK))
     return (image * light[rows][:, columns][..., None]).astype(np.uint8)
+
+
+def tinted(image: np.ndarray, early: np.ndarray) -> np.ndarray:
+    """An image, uint8 (height, width, 3), with the patches of some tokens, bool (H, W), in blue."""
+    rows, columns = _cells(image, early)
+    blue = image * (1 - EARLY_SHARE) + EARLY_SHARE * np.array(EARLY)
+    return np.where(early[rows][:, columns][..., None], blue.astype(np.uint8), image)
+
+
+def encoded_indices(record: Record) -> list[int]:
+    """Ascending indices of the tokens that came out of the vision encoder, newline tokens included."""
+    left = [set(kept) | set(record.separators) for kept in record.kept_after.values()]
+    return sorted(set(range(record.n_before)).intersection(*left))
 
 
 def framed(image: np.ndarray, marked: np.ndarray) -> np.ndarray:

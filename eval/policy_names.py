@@ -11,7 +11,8 @@ inside brackets or quotes do not separate: `auto:depths=(0.25,0.5)`. A schedule 
 
 A preset is a setting of the policy's paper, with its options and mostly its budget: `sparsevlm@v2-128`. The preset
 `final` of any policy says that the keep ratio counts what is left after the last cut, not the mean over decoder layers;
-in a composition it says so for all: `divprune+fastv@final`.
+in a composition it says so for all: `divprune+fastv@final`. With `pixels` a policy of the vision stage that reads
+features only chooses before the vision tower: `divprune@pixels`.
 """
 
 from __future__ import annotations
@@ -123,8 +124,9 @@ def policy_label(name: str, options: Mapping[str, Any]) -> str:
 
 def label_of(policy: Policy) -> str:
     """A policy instance as text: its name, and the options that differ from their defaults."""
-    options = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy) if field.init}
-    defaults = option_defaults(type(policy))
+    chooser = policy.chooser
+    options = {field.name: getattr(chooser, field.name) for field in dataclasses.fields(chooser) if field.init}
+    defaults = option_defaults(type(chooser))
     changed = {name: value for name, value in options.items() if name not in defaults or value != defaults[name]}
     return policy_label(policy.label, changed)
 

@@ -103,7 +103,7 @@ class PruningSetting:
         if not isinstance(given, str):
             return label_of(policy)
         name, options = parse_policy(given)
-        return policy_label(name, {each: getattr(policy, each) for each in (*options, *self.options)})
+        return policy_label(name, {each: getattr(policy.chooser, each) for each in (*options, *self.options)})
 
     @property
     def name(self) -> str:

@@ -90,6 +90,7 @@ def as_json(found: Sequence[tuple[Question, Sequence[Panel]]]) -> list[dict[str,
         - `policy` (`full` for the full model), `keep` (1.0 for the full model)
         - `answer`; `expected`, the right answer; `correct`. The latter two are None where that is unknown.
         - `tokens_before`, `tokens_after` (what the last decoder layer holds), `tokens_mean` (over decoder layers)
+        - `tokens_by_stage`: how many were left after each stage at which some could leave; None for the full model
         - `indices` of what the last layer holds; `merged`, those that were merged with dropped tokens
         - `grids`: [T, H, W] of each of the image's rasters; None for the full model
     """
@@ -110,6 +111,7 @@ def _values(question: Question, panel: Panel) -> dict[str, Any]:
         "tokens_before": panel.n_before,
         "tokens_after": len(kept),
         "tokens_mean": panel.mean,
+        "tokens_by_stage": None if record is None else record.n_by_stage,
         "indices": kept,
         "merged": list(panel.merged),
         "grids": None if record is None or record.grids is None else [list(grid) for grid in record.grids],

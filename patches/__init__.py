@@ -2,11 +2,11 @@
 
 **A prefill with pictures.** `Pruner.enter_head` copies labels and `logits_to_keep`, if there are some.
 `Pruner.enter_base` opens a `ForwardCall` and finds the placeholders (`VisualInputs.of`). The model computes features;
-`FeatureTap` notes where they came from, `EncoderCapture` what the policy reads of the encoder, and `EncoderStage` lets
-tokens leave inside it. The model merges features into the sequence and numbers its positions, as always. Then
-`Pruner.enter_text` asks the policy which tokens stay (`select_tokens`) and gives the text model the shorter sequence
-(`prune_text_inputs`). `DecoderStage` may cut again at decoder layers. `Pruner.leave_text` hangs the `Layout` on the KV
-cache (`layout_after`, `adopt`), and `Pruner.leave_base` ends the call.
+`FeatureTap` notes where they came from, `EncoderCapture` what the policy reads of the encoder, `PixelStage` lets tokens
+leave before its first layer, and `EncoderStage` inside it. The model merges features into the sequence and numbers its
+positions, as always. Then `Pruner.enter_text` asks the policy which tokens stay (`select_tokens`) and gives the text
+model the shorter sequence (`prune_text_inputs`). `DecoderStage` may cut again at decoder layers. `Pruner.leave_text`
+hangs the `Layout` on the KV cache (`layout_after`, `adopt`), and `Pruner.leave_base` ends the call.
 
 **A decode step.** The cache counts its logical length, pruned columns included, so `generate` goes on as if nothing had
 been pruned. `Pruner.enter_text` finds the layout on the cache, and `continue_pruned_cache` reduces the attention mask
@@ -18,7 +18,8 @@ to the columns that are there. Where the base model builds masks, `base_inputs_o
 What is hung on objects that are not ours, all by `Attachment` and all taken off again by `remove_pruning`:
 
 - forward hooks on the head and the modules around it, the base model, the text model; on decoder layers for the decoder
-  stage and for FlashAttention; on layers, embeddings and projector of the vision encoder for what acts or reads there;
+  stage and for FlashAttention; on the vision encoder, its layers, embeddings and projector for what acts or reads
+  there;
 - `get_image_features`, `get_video_features` of the base model: a `FeatureTap`;
 - `prepare_inputs_for_generation`, `_prefill` of the head: stand-ins of `generation.py`;
 - `_tokenprune` of the base model: its `Pruner`;

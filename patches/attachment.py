@@ -13,8 +13,7 @@ from torch import nn
 
 from .cache import STATE_ATTRIBUTE
 from .config import PruningConfig
-from .encoder_capture import EncoderCapture
-from .encoder_stage import EncoderStage
+from .encoder_parts import EncoderParts
 from .families.base import Kind
 from .feature_source import FeatureSource
 from .feature_tap import FeatureTap
@@ -61,7 +60,8 @@ class Attachment:
         config: of the pruning.
         owner: what the base model holds as its attribute `STATE_ATTRIBUTE`.
         hooks: what the hooks call.
-        capture, encoder, decoder: parts that hang hooks of their own; None where there is none.
+        encoder: parts that hang hooks of their own on the vision encoder.
+        decoder: what does so on decoder layers; None where nothing does.
 
     Attributes:
         taps: what takes the place of the functions that compute visual features, by kind of input.
@@ -72,13 +72,12 @@ class Attachment:
         config: PruningConfig,
         owner: Any,
         hooks: Hooks,
-        capture: EncoderCapture | None,
-        encoder: EncoderStage | None,
+        encoder: EncoderParts,
         decoder: Part | None,
     ):
         self.config, self.owner, self.hooks = config, owner, hooks
-        self.capture, self.encoder = capture, encoder
-        self._parts: Sequence[Part] = [part for part in (capture, encoder, decoder) if part is not None]
+        self.encoder = encoder
+        self._parts: Sequence[Part] = [*encoder, *([] if decoder is None else [decoder])]
         self.taps: dict[Kind, FeatureTap] = {}
         self._handles: list[Any] = []
         self._layers_hooked = False
@@ -105,7 +104,7 @@ class Attachment:
             name = FeatureTap.name_of(kind)
             if name in vars(config.base):  # a wrapper that is not ours stays, inside of ours
                 self._wrapped.add(name)
-            tap = FeatureTap(config.base, config.family, kind, hooks.record_features, self.capture, self.encoder)
+            tap = FeatureTap(config.base, config.family, kind, hooks.record_features, self.encoder)
             self.taps[kind] = tap
             setattr(config.base, name, tap)
         for stand_in in STAND_INS if config.heads else ():

@@ -15,6 +15,7 @@ from ..budget import TokenBudget
 from ..mean_budget import DecoderCuts, MeanBudget
 from ..policies.base import Policy
 from ..policies.cuts import planned_cuts
+from ..policies.stages import Stage
 from .cache import cache_name
 from .families.base import Family
 from .families.registry import UnsupportedModelError
@@ -65,7 +66,7 @@ class PruningConfig:
             pruned alone.
         family: the facts about the model's type.
         positions: whether surviving tokens keep their position ids or are renumbered.
-        encoder, vision, decoder: what acts at that stage; None: nothing.
+        pixels, encoder, vision, decoder: what acts at that stage; None: nothing.
         cuts: decoder layers before which tokens may leave, and how many; None without a decoder stage.
         text_arguments, base_arguments: names that the text model's and the base model's forward take.
         cache_name: what they call the KV cache.
@@ -76,6 +77,7 @@ class PruningConfig:
     heads: tuple[nn.Module, ...]
     family: Family
     positions: Positions
+    pixels: Acting | None
     encoder: Acting | None
     vision: Acting | None
     decoder: Acting | None
@@ -97,7 +99,8 @@ class PruningConfig:
         Args:
             model: as the user holds it.
             family: its facts.
-            acting: by stage (`"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its budget.
+            acting: by stage (`"pixels"`, `"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its
+                budget.
             positions: of surviving tokens.
 
         Raises:
@@ -114,15 +117,14 @@ class PruningConfig:
                 f"{type(text).__name__} takes no argument {cache!r}, through which transformers "
                 f"{version('transformers')} hands on the KV cache; install a version that tokenprune was tested with"
             )
-        encoder, vision, decoder = (
-            Acting(*acting[stage]) if stage in acting else None for stage in ("encoder", "vision", "decoder")
-        )
+        pixels, encoder, vision, decoder = (Acting(*acting[stage]) if stage in acting else None for stage in Stage)
         return cls(
             base=base,
             text=text,
             heads=tuple(heads),
             family=family,
             positions=positions,
+            pixels=pixels,
             encoder=encoder,
             vision=vision,
             decoder=decoder,
@@ -135,7 +137,7 @@ class PruningConfig:
     @property
     def keeps_all(self) -> bool:
         """Whether all tokens stay, of any input."""
-        acting = (self.encoder, self.vision, self.decoder)
+        acting = (self.pixels, self.encoder, self.vision, self.decoder)
         return all(each.budget.keeps_all for each in acting if each is not None)
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..ops import attention_received
 from ..policies.types import EncoderSpec
 from .attention_tap import AttentionTap
+from .encoder_activations import EncoderActivations
 from .families.base import EncoderFacts, EncoderValues, Kind
 
 logger = logging.getLogger(__name__)
@@ -57,29 +58,6 @@ def _rows(spec: EncoderSpec, has_cls: bool) -> str | None:
 def _joined(heads: Tensor) -> Tensor:
     """(B, M, H * d) of (B, H, M, d)."""
     return heads.transpose(1, 2).flatten(2)
-
-
-@dataclass
-class EncoderActivations:
-    """What was captured in one call of the vision encoder, by visual input.
-
-    Attributes:
-        attention: (N,) each.
-        keys: (N, H * d) or (N, d) each.
-        features: (N, D_v) each.
-        patches: (N, D_v) each, means over the patches that a merger made a token of.
-        padding: (N,) bool each, on the host, True at patches that pad a picture; None where there are none.
-        kept: (N,) bool each, on the host, False at tokens that left inside the encoder; None where all are there.
-        select_ms: time spent on choosing them, milliseconds, shared out by tokens; None where nothing was chosen.
-    """
-
-    attention: list[Tensor] | None = None
-    keys: list[Tensor] | None = None
-    features: list[Tensor] | None = None
-    patches: list[Tensor] | None = None
-    padding: list[Tensor] | None = None
-    kept: list[Tensor] | None = None
-    select_ms: list[float] | None = None
 
 
 @dataclass

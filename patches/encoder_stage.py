@@ -27,8 +27,8 @@ from ..policies.base import Policy
 from ..policies.types import TowerCut, TowerView
 from .attention_tap import AttentionTap
 from .call import guarded
+from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
-from .encoder_capture import EncoderActivations
 from .families.base import EncoderValues, Family, Kind
 
 logger = logging.getLogger(__name__)
@@ -135,10 +135,11 @@ class EncoderStage:
         by_input = self.encoder.regroup(EncoderValues(self.base, kind, mask, lengths, arguments))
         kept = [value[:, 0] > 0.5 for value in by_input]
         checks = [torch.stack(call.orderly)] if call.orderly else []
-        activations.kept = to_host([*kept, *(check.to(kept[0].device) for check in checks)])
+        on_host = to_host([*kept, *(check.to(kept[0].device) for check in checks)])
         total = sum(map(len, kept))
-        activations.select_ms = [call.select_ms * len(each) / total for each in kept]
-        if checks and not bool(activations.kept.pop().all()):
+        activations.select_ms["encoder"] = [call.select_ms * len(each) / total for each in kept]
+        activations.kept["encoder"] = on_host[: len(kept)]
+        if checks and not bool(on_host[-1].all()):
             raise ValueError(
                 f"policy {self.policy.label!r} must return ascending, distinct indices for every picture, within range "
                 "and with the CLS token first where there is one, and finite hidden states"

@@ -13,21 +13,23 @@ from .visual_inputs import VisualInput
 
 
 def kept_in_encoder(config: PruningConfig, visual: VisualInput) -> Tensor | None:
-    """(K,) indices on the host, among the candidates, of the tokens that the encoder stage kept; None: all.
+    """(K,) indices on the host, among the candidates, of the tokens that came out of the vision encoder; None: all.
 
     Raises:
-        ValueError: if the features were computed without the stage.
+        ValueError: if the features were computed without what acts before or inside it.
     """
-    stage, n = config.encoder, len(visual.columns)
-    if stage is None or stage.count(n) >= n:
+    n, stages = len(visual.columns), (("before", config.pixels), ("inside", config.encoder))
+    acting = [(where, stage.policy) for where, stage in stages if stage is not None and stage.drops(n)]
+    if not acting:
         return None
     if visual.activations is None:
+        where, policy = acting[0]
         raise ValueError(
-            f"policy {stage.policy!r} acts inside the vision tower, but these features were computed "
+            f"policy {policy!r} acts {where} the vision tower, but these features were computed "
             "without it; pass pixel values, or compute the features with pruning applied"
         )
     activations, index = visual.activations
-    return None if activations.kept is None else activations.kept[index].nonzero()[:, 0]
+    return activations.survivors(index)
 
 
 def encoder_values(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .encoder_capture import EncoderActivations
+from .encoder_activations import EncoderActivations
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import weakref
@@ -14,12 +13,10 @@ import torch
 from torch import Tensor
 
 from .call import innermost
-from .encoder_capture import EncoderActivations, EncoderCapture
-from .encoder_stage import EncoderStage
+from .encoder_parts import EncoderParts
 from .families.base import Family, Kind
 from .feature_source import FeatureSource, feature_lengths, same_features
 from .modules import named_arguments
-from .padded_patches import padded_patches
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +41,7 @@ class FeatureTap:
         family: its facts.
         kind: of visual input.
         listener: is called with the output and its source each time features are computed.
-        capture: what a policy reads of the vision encoder, if anything.
-        stage: what lets tokens leave inside the vision encoder, if anything.
+        parts: what acts on the vision encoder or reads it.
     """
 
     def __init__(
@@ -54,13 +50,12 @@ class FeatureTap:
         family: Family,
         kind: Kind,
         listener: Callable[[Kind, Any, FeatureSource], None],
-        capture: EncoderCapture | None = None,
-        stage: EncoderStage | None = None,
+        parts: EncoderParts,
     ):
         self.original: Callable[..., Any] = getattr(base, self.name_of(kind))
         functools.update_wrapper(self, self.original)  # generate() reads the signature
         self.base, self.family, self.kind, self.listener = base, family, kind, listener
-        self.capture, self.stage = capture, stage
+        self.parts = parts
         self._noted: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # outputs by their id
 
     @staticmethod
@@ -86,19 +81,10 @@ class FeatureTap:
             for name, value in named.items()
             if not name.startswith("pixel_values")
         }
-        with contextlib.ExitStack() as stack:
-            notes = None if self.capture is None else stack.enter_context(self.capture.recording(arguments))
-            cut = None if self.stage is None else stack.enter_context(self.stage.cutting())
+        with self.parts.running(self.kind, arguments) as run:
             output = self.original(*args, **kwargs)
         lengths = self.family.lengths(self.base.config, feature_lengths(output))
-        activations = None
-        if self.capture is not None and notes is not None:
-            raster = {} if cut is None else {"whole_raster": cut.whole_raster}
-            activations = self.capture.by_input(notes, self.kind, lengths, arguments, **raster)
-            if self.capture.looks_for_padding:
-                activations.padding = padded_patches(self.base, self.family, self.kind, lengths, named)
-        if self.stage is not None and cut is not None:
-            activations = self.stage.mark_kept(cut, activations or EncoderActivations(), self.kind, lengths, arguments)
+        activations = run.activations(self.base, self.family, lengths, arguments, named)
         source = FeatureSource(len(lengths), arguments, activations)
         if not isinstance(output, (Tensor, list, tuple)):
             setattr(output, _SOURCE, source)

@@ -19,6 +19,7 @@ from .call import Calls, calling_frame
 from .config import Positions, PruningConfig
 from .decoder_stage import DecoderStage
 from .encoder_capture import EncoderCapture
+from .encoder_parts import EncoderParts
 from .encoder_stage import EncoderStage
 from .families.base import Family, Kind
 from .feature_source import FeatureSource
@@ -27,6 +28,7 @@ from .head import LogitsToKeep, labels_among
 from .modules import arguments_by_name
 from .packing import Packing
 from .past import Past
+from .pixel_stage import PixelStage
 from .report import Record
 from .text_inputs import (
     base_inputs_on_pruned_cache,
@@ -58,7 +60,7 @@ class Pruner(Unpicklable):
     Args:
         model: the model as the user holds it.
         family: the facts about its type.
-        acting: by stage (`"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its budget.
+        acting: by stage (`"pixels"`, `"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its budget.
         positions: `"original"` or `"compact"`.
 
     Attributes:
@@ -92,6 +94,7 @@ class Pruner(Unpicklable):
         self._warned_of_loss = False
         spec = None if config.vision is None else config.vision.policy.encoder_spec()
         self.capture = EncoderCapture(config.base, family.encoder, spec) if spec and family.encoder else None
+        self.pixels = None if config.pixels is None else PixelStage(config.base, family, *config.pixels)
         self.encoder = None if config.encoder is None else EncoderStage(config.base, family, *config.encoder)
         self.decoder = None if config.decoder is None else DecoderStage(config, self.calls)
         hooks = Hooks(
@@ -103,7 +106,8 @@ class Pruner(Unpicklable):
             self.enter_layer,
             self.record_features,
         )
-        self._attachment = Attachment(config, self, hooks, self.capture, self.encoder, self.decoder)
+        parts = EncoderParts(self.capture, self.pixels, self.encoder)
+        self._attachment = Attachment(config, self, hooks, parts, self.decoder)
 
     # ------------------------------------------------------------ hooks on the instance
 

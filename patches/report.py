@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -37,8 +37,11 @@ class Record:
             milliseconds.
         cuts: per layer of a decoder stage before which some left, what that layer and those above hold.
         n_layers: decoder layers of the model.
-        select_ms_by_stage: `select_ms` by stage: `"encoder"`, `"vision"`, `"decoder"`; without stages that took no
-            time. On a GPU the encoder stage does not wait for its kernels, so its time is that of launching them.
+        select_ms_by_stage: `select_ms` by stage: `"pixels"`, `"encoder"`, `"vision"`, `"decoder"`; without stages that
+            took no time. On a GPU the encoder stage does not wait for its kernels, so its time is that of launching
+            them.
+        kept_after: by stage before the vision stage (`"pixels"`, `"encoder"`) at which tokens left, what was kept
+            there: ascending indices within this input, newline tokens left out.
     """
 
     sample: int
@@ -54,6 +57,7 @@ class Record:
     cuts: tuple[Cut, ...] = ()
     n_layers: int | None = None
     select_ms_by_stage: Mapping[str, float] = field(default_factory=dict)
+    kept_after: Mapping[str, list[int]] = field(default_factory=dict)
 
     @property
     def tokens_per_layer(self) -> tuple[int, ...]:
@@ -81,6 +85,13 @@ class Record:
         return sum(layers) / len(layers)
 
     @property
+    def n_by_stage(self) -> dict[str, int]:
+        """How many tokens were left after each stage at which some could leave: `"pixels"`, `"encoder"`, `"vision"`
+        (what entered the decoder) and `"decoder"` (what its last layer holds)."""
+        early = {stage: len(kept) for stage, kept in self.kept_after.items()}
+        return {**early, "vision": self.n_after, **({"decoder": self.n_last} if self.cuts else {})}
+
+    @property
     def n_last(self) -> int:
         """Visual tokens that the last decoder layer holds of this input."""
         return len(self.cuts[-1].indices) if self.cuts else self.n_after
@@ -92,7 +103,7 @@ class Record:
 
     @property
     def select_ms_in_prefill(self) -> float:
-        """`select_ms` without the encoder stage, whose time is the vision encoder's."""
+        """`select_ms` without the stages before and inside the vision encoder, whose time is the encoder's."""
         return self.select_ms_by_stage.get("vision", 0.0) + self.select_ms_by_stage.get("decoder", 0.0)
 
     @property
@@ -118,7 +129,8 @@ class Record:
 
 
 _LONGEST = 20  # rows of a summary
-_HEADS = ("sample", "input", "kind", "before", "after", "mean", "last", "select ms")
+_HEADS = ("sample", "input", "kind", "before")
+_LATER_HEADS = ("after", "mean", "last", "select ms")
 
 
 class PruningReport(list[Record]):
@@ -130,15 +142,17 @@ class PruningReport(list[Record]):
     def summary(self) -> str:
         """A table as text, with a line for each visual input and their sum.
 
-        Columns: row in the batch, index among the row's visual inputs, kind, visual tokens before and after the vision
-        stage, their mean over the decoder layers and the number in the last one, and milliseconds of selecting.
+        Columns: row in the batch, index among the row's visual inputs, kind, visual tokens before all stages, those
+        left before and inside the vision encoder (`pixels`, `encoder`) if any left there, those after the vision stage,
+        their mean over the decoder layers and the number in the last one, and milliseconds of selecting.
         """
         if not self:
             return "no visual input: the pruned model has not run yet, or its last prompt had none"
-        lines = [(str(r.sample), str(r.visual), r.kind, *_numbers([r])) for r in self[:_LONGEST]]
+        early = [stage for stage in ("pixels", "encoder") if any(stage in r.kept_after for r in self)]
+        lines = [(str(r.sample), str(r.visual), r.kind, *_numbers([r], early)) for r in self[:_LONGEST]]
         if len(self) > 1:
-            lines.append(("all", str(len(self)), "", *_numbers(self)))
-        rows = [_HEADS, *lines]
+            lines.append(("all", str(len(self)), "", *_numbers(self, early)))
+        rows = [(*_HEADS, *early, *_LATER_HEADS), *lines]
         widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
         text = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         if len(self) > _LONGEST:
@@ -154,12 +168,13 @@ class PruningReport(list[Record]):
         return f"<PruningReport of {inputs}, {after} of {before} tokens kept>"
 
 
-def _numbers(records: Iterable[Record]) -> tuple[str, ...]:
-    """The numbers of a line of the summary: sums over the records."""
+def _numbers(records: Iterable[Record], early: Sequence[str]) -> tuple[str, ...]:
+    """The numbers of a line of the summary: sums over the records; `early` are the stages with columns of their own."""
     records = list(records)
     known = all(r.n_layers is not None or not r.cuts for r in records)
     return (
         str(sum(r.n_before for r in records)),
+        *(str(sum(len(r.kept_after.get(stage, range(r.n_before))) for r in records)) for stage in early),
         str(sum(r.n_after for r in records)),
         f"{sum(r.mean for r in records):.1f}" if known else "",
         str(sum(r.n_last for r in records)),

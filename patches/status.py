@@ -60,7 +60,12 @@ class PruningStatus:
 def status_of(pruner: Pruner) -> PruningStatus:
     """The status of the model that a pruner is attached to."""
     config = pruner.config
-    acting = {Stage.ENCODER: config.encoder, Stage.VISION: config.vision, Stage.DECODER: config.decoder}
+    acting = {
+        Stage.PIXELS: config.pixels,
+        Stage.ENCODER: config.encoder,
+        Stage.VISION: config.vision,
+        Stage.DECODER: config.decoder,
+    }
     return PruningStatus(
         model_type=config.base.config.model_type,
         stages=tuple(StageStatus(stage, *each) for stage, each in acting.items() if each is not None),

@@ -272,8 +272,23 @@ def _record(each: _Input, ms_per_token: float, n_layers: int) -> Record:
         select_ms=0.0,
         separators=shape.separators,
         n_layers=n_layers,
+        kept_after=_kept_after(each),
     )
     activations, index = each.visual.activations or (None, 0)
-    if activations is not None and activations.select_ms is not None:
-        record = record.with_time("encoder", activations.select_ms[index])
+    for stage, by_input in {} if activations is None else activations.select_ms.items():
+        record = record.with_time(stage, by_input[index])
     return record if each.tokens is None else record.with_time("vision", ms_per_token * len(each.visual.columns))
+
+
+def _kept_after(each: _Input) -> dict[str, list[int]]:
+    """By stage before this one at which some left, indices within the input of what stayed."""
+    activations, index = each.visual.activations or (None, 0)
+    if activations is None or not activations.kept:
+        return {}
+    candidate = torch.ones(len(each.visual.columns), dtype=torch.bool)
+    candidate[list(each.visual.shape.separators)] = False
+    found = {}
+    for stage, by_input in activations.kept.items():
+        kept = torch.zeros_like(candidate).masked_scatter_(candidate, by_input[index])
+        found[stage] = (kept if each.visible is None else kept & each.visible).nonzero()[:, 0].tolist()
+    return found

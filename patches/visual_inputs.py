@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoder_capture import EncoderActivations
+from .encoder_activations import EncoderActivations
 from .families.base import Family, InputFacts, Kind, VisualShape
 from .feature_source import FeatureSource, feature_lengths
 

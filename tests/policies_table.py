@@ -38,6 +38,15 @@ TOWER = {
     "tome+divprune+fastv": (["tome", "divprune", "fastv"], {}),
 }
 
+#: Policies before the vision tower by label: policies and options.
+PIXELS = {
+    "grid": ("grid@pixels", {}),
+    "divprune": ("divprune@pixels", {}),
+    "pixelprune": ("pixelprune", {"tau": 0.5}),
+    "rlt": ("rlt", {}),
+    "grid+divprune": (["grid@pixels", "divprune"], {}),
+}
+
 #: Those that feed the language model other features than it would have seen.
 CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge_plus", "fastvid"}
 

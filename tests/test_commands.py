@@ -204,11 +204,11 @@ def completions(line):
         ("tokenprune policies fas", ["fastv", "fastvid"]),
         ("tokenprune demo --policy divprune,fas", ["divprune,fastv", "divprune,fastvid"]),
         ("tokenprune show --policy grid+vt", ["grid+vtw"]),
-        ("tokenprune policies --stage ", ["encoder", "vision", "decoder"]),
+        ("tokenprune policies --stage ", ["pixels", "encoder", "vision", "decoder"]),
         ("tokenprune show --model embedded-", ["embedded-qwen", "embedded-qwen3"]),
         ("tokenprune bench --tasks word,tab", ["word,table"]),
         ("tokenprune models qwen2", ["qwen2_5_vl", "qwen2_vl"]),
-        ("tokenprune profile --config qwen3", ["qwen3-vl-8b"]),
+        ("tokenprune profile --config qwen3", ["qwen3-vl-2b", "qwen3-vl-8b"]),
     ],
 )
 def test_shells_complete(line, expected):

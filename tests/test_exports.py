@@ -63,6 +63,7 @@ OPS = {
     "topk_select",
 }
 POLICIES = {
+    "AtPixels",
     "Auto",
     "BatchedPolicy",
     "CDPruner",
@@ -78,11 +79,13 @@ POLICIES = {
     "Grid",
     "HoloV",
     "MMTok",
+    "PixelPrune",
     "Policy",
     "Preset",
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",
+    "RLT",
     "Random",
     "Recoverable",
     "ScheduledPolicy",
@@ -107,6 +110,7 @@ POLICY_MEMBERS = {
     "budget_weight",
     "decoder_counts",
     "by_tile",
+    "chooser",
     "decoder_follow_up",
     "decoder_layers",
     "decoder_select",
@@ -121,6 +125,7 @@ POLICY_MEMBERS = {
     "needs",
     "paper",
     "per_frame",
+    "pixel_features",
     "presets",
     "proportional",
     "resized_shape",
@@ -148,8 +153,8 @@ COMMANDS = {
     "demo": "policy keep positions samples out json",
     "bench": "model policy keep positions tasks samples split against out json",
     "show": "image model policy keep positions question new-tokens device out json",
-    "profile": "model config layers policy keep batch image-size images frames new-tokens rounds dtype attn device "
-    "engine concurrency requests json plot",
+    "profile": "model config layers vision-layers policy keep batch image-size images frames new-tokens rounds dtype "
+    "attn device engine concurrency requests json plot",
     "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
     "no-full out compare",
     "play": "model policy keep positions new-tokens device dtype host port share no-browser",

@@ -40,15 +40,17 @@ def apply_pruning(
     Args:
         model: a transformers model of a supported type.
         policy: a policy's name (see `list_policies`), a name with a paper's setting (`"sparsevlm@v2-128"`, see
-            `tokenprune policies`), or a `Policy` instance; by default `auto`; or a list of them that act at
-            different stages (vision tower, before the language model, in the decoder) and share the way
-            to the budget: of two, the first keeps the geometric mean of all tokens and of the final number.
+            `tokenprune policies`) or with `@pixels` to choose before the vision tower (`"divprune@pixels"`), or a
+            `Policy` instance; by default `auto`; or a list of them that act at different stages (before and
+            in the vision tower, before the language model, in the decoder) and share the way to the budget:
+            of two, the first keeps the geometric mean of all tokens and of the final number.
         keep: visual tokens that a decoder layer holds of each visual input, in the mean over all layers: a
             ratio in (0, 1], or a number of tokens >= 1. Where all tokens leave before the decoder, this is
             how many stay. A video is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on
             Qwen-VL), which counts what is left after the last cut where the layers below the first cut alone
             hold more than half of it; or what an adaptive policy finds. For a list of policies also a list:
-            what is left of the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`.
+            what is left of the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`, with None
+            for what an adaptive one finds, `["pixelprune", "divprune"], keep=[None, 0.25]`.
         budget: what a single `keep` counts: `"mean"`, as said, met as nearly as whole tokens allow and
             reported as `Record.mean`; or `"final"`, the tokens that are left after the last cut. None: as a
             preset says, else `"mean"`.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-#: Budgets: a ratio, a number of tokens, one for each policy of a list, or None for the family's default.
-Keep = float | int | Sequence[float | int] | None
+#: Budgets: a ratio, a number of tokens, one for each policy of a list, or None for the family's default or
+#: what an adaptive policy finds.
+Keep = float | int | Sequence[float | int | None] | None
 
 #: What becomes of the position ids of surviving tokens.
 Positions = Literal["original", "compact"]

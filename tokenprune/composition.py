@@ -89,8 +89,8 @@ def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str,
             policies = [_with_mean(policies[0], budgets[0], base, family)]
         shared = _shares_of_mean(policies, budgets[0], base, family, keep is None)
     return {
-        str(where): (each, AdaptiveBudget() if keep is None and each.adaptive else share)
-        for each, shares in zip(policies, shared, strict=True)
+        str(where): (each, AdaptiveBudget() if own is None and each.adaptive else share)
+        for each, own, shares in zip(policies, keeps * len(policies) if len(keeps) == 1 else keeps, shared, strict=True)
         for where, share in shares.items()
     }
 

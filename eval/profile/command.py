@@ -23,6 +23,7 @@ from . import shapes
 from .measure import ROUNDS, profile, verdict
 from .options import check, check_kind
 from .report import draw, tables
+from .vision_layers import with_vision_layers
 from .work import Costs, Work, WorkBar
 
 
@@ -44,6 +45,8 @@ def load(
     request = shapes.Request(options.batch, options.images, options.frames, options.image_size)
     path = None if options.model is None else find_checkpoint(options.model)
     config = shapes.config_of(options.config, options.layers) if path is None else AutoConfig.from_pretrained(path)
+    if options.vision_layers is not None:
+        with_vision_layers(config, options.vision_layers)
     check_kind(config.model_type, options)
     if path is None:
         inputs: Any = shapes.inputs(options.config, config, request, device, dtype)
@@ -116,7 +119,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     name, dtype = options.model or options.config, dtype_name(pick_dtype(options.dtype, device))
     layers = model.config.get_text_config().num_hidden_layers
     machine = describe(device)
-    title = f"{name}, {layers} decoder layers, batch {options.batch}, {dtype}"
+    towers = "" if options.vision_layers is None else f" and {options.vision_layers} of the vision encoder"
+    title = f"{name}, {layers} decoder layers{towers}, batch {options.batch}, {dtype}"
     for table in tables(rows, f"{title}; {device_and_threads(machine)}", console):
         console.print(table)
     verdicts = {label(row["policy"], row["keep"]): verdict(row, rows[0]) for row in rows[1:]}
@@ -124,7 +128,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
         console.print(f"[bold]{label(row['policy'], row['keep'])}[/] {verdict(row, rows[0])}", highlight=False)
     if options.json:
         given = {k: v for k, v in vars(options).items() if isinstance(v, str | int | list | None)}
-        head = {"machine": machine, "model": name, "layers": layers, "dtype": f"torch.{dtype}", "settings": given}
+        head = {
+            "machine": machine,
+            "model": name,
+            "layers": layers,
+            "vision_layers": options.vision_layers,
+            "dtype": f"torch.{dtype}",
+            "settings": given,
+        }
         write_json(options.json, {**head, "rows": rows, "verdicts": verdicts})
     if options.plot:
         draw(options.plot, rows, title, options.new_tokens)

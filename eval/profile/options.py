@@ -11,7 +11,7 @@ from ..errors import CommandError
 from ..files import check_different, check_file, picture_suffixes
 
 #: Options that one engine only takes, with the value that they have where they are not given.
-_OF_TRANSFORMERS: dict[str, Any] = {"batch": 1, "frames": 0, "attn": None, "device": None}
+_OF_TRANSFORMERS: dict[str, Any] = {"batch": 1, "frames": 0, "attn": None, "device": None, "vision_layers": None}
 _OF_VLLM = ("concurrency", "requests")
 #: Those of vLLM where they are not given.
 CONCURRENCY, REQUESTS = (1, 8, 32), 32
@@ -29,7 +29,7 @@ def check(options: argparse.Namespace) -> None:
     if options.engine == "vllm":
         for name, default in _OF_TRANSFORMERS.items():
             if getattr(options, name) != default:
-                raise CommandError(f"--{name} does not go with --engine vllm")
+                raise CommandError(f"--{name.replace('_', '-')} does not go with --engine vllm")
     else:
         for name in _OF_VLLM:
             if getattr(options, name) is not None:
@@ -38,6 +38,8 @@ def check(options: argparse.Namespace) -> None:
             raise CommandError(f"new_tokens={options.new_tokens} must be at least 2: the first is the prefill's")
     if options.model is not None and options.layers is not None:
         raise CommandError("--layers goes with --config; --model has the layers of its checkpoint")
+    if options.model is not None and options.vision_layers is not None:
+        raise CommandError("--vision-layers goes with --config; --model has the layers of its checkpoint")
     if options.frames and options.images != 1:
         raise CommandError("--images and --frames do not go together: a row has images or a video")
 

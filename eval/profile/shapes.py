@@ -117,42 +117,55 @@ def _qwen2_5_vl(layers: int) -> Any:
     )
 
 
-def _qwen3_vl(layers: int) -> Any:
+def _qwen3_vl(text: Mapping[str, Any], vision: Mapping[str, Any], tied: bool) -> Callable[[int], Any]:
+    """Qwen3-VL of a size: sizes of its language model and of its vision encoder, and whether embeddings are tied."""
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    return transformers.Qwen3VLConfig(
-        text_config=dict(
-            hidden_size=4096,
-            intermediate_size=12288,
-            num_hidden_layers=layers,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=128,
-            vocab_size=151936,
-            rope_parameters=rope,
-            rope_scaling=rope,
-            rope_theta=5e6,
-        ),
-        vision_config=dict(
-            depth=27,
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_heads=16,
-            out_hidden_size=4096,
-            patch_size=16,
-            num_position_embeddings=2304,
-            deepstack_visual_indexes=[8, 16, 24],
-        ),
-        tie_word_embeddings=False,
-        **_QWEN_IDS,
-    )
 
+    def build(layers: int) -> Any:
+        return transformers.Qwen3VLConfig(
+            text_config=dict(
+                num_hidden_layers=layers,
+                num_key_value_heads=8,
+                head_dim=128,
+                vocab_size=151936,
+                rope_parameters=rope,
+                rope_scaling=rope,
+                rope_theta=5e6,
+                tie_word_embeddings=tied,
+                **text,
+            ),
+            vision_config=dict(
+                num_heads=16,
+                out_hidden_size=text["hidden_size"],
+                patch_size=16,
+                num_position_embeddings=2304,
+                **vision,
+            ),
+            tie_word_embeddings=tied,
+            **_QWEN_IDS,
+        )
+
+    return build
+
+
+_QWEN3_VL_2B = _qwen3_vl(
+    dict(hidden_size=2048, intermediate_size=6144, num_attention_heads=16),
+    dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17]),
+    tied=True,
+)
+_QWEN3_VL_8B = _qwen3_vl(
+    dict(hidden_size=4096, intermediate_size=12288, num_attention_heads=32),
+    dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24]),
+    tied=False,
+)
 
 SHAPES = {
     "llava-1.5-7b": Shape(32, _llava, one_size, tile),
     "llava-next-7b": Shape(32, _llava_next, crops(672), thumbnail_and_mosaic),
     "llava-onevision-7b": Shape(28, _llava_onevision, crops(768), thumbnail_and_mosaic),
     "qwen2.5-vl-7b": Shape(28, _qwen2_5_vl, native, merged_patches),
-    "qwen3-vl-8b": Shape(36, _qwen3_vl, native, merged_patches),
+    "qwen3-vl-2b": Shape(28, _QWEN3_VL_2B, native, merged_patches),
+    "qwen3-vl-8b": Shape(36, _QWEN3_VL_8B, native, merged_patches),
 }
 
 

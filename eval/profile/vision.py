@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
@@ -20,9 +21,10 @@ from .counting import count_flops, now, peak_bytes
 
 
 def runs_the_encoder(setting: PruningSetting) -> bool:
-    """Whether what a setting does depends on how the vision encoder runs: it acts inside it, or reads it."""
-    policies = (each for policy in setting.policies for each in acting(policy))
-    return any(Stage.ENCODER in policy.stages or policy.encoder_spec() is not None for policy in policies)
+    """Whether what a setting does depends on how the vision encoder runs: it acts before or inside it, or reads it."""
+    policies = [each for policy in setting.policies for each in acting(policy)]
+    early = any(not {Stage.PIXELS, Stage.ENCODER}.isdisjoint(policy.stages) for policy in policies)
+    return early or any(policy.encoder_spec() is not None for policy in policies)
 
 
 class _Encoded(BaseException):
@@ -47,6 +49,8 @@ class Vision:
         calls: by name of the feature function, its call in `encode_once`.
         flops: of these calls.
         peak_bytes: the most memory in use at a time during them.
+        count_ms: how long these calls took, milliseconds.
+        ran_flops: of calls since `counted` was entered.
     """
 
     device: torch.device
@@ -54,6 +58,9 @@ class Vision:
     calls: dict[str, _Call] = field(default_factory=dict)
     flops: int = 0
     peak_bytes: int = 0
+    count_ms: float = 0.0
+    ran_flops: int = 0
+    _counts: bool = False
     _mode: str = "through"
     _depth: int = 0
 
@@ -87,6 +94,15 @@ class Vision:
         finally:
             self._mode = "through"
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """A context in which the FLOPs of calls that run are counted."""
+        self.ran_flops, self._counts = 0, True
+        try:
+            yield
+        finally:
+            self._counts = False
+
     def run(self, name: str, encode: Callable[[], Any]) -> Any:
         """A call of a feature function."""
         if self._depth:  # Qwen3-VL encodes videos through its image function
@@ -100,16 +116,20 @@ class Vision:
                 self._count(name, encode)
                 raise _Encoded
             started = now(self.device)
-            output = encode()
+            with count_flops() if self._counts else contextlib.nullcontext() as counter:
+                output = encode()
             self.spent += now(self.device) - started
+            self.ran_flops += 0 if counter is None else counter.get_total_flops()
             return output
         finally:
             self._depth -= 1
 
     def _count(self, name: str, encode: Callable[[], Any]) -> None:
         made: list[Any] = []
+        started = now(self.device)
         with count_flops() as counter:
             self.peak_bytes = peak_bytes(lambda: made.append(encode()), self.device)
+        self.count_ms += now(self.device) - started
         self.flops = counter.get_total_flops()
         self.calls[name] = _Call(encode, made[0])
 

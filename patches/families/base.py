@@ -107,6 +107,8 @@ class EncoderFacts:
         layers: the layers of the vision encoder up to the one whose output the projector reads, `layers(base)`; None
             where tokens cannot leave between them. Needs `projector` and `embeddings`.
         embeddings: the module that makes tokens of pixels, `embeddings(base)`.
+        packed_tower: the tower, if it takes the patches of all inputs as one sequence, with what it derives from their
+            sizes as keyword arguments, `packed_tower(base)`; None where tokens cannot leave before its first layer.
     """
 
     attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
@@ -117,6 +119,7 @@ class EncoderFacts:
     packed: Callable[[Any, Mapping[str, Any]], list[int] | None] | None = None
     layers: Callable[[Any], Sequence[nn.Module]] | None = None
     embeddings: Callable[[Any], nn.Module] | None = None
+    packed_tower: Callable[[Any], nn.Module] | None = None
 
 
 def unknown_shape(facts: InputFacts) -> VisualShape:
@@ -153,6 +156,7 @@ class Family:
         first_position: position id of a sequence's first token.
         no_encoder_stage: why policies cannot act inside the vision encoder, where `encoder` names no layers, and cannot
             read it, where `encoder` is None.
+        no_pixel_stage: why tokens cannot leave before the vision encoder, where `encoder` names no `packed_tower`.
         no_decoder_stage: why tokens cannot leave between decoder layers; None where they can.
         first_decoder_cut: lowest decoder layer before which tokens can leave, of the base's config.
         usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about;
@@ -172,6 +176,7 @@ class Family:
     masks: Literal["text", "base"] = "text"
     first_position: int = 0
     no_encoder_stage: str = "what it makes of a picture after its tower needs the whole raster"
+    no_pixel_stage: str = "its vision tower takes whole pictures only"
     no_decoder_stage: str | None = None
     first_decoder_cut: Callable[[Any], int] = lambda config: 1
     usual_towers: tuple[str, ...] = ()

@@ -67,7 +67,12 @@ FAMILY = register_family(
         default_keep=0.5,
         kinds=("image", "video"),
         shape=merged_shape,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup, merger=lambda base: base.visual.merger),
+        encoder=EncoderFacts(
+            attention=vision_attention,
+            regroup=regroup,
+            merger=lambda base: base.visual.merger,
+            packed_tower=lambda base: base.visual,
+        ),
         no_encoder_stage="its tower packs all pictures into one sequence of patches that merge two by two",
     )
 )

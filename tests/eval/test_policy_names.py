@@ -9,7 +9,19 @@ from tokenprune.eval.bench.run import settings as bench_settings
 from tokenprune.eval.lmms.options import model_args, take_pruning
 from tokenprune.eval.policy_names import make_named_policy, option_defaults, parse_policy, policy_label, split_list
 from tokenprune.eval.setting import PruningSetting, settings_grid
-from tokenprune.policies import VTW, Auto, DivPrune, FastV, FoPru, PyramidDrop, Random, SparseVLM, registry
+from tokenprune.policies import (
+    VTW,
+    AtPixels,
+    Auto,
+    DivPrune,
+    FastV,
+    FoPru,
+    PixelPrune,
+    PyramidDrop,
+    Random,
+    SparseVLM,
+    registry,
+)
 
 SEVERAL = Schedule((0.25, 0.5), (3, 1))
 
@@ -31,6 +43,8 @@ SEVERAL = Schedule((0.25, 0.5), (3, 1))
         ("sparsevlm:schedule=Schedule((0.25,0.5),counts=(3,1))", (SparseVLM(SEVERAL),), None),
         ("auto:length=1e-1:depths=()+vtw:depth=2.5e-1", (Auto(length=0.1, depths=()), VTW(0.25)), None),
         ("random:seed=3+vtw", (Random(3), VTW()), "random:seed=3+vtw"),
+        ("divprune@pixels", (AtPixels(DivPrune()),), "divprune@pixels"),
+        ("pixelprune:tau=0.1+divprune", (PixelPrune(0.1), DivPrune()), "pixelprune:tau=0.1+divprune"),
     ],
 )
 def test_what_is_read_and_what_tables_call_it(text, policies, label):

@@ -18,9 +18,11 @@ from tokenprune.eval.profile.counting import count_flops, decoder_flops, peak_by
 from tokenprune.eval.profile.measure import profile, verdict
 from tokenprune.eval.profile.random_weights import BLOCK, CheapRandom
 from tokenprune.eval.profile.report import tables
+from tokenprune.eval.profile.vision_layers import with_vision_layers
 from tokenprune.eval.profile.work import Costs, Work, WorkBar
 from tokenprune.eval.setting import PruningSetting
 from tokenprune.patches.modules import base_of
+from tokenprune.patches.packed_tower import no_packed_geometry
 
 # Parameters that the published checkpoints have, in thousands of millions.
 SIZES = {
@@ -28,6 +30,7 @@ SIZES = {
     "llava-next-7b": 7.06,
     "llava-onevision-7b": 8.03,
     "qwen2.5-vl-7b": 8.29,
+    "qwen3-vl-2b": 2.13,
     "qwen3-vl-8b": 8.77,
 }
 
@@ -143,13 +146,52 @@ def test_fewer_rounds_where_they_take_long(embedded, monkeypatch):
     assert [row["rounds"] for row in profile(*embedded, [], new_tokens=2, rounds=4)] == [4]
 
 
+@pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
+def test_the_encoder_counts_what_it_ran():
+    model, processor = load("qwen")
+    inputs = noise_inputs(processor, shapes.Request(side=96))
+    settings = [PruningSetting("divprune", 0.25), PruningSetting("divprune@pixels", 0.25)]
+    full, late, early = profile(model, inputs, settings, new_tokens=2, rounds=1)
+    assert late["kept"] == early["kept"] == early["visual_tokens"] / 4
+    assert full["vision_flops"] == late["vision_flops"] > 2 * early["vision_flops"] > 0
+    saved = full["vision_flops"] - early["vision_flops"]
+    assert late["flops"] - early["flops"] == saved
+    assert early["vision_saving_realised"] != 0 == full["request_saving_realised"]
+
+
+def test_slow_encoders_run_once_less(embedded, monkeypatch):
+    monkeypatch.setattr("tokenprune.eval.profile.measure._VISION_SECONDS", 1e-6)
+    rows = profile(*embedded, [PruningSetting("divprune", 0.25)], new_tokens=2, rounds=3)
+    assert rows[0]["vision_ms_quartiles"] == [rows[0]["vision_ms"]] * 2 == rows[1]["vision_ms_quartiles"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "depth", "named"),
+    [
+        ("qwen2.5-vl-7b", 8, 8, [7]),
+        ("qwen2.5-vl-7b", 16, 16, [7, 15]),
+        ("qwen2.5-vl-7b", 3, 3, [2]),
+        ("qwen3-vl-8b", 9, 9, [8]),
+        ("qwen3-vl-2b", 24, 24, [5, 11, 17]),
+        ("llava-1.5-7b", 4, 4, None),
+    ],
+)
+def test_fewer_layers_of_the_encoder(name, layers, depth, named):
+    vision = with_vision_layers(shapes.config_of(name, 1), layers).vision_config
+    assert getattr(vision, "depth", getattr(vision, "num_hidden_layers", None)) == depth
+    assert getattr(vision, "fullatt_block_indexes", getattr(vision, "deepstack_visual_indexes", None)) == named
+    with pytest.raises(ValueError, match="--vision-layers 99: the vision encoder of this model has"):
+        with_vision_layers(shapes.config_of(name, 1), 99)
+
+
 def test_too_few_tokens_to_decode(embedded):
     with pytest.raises(ValueError, match="new_tokens=1 must be at least 2"):
         profile(*embedded, [], new_tokens=1)
 
 
-def line(vision, select, prefill, decode, full_prefill=100.0):
+def line(vision, select, prefill, decode, full_prefill=100.0, tower=1.0):
     return {
+        "vision_flops": 1e12 * tower,
         "vision_ms": vision,
         "select_ms": select,
         "prefill_ms": prefill,
@@ -162,8 +204,17 @@ def line(vision, select, prefill, decode, full_prefill=100.0):
 @pytest.mark.parametrize(
     ("full", "row", "words"),
     [
-        (line(50, 0, 100, 50), line(50, 1, 30, 50), "saves 70% of the prefill and 35% of the request"),
-        (line(5000, 0, 100, 50), line(5000, 1, 30, 50), "gains under 5%: 1.4% of the request; vision-bound"),
+        (line(50, 0, 100, 50), line(50, 1, 30, 50), "saves 35% of the request (70% of the prefill); "),
+        (
+            line(300, 0, 100, 100),
+            line(100, 1, 30, 100, tower=0.3),
+            "saves 54% of the request (70% of the prefill, 67% of the vision encoder); the first token comes 3.1 times",
+        ),
+        (
+            line(5000, 0, 100, 50),
+            line(5000, 1, 30, 50),
+            "gains under 5%: 1.4% of the request; vision-bound: the encoder takes 97%",
+        ),
         (line(50, 0, 100, 9000), line(50, 1, 30, 9000), "gains under 5%: 0.8% of the request; decode-bound"),
         (line(50, 0, 100, 50), line(50, 90, 120, 50), "loses 10.0% of the request; selector-bound"),
         (line(10, 0, 100, 10), line(10, 0, 99, 10), "gains under 5%: 0.8% of the request; the prefill itself"),

@@ -13,8 +13,9 @@ from tokenprune import cli, pruning, pruning_report
 from tokenprune.eval import answers, minivlm, show
 from tokenprune.eval.panel_sheet import grid
 from tokenprune.eval.panels import Panel, Question, Viewer, legend
-from tokenprune.eval.pictures import FRAME, dim, fitted, framed, kept_masks, masks, model_crop
+from tokenprune.eval.pictures import EARLY, EARLY_SHARE, FRAME, dim, fitted, framed, kept_masks, masks, model_crop
 from tokenprune.eval.setting import PruningSetting, settings_grid
+from tokenprune.patches.packed_tower import no_packed_geometry
 from tokenprune.policies import make_policy
 
 from .. import families
@@ -182,6 +183,34 @@ def test_the_legend_has_what_occurs(embedded):
     assert "half dark" in texts([full, fastv])
     assert "framed" not in texts([full, divprune, fastv])
     assert {part.mark for part in legend([full])} == {"", "✓", "✗"}
+
+
+@pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
+def test_what_left_before_the_encoder_is_blue():
+    question = Question(Image.fromarray(answers.held_out(1)[0].scene.image), answers.held_out(1)[0].question.text)
+    viewer = Viewer(*minivlm.load("qwen"), 2)
+    full = viewer.look(question, PruningSetting())
+    panel = viewer.look(question, PruningSetting("grid@pixels+divprune", 0.1))
+    record = panel.record
+    assert panel.kept == f"{record.n_after} of {record.n_before}, {record.n_by_stage['pixels']} after pixels"
+    assert panel.merged == ()
+    (kept,), (encoded,) = (masks(record, each) for each in (record.indices, record.kept_after["pixels"]))
+    height, width = kept.shape[1:]
+    at = np.ix_(
+        *((np.arange(n) + 0.5) * side / n for n, side in zip((height, width), panel.picture.shape[:2], strict=True))
+    )
+    at = tuple(each.astype(int) for each in at)
+    bright, seen = full.picture[at].astype(int), panel.picture[at]
+    assert (seen[kept[0]] == bright[kept[0]]).all()
+    dark = (bright * 0.18).astype(np.uint8)
+    assert (seen[encoded[0] & ~kept[0]] == dark[encoded[0] & ~kept[0]]).all()
+    blue = (dark * (1 - EARLY_SHARE) + EARLY_SHARE * np.array(EARLY)).astype(np.uint8)
+    assert (seen[~encoded[0]] == blue[~encoded[0]]).all()
+    assert "dark blue" in " ".join(part.text for part in legend([full, panel]))
+    assert [values["tokens_by_stage"] for values in show.as_json([(question, [full, panel])])] == [
+        None,
+        record.n_by_stage,
+    ]
 
 
 def test_json_has_what_is_drawn(tmp_path):

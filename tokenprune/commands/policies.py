@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..policies import Policy, Preset
 
-STAGES = ("encoder", "vision", "decoder")
+STAGES = ("pixels", "encoder", "vision", "decoder")
 NEEDS = ("text", "encoder_attention", "nothing")
 
 

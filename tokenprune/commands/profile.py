@@ -28,6 +28,9 @@ def add(commands: arguments.Commands) -> None:
     arguments.add_model(what, "a checkpoint", default=None)
     what.add_argument("--config", choices=CONFIGS, default="llava-1.5-7b", help="a published model's shape")
     profile.add_argument("--layers", type=count, metavar="N", help="decoder layers of --config, to fit; default all")
+    profile.add_argument(
+        "--vision-layers", type=count, metavar="N", help="layers of --config's vision encoder; default all"
+    )
     arguments.add_policy(profile, default="divprune")
     profile.add_argument(
         "--keep", type=arguments.keeps, default="0.5,0.25,0.1", metavar="K,K", help=arguments.KEEP_HELP

@@ -14,6 +14,7 @@ they cut in `cuts.py`, and names the stages in `stages.py`. Settings of papers a
 keeps former names of methods working.
 """
 
+from .at_pixels import AtPixels
 from .auto import Auto
 from .base import BatchedPolicy, Policy
 from .cdpruner import CDPruner
@@ -29,12 +30,14 @@ from .fopru import FoPru
 from .grid import Grid
 from .holov import HoloV
 from .mmtok import MMTok
+from .pixelprune import PixelPrune
 from .presets import Preset
 from .prumerge import PruMerge, PruMergePlus
 from .pyramiddrop import PyramidDrop
 from .random import Random
 from .recoverable import Recoverable
 from .registration import UnknownPolicyError, make_policy, register, registry
+from .rlt import RLT
 from .scheduled import ScheduledPolicy
 from .scope import Scope
 from .sparsevlm import SparseVLM
@@ -51,7 +54,9 @@ __all__ = [
     "DART",
     "EADP",
     "EVS",
+    "RLT",
     "VTW",
+    "AtPixels",
     "Auto",
     "BatchedPolicy",
     "CDPruner",
@@ -64,6 +69,7 @@ __all__ = [
     "Grid",
     "HoloV",
     "MMTok",
+    "PixelPrune",
     "Policy",
     "Preset",
     "PruMerge",

@@ -29,9 +29,12 @@ class Policy(FormerNames):
 
     Class attributes:
         name: set by `register`.
-        stage: the stages that the policy acts at: `"encoder"` (between layers of the vision encoder), `"vision"`
-            (between the projector and the language model), `"decoder"` (before a decoder layer, during prefill), or
-            several of them joined by `", "`, as `"vision, decoder"`. To read it, use the property `stages`.
+        stage: the stages that the policy acts at: `"pixels"` (before the vision encoder), `"encoder"` (between layers
+            of the vision encoder), `"vision"` (between the projector and the language model), `"decoder"` (before a
+            decoder layer, during prefill), or several of them joined by `", "`, as `"vision, decoder"`. To read it,
+            use the property `stages`.
+        pixel_features: what `VisualTokens.features` are at the stage `"pixels"`: `"embedded"`, the mean of the
+            encoder's patch embeddings, without positions; or `"raw"`, the pixel values of all patches of a token.
         needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"` (which
             `encoder_spec` says more about).
         adaptive: whether it decides how many tokens stay when no budget is given. `select` then gets None.
@@ -44,7 +47,8 @@ class Policy(FormerNames):
     """
 
     name: ClassVar[str] = ""
-    stage: ClassVar[Literal["encoder", "vision", "decoder", "vision, decoder"]] = "vision"
+    stage: ClassVar[Literal["pixels", "encoder", "vision", "decoder", "vision, decoder"]] = "vision"
+    pixel_features: ClassVar[Literal["embedded", "raw"]] = "embedded"
     needs: ClassVar[frozenset[str]] = frozenset()
     per_frame: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False
@@ -103,10 +107,18 @@ class Policy(FormerNames):
         """What to record of the vision encoder for `VisualTokens`; None: nothing."""
         return None
 
-    # Stage "vision"
+    @property
+    def chooser(self) -> Policy:
+        """The policy whose `select_many` is called, and whose options these are: itself, if it wraps no other."""
+        return self
+
+    # Stages "vision" and "pixels"
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         """Choose `n_keep` of the N tokens of one visual input.
+
+        At the stage `"pixels"` the indices alone count, and `tokens` holds `features` (see `pixel_features`), `grids`,
+        `kind` and `index`, which counts the inputs of the call of the encoder.
 
         Args:
             tokens: one visual input, or one frame of a video with `per_frame`.
@@ -237,6 +249,7 @@ class BatchedPolicy(Policy):
 
 #: For each stage, the methods of which a policy overrides at least one to act there.
 STAGE_METHODS = {
+    Stage.PIXELS: ("select", "select_many"),
     Stage.ENCODER: ("encoder_select", "resized_shape"),
     Stage.VISION: ("select", "select_many"),
     Stage.DECODER: ("decoder_select", "decoder_select_many"),

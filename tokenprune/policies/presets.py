@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from ..arguments import BudgetMeaning, Positions
 LLAVA_7B = "LLaVA-1.5-7B, 32 layers, 576 tokens"
 #: In place of a preset's name: `keep` counts what is left after the last cut.
 FINAL = "final"
+#: Likewise: the policy, which acts at the vision stage, chooses before the vision tower.
+PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Preset:
 
 #: What that is: nothing else changes.
 FINAL_PRESET = Preset(None)
+PIXELS_PRESET = Preset(None, budget="mean")
+_OF_ALL = {FINAL: FINAL_PRESET, PIXELS: PIXELS_PRESET}
 
 
 def split_preset(text: str) -> tuple[str, str | None]:
@@ -47,22 +51,23 @@ def split_preset(text: str) -> tuple[str, str | None]:
     return name, preset if at else None
 
 
-def preset_among(name: str, presets: Mapping[str, Preset], preset: str) -> Preset:
+def preset_among(name: str, presets: Mapping[str, Preset], preset: str, others: Sequence[str] = (FINAL,)) -> Preset:
     """A preset by its name.
 
     Args:
         name: of the policy, for the message.
         presets: of the policy.
-        preset: its name, or `final`.
+        preset: its name, or one of `others`.
+        others: of `final` and `pixels`, those that go with the policy.
 
     Raises:
         ValueError: an unknown one; the message lists the known ones.
     """
     if preset in presets:
         return presets[preset]
-    if preset == FINAL:
-        return FINAL_PRESET
-    listed = ", ".join(f"{name}@{each}" for each in (*presets, FINAL))
+    if preset in others:
+        return _OF_ALL[preset]
+    listed = ", ".join(f"{name}@{each}" for each in (*presets, *others))
     raise ValueError(f"policy {name!r} has no preset {preset!r}; accepted: {listed}")
 
 

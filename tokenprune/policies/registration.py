@@ -10,8 +10,10 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ..plugins import builtin_only
+from .at_pixels import AtPixels, acts_at_pixels
 from .base import Policy
-from .presets import Preset, preset_among, split_preset
+from .presets import FINAL, PIXELS, Preset, preset_among, split_preset
+from .stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,8 @@ def registry() -> dict[str, type[Policy]]:
 def make_policy(policy: str | Policy, **options: Any) -> Policy:
     """The policy of a name with its options, or a policy instance as it is.
 
-    A name may end with a preset, as `sparsevlm@v2-128`. Options that are given replace those of the preset.
+    A name may end with a preset, as `sparsevlm@v2-128`. Options that are given replace those of the preset. A policy of
+    the vision stage whose name ends with `@pixels`, as `divprune@pixels`, chooses before the vision tower.
 
     Raises:
         UnknownPolicyError: unknown name; the message lists the known ones and suggests the nearest.
@@ -84,7 +87,10 @@ def make_policy(policy: str | Policy, **options: Any) -> Policy:
         if option not in accepted:
             takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes none"
             raise ValueError(f"unknown option {option!r} for policy {policy!r}; {takes}")
-    return cls(**(options if preset is None else {**preset_among(policy, cls.presets, preset).options, **options}))
+    if preset is None:
+        return cls(**options)
+    made = cls(**{**_preset_among(policy, preset).options, **options})
+    return AtPixels(made) if preset == PIXELS and Stage.VISION in made.stages else made
 
 
 def preset_of(policy: object) -> Preset | None:
@@ -97,7 +103,22 @@ def preset_of(policy: object) -> Preset | None:
     name, preset = split_preset(policy) if isinstance(policy, str) else ("", None)
     if preset is None:
         return None
-    return preset_among(name, _class_of(name).presets, preset)
+    return _preset_among(name, preset)
+
+
+def _preset_among(name: str, preset: str) -> Preset:
+    """A preset of the policy of that name. Raises as `preset_of` does."""
+    cls = _class_of(name)
+    return preset_among(name, cls.presets, preset, (FINAL, PIXELS) if _may_act_at_pixels(cls) else (FINAL,))
+
+
+def _may_act_at_pixels(cls: type[Policy]) -> bool:
+    """Whether a policy with its default options acts before the vision tower, or can."""
+    try:
+        policy = cls()
+        return policy.stages == (Stage.PIXELS,) or acts_at_pixels(policy) is None
+    except (TypeError, ValueError):  # it has an option without a default, or a stage that there is not
+        return False
 
 
 def _class_of(name: str) -> type[Policy]:

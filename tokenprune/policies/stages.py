@@ -11,11 +11,13 @@ class Stage(str, Enum):
     A member is equal to its value, so `"vision" in policy.stages` works.
 
     Attributes:
+        PIXELS: before the first layer of the vision encoder, which never sees the tokens that leave.
         ENCODER: between layers of the vision encoder, or before it.
         VISION: between the projector and the language model.
         DECODER: before a decoder layer, during prefill.
     """
 
+    PIXELS = "pixels"
     ENCODER = "encoder"
     VISION = "vision"
     DECODER = "decoder"

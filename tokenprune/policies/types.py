@@ -75,6 +75,8 @@ class VisualTokens:
             itself. None if the input is one tile, or if it is not known.
         is_padding: (N,) bool, on the host, True for tokens of patches that pad the picture to a square, if
             `encoder_spec` asks for them; None if there are none, or if it is not known.
+        pixel_shape: at the stage `"pixels"` with raw pixels, how `features` are laid out: patches of a token, channels,
+            frames, pixels of a patch, whose product is D; None otherwise.
     """
 
     features: Tensor
@@ -91,6 +93,7 @@ class VisualTokens:
     tile_borders: tuple[TileBorders, ...] | None = None
     question_ids: Tensor | None = None
     is_padding: Tensor | None = None
+    pixel_shape: tuple[int, int, int, int] | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]

@@ -175,6 +175,8 @@ def _policy(policy: Any, options: dict[str, Any], names: Mapping[str, str]) -> P
 def _refuse(policy: Policy) -> None:
     """Raise for what no engine that sizes its cache beforehand can do."""
     name = policy.name or type(policy).__name__
+    if "pixels" in policy.stages:
+        raise UnservablePolicyError(name, "vision tower", "acts before the vision tower, which is the engine's own")
     if "encoder" in policy.stages:
         raise UnservablePolicyError(name, "vision tower", "acts inside the vision tower, which is the engine's own")
     if "decoder" in policy.stages:

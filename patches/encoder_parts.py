@@ -1,0 +1,91 @@
+"""All that acts on the vision encoder or reads it: what it does in one call of a feature function."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .encoder_activations import EncoderActivations
+from .encoder_call import EncoderCall
+from .encoder_capture import EncoderCapture, Recording
+from .encoder_stage import EncoderStage
+from .families.base import Family, Kind
+from .padded_patches import padded_patches
+from .pixel_stage import PixelCall, PixelStage
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """The parts of one pruning that hang hooks on the vision encoder; None where there is none.
+
+    Attributes:
+        capture: what a policy reads of it.
+        pixels: lets tokens leave before its first layer.
+        stage: lets tokens leave between its layers.
+    """
+
+    capture: EncoderCapture | None = None
+    pixels: PixelStage | None = None
+    stage: EncoderStage | None = None
+
+    def __iter__(self) -> Iterator[EncoderCapture | PixelStage | EncoderStage]:
+        return iter([part for part in (self.capture, self.pixels, self.stage) if part is not None])
+
+    @contextlib.contextmanager
+    def running(self, kind: Kind, arguments: Mapping[str, Any]) -> Iterator[EncoderRun]:
+        """Record and let tokens leave in a block that runs the feature function, in this thread alone.
+
+        Args:
+            kind: of the visual inputs.
+            arguments: of the feature function.
+        """
+        with contextlib.ExitStack() as stack:
+            yield EncoderRun(
+                self,
+                kind,
+                None if self.capture is None else stack.enter_context(self.capture.recording(arguments)),
+                None if self.pixels is None else stack.enter_context(self.pixels.cutting(kind)),
+                None if self.stage is None else stack.enter_context(self.stage.cutting()),
+            )
+
+
+@dataclass
+class EncoderRun:
+    """What the parts noted in one call of a feature function."""
+
+    parts: EncoderParts
+    kind: Kind
+    recording: Recording | None
+    pixels: PixelCall | None
+    cut: EncoderCall | None
+
+    def activations(
+        self, base: Any, family: Family, lengths: list[int], arguments: Mapping[str, Any], named: Mapping[str, Any]
+    ) -> EncoderActivations | None:
+        """By visual input; None where nothing was read and nothing could leave.
+
+        Args:
+            base: the base model.
+            family: its facts.
+            lengths: placeholders of each input.
+            arguments: of the feature function, without pixels.
+            named: with them.
+
+        Raises:
+            ValueError: for an answer of the policy inside the encoder that is not as it should be.
+        """
+        parts, found = self.parts, None
+        if parts.capture is not None and self.recording is not None:
+            restoring = self.cut if self.cut is not None else self.pixels
+            raster = {} if restoring is None else {"whole_raster": restoring.whole_raster}
+            found = parts.capture.by_input(self.recording, self.kind, lengths, arguments, **raster)
+            if parts.capture.looks_for_padding:
+                found.padding = padded_patches(base, family, self.kind, lengths, named)
+        if parts.pixels is not None and self.pixels is not None:
+            found = found or EncoderActivations()
+            parts.pixels.mark_kept(self.pixels, found, lengths)
+        if parts.stage is not None and self.cut is not None:
+            found = parts.stage.mark_kept(self.cut, found or EncoderActivations(), self.kind, lengths, arguments)
+        return found

@@ -27,7 +27,7 @@ def read_attention(
 
     Args:
         spec: of the policy.
-        query, key: (B, H, M, d) of the layer.
+        query, key: (B, H, M, d) of the layer; keys may have fewer heads.
         has_cls: whether token 0 is CLS; it is left out of the answer.
         scaling: of its scores; None: 1 / sqrt(d).
 
@@ -41,6 +41,8 @@ def read_attention(
     rows = _rows(spec, has_cls)
     if rows is None:
         return values
+    if key.shape[1] != query.shape[1]:  # several heads of queries share keys
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     if spec.joined_heads:
         query, key, scaling = _joined(query)[:, None], _joined(key)[:, None], None
     start, stop = (0, 1) if rows == "cls" else (0 if spec.cls_query else skip, query.shape[2])
@@ -197,4 +199,7 @@ class EncoderCapture:
     def _read_patches(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         recording = _RECORDING.get()
         if recording is not None:
-            recording.add("patches", args[0].detach()[None])
+            patches = args[0].detach()
+            if patches.ndim == 4:  # a convolution takes the patches of a token as a square
+                patches = patches.flatten(2).mT.flatten(0, 1)
+            recording.add("patches", patches[None])

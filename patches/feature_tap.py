@@ -84,7 +84,7 @@ class FeatureTap:
         arguments = {
             name: value.cpu() if isinstance(value, Tensor) and value.dtype == torch.int64 else value
             for name, value in named.items()
-            if not name.startswith("pixel_values")
+            if "pixel_values" not in name
         }
         with contextlib.ExitStack() as stack:
             notes = None if self.capture is None else stack.enter_context(self.capture.recording(arguments))

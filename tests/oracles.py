@@ -19,7 +19,7 @@ import torch
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.cache import cache_among
 
-from .families import FAMILIES, text_of
+from .families import CASES, text_of
 
 STEPS = 9  # prefill, then eight decode steps
 
@@ -57,7 +57,8 @@ def text_inputs(model, inputs: dict[str, Any]) -> dict[str, Any]:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
     positions = positions.expand(*positions.shape[:-2], *embeds.shape[:2]).clone()
     planes = {k: seen[k] for k in ("visual_pos_masks", "deepstack_visual_embeds") if seen.get(k) is not None}
-    return dict(embeds=embeds, positions=positions, mask=mask.bool(), planes=planes)
+    aligned = {k: seen[k] for k in CASES[model.config.model_type].aligned if seen.get(k) is not None}
+    return dict(embeds=embeds, positions=positions, mask=mask.bool(), planes=planes, aligned=aligned)
 
 
 def keep_mask(batch, records) -> torch.Tensor:
@@ -84,7 +85,7 @@ def _decode(model, text: dict[str, Any], steps: int) -> Run:
     """Greedy decoding by the stock text model from prepared prefill inputs."""
     lm, cache, logits, tokens = text_of(model), None, [], []
     embeds, positions, mask = text["embeds"], text["positions"], text["mask"]
-    planes = text["planes"]
+    planes = {**text["planes"], **text["aligned"]}
     for step in range(steps):
         out = lm(
             inputs_embeds=embeds,
@@ -94,9 +95,10 @@ def _decode(model, text: dict[str, Any], steps: int) -> Run:
             use_cache=True,
             **planes,
         )
-        cache, planes = out.past_key_values, {}
+        cache = out.past_key_values
         logits.append(model.lm_head(out.last_hidden_state[:, -1]).float())
         tokens.append(logits[-1].argmax(-1))
+        planes = CASES[model.config.model_type].step(model, tokens[-1][:, None])
         embeds = model.get_input_embeddings()(tokens[-1])[:, None]
         positions = positions[..., -1:] + 1
         if mask is not None:
@@ -127,7 +129,7 @@ def masked(
     text["mask"] = text["mask"] & keep
     if isinstance(positions, str) and positions == "compact":
         renumber(text, keep)
-    if FAMILIES[model.config.model_type].blocks:
+    if CASES[model.config.model_type].blocks:
         return _decode_from_the_top(model, batch, text, steps)
     return _decode(model, text, steps)
 
@@ -249,8 +251,9 @@ def native_short(
             positions=text["positions"][..., row : row + 1, columns],
             mask=None,
             planes=planes,
+            aligned={name: value[row : row + 1, columns] for name, value in text["aligned"].items()},
         )
-        blocks = FAMILIES[model.config.model_type].blocks
+        blocks = CASES[model.config.model_type].blocks
         if blocks:
             # Pictures that stand side by side are one block, and remain one.
             first = block_mask(batch.inputs["token_type_ids"][row], blocks)[..., columns, :][..., columns]
@@ -266,44 +269,58 @@ def assert_same(run: Run, oracle: Run, atol: float = 1e-5) -> None:
     torch.testing.assert_close(run.logits, oracle.logits, rtol=0, atol=atol)
 
 
-def prune(model, batch, policy, keep, positions: str, **options) -> tuple[Run, torch.Tensor, list]:
+def prune(model, batch, policy, keep, positions: str, steps: int = STEPS, **options) -> tuple[Run, torch.Tensor, list]:
     """A pruned run, what the text model was fed at prefill, and the report."""
     fed: list[torch.Tensor] = []
     with pruning(model, policy, keep, budget="final", positions=positions, **options):
         handle = text_of(model).register_forward_pre_hook(
             lambda m, a, k: fed.append(k["inputs_embeds"]), with_kwargs=True
         )
-        run = generate(model, batch.inputs)
+        run = generate(model, batch.inputs, steps)
         handle.remove()
         return run, fed[0], pruning_report(model)
 
 
 def check_against_oracles(
-    model, batch, policy, keep, positions: str, changes_features: bool = False, **options
+    model,
+    batch,
+    policy,
+    keep,
+    positions: str,
+    changes_features: bool = False,
+    steps: int = STEPS,
+    oracles: str = "masked, native-short",
+    **options,
 ) -> list:
     """Prune, generate, and hold tokens and logits against both oracles. Returns the report.
 
     Policies that change features are held against the stock model fed the same features; all others
-    must have fed it the stock embeddings to the bit.
+    must have fed it the stock embeddings to the bit. `oracles` names those that are asked.
     """
-    run, fed, records = prune(model, batch, policy, keep, positions, **options)
+    run, fed, records = prune(model, batch, policy, keep, positions, steps, **options)
     kept = keep_mask(batch, records)
-    same = dict(fed=fed, changed=changes_features)
-    if FAMILIES[model.config.model_type].hybrid:
+    same = dict(fed=fed, changed=changes_features, steps=steps)
+    if CASES[model.config.model_type].hybrid:
         assert_same(run, native_short(model, batch, kept, positions, **same), atol=1e-3)
         return records
-    assert_same(run, masked(model, batch, kept, positions, **same))
-    assert_same(run, native_short(model, batch, kept, positions, **same))
+    if "masked" in oracles:
+        assert_same(run, masked(model, batch, kept, positions, **same))
+    if "native-short" in oracles:
+        assert_same(run, native_short(model, batch, kept, positions, **same))
     return records
 
 
-def check_decoder_stage(model, batch, policy, keep=0.3, positions: str = "original", **options) -> list:
+def check_decoder_stage(
+    model, batch, policy, keep=0.3, positions: str = "original", steps: int = STEPS, **options
+) -> list:
     """Prune, generate, and hold tokens and logits against layers that hide what was cut. Returns the report."""
     with pruning(model, policy, keep, budget="final", positions=positions, **options):
-        run = generate(model, batch.inputs)
+        run = generate(model, batch.inputs, steps)
         records = pruning_report(model)
     upper = upper_masks(batch, records)
     kept = keep_mask(batch, records)
-    oracle = deep_masked(model, batch, kept, upper, positions) if upper else masked(model, batch, kept, positions)
-    assert_same(run, oracle)
+    if upper:
+        assert_same(run, deep_masked(model, batch, kept, upper, positions, steps))
+    else:
+        assert_same(run, masked(model, batch, kept, positions, steps))
     return records

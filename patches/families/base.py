@@ -100,8 +100,8 @@ class EncoderFacts:
         has_cls: whether token 0 is a CLS token, `has_cls(base)`.
         projector: attribute path of the pointwise projector, where tokens before and after it are one-to-one; None
             otherwise.
-        merger: the module that gets patches, (M, C), and makes one token of several, `merger(base)`; None where there
-            is none, or where its input is not to be read.
+        merger: the module that gets patches, (M, C) or (tokens, C, s, s), and makes one token of several,
+            `merger(base)`; None where there is none, or where its input is not to be read.
         packed: where the encoder takes all inputs as one sequence, the length of each in it,
             `packed(base, arguments)`; None where that is not known.
         layers: the layers of the vision encoder up to the one whose output the projector reads, `layers(base)`; None
@@ -129,6 +129,12 @@ def as_returned(config: Any, lengths: list[int]) -> list[int]:
     return lengths
 
 
+def named_token(config: Any, kind: Kind) -> int:
+    """The default of `Family.placeholder`."""
+    token: int = getattr(config, f"{kind}_token_id")
+    return token
+
+
 def no_extras(pruned: PrunedSequence) -> dict[str, Any]:
     """The default of `Family.extras`."""
     return {}
@@ -144,10 +150,12 @@ class Family:
         default_keep: keep ratio where the caller gives none; conservative.
         text_model: attribute path of the text model inside the base model.
         kinds: visual inputs that the family takes.
+        placeholder: id of the token that stands for a kind of visual input, `placeholder(config, kind)`.
         shape: layout of one visual input.
         lengths: placeholders of each visual input, given the lengths of what the feature function returns,
             `lengths(config, returned)`: some return several inputs as one.
         extras: new values of further arguments of the text model that are aligned with the sequence.
+        layer_arguments: further arguments of decoder layers that have a value for each column, (B, L, ...).
         encoder: facts about the vision encoder, for policies that read it.
         masks: who builds 4-D attention masks: the `"text"` model, or the `"base"` model above it.
         first_position: position id of a sequence's first token.
@@ -165,9 +173,11 @@ class Family:
     default_keep: float = 0.25
     text_model: str = "language_model"
     kinds: tuple[Kind, ...] = ("image",)
+    placeholder: Callable[[Any, Kind], int] = named_token
     shape: Callable[[InputFacts], VisualShape] = unknown_shape
     lengths: Callable[[Any, list[int]], list[int]] = as_returned
     extras: Callable[[PrunedSequence], dict[str, Any]] = no_extras
+    layer_arguments: tuple[str, ...] = ()
     encoder: EncoderFacts | None = None
     masks: Literal["text", "base"] = "text"
     first_position: int = 0

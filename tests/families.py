@@ -153,6 +153,9 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
             for j, run in enumerate(next(counts[kind])):
                 if j:
                     sequence += text(2)  # a timestamp, a break
+                if j and case.by_frame and part.frames:
+                    visuals.append((row, columns, kind))
+                    columns = []
                 sequence += [VISION_START] if case.fenced else []
                 columns += range(len(sequence), len(sequence) + run)
                 sequence += [token] * run
@@ -187,8 +190,8 @@ def small_batch(name: str, video: bool = False) -> Batch:
     case, (a, b, c) = CASES[name], (CASES[name].sizes * 3)[:3]
     if not video:
         return make_batch(name, [[3, Picture(a), 5], [2, Picture(b), 3, Picture(c), 4], [11]])
-    clip = Picture((4, 4), 2)
-    other = clip if name in ANYRES else Picture((4, 6), 2)
+    clip, wide = (Picture((4 * case.scale, width * case.scale), 2) for width in (4, 6))
+    other = clip if name in ANYRES else wide
     second = Picture(a) if case.mixed else clip
     return make_batch(name, [[3, clip, 4], [2, second, 2, other, 3], [9]])
 

@@ -191,6 +191,8 @@ class FamilyCase:
         step: arguments of the text model at a decode step, `step(model, tokens)`.
         mixed: whether a batch may have images and videos.
         frames: of a video of two frames, (T, H, W)[0] of its raster.
+        scale: of videos, over 4 x 4 patches.
+        by_frame: whether each frame of a video is an input of its own.
         raster: whether tokens of a picture lie in a raster.
     """
 
@@ -209,4 +211,6 @@ class FamilyCase:
     step: Callable[[Any, Tensor], dict[str, Tensor]] = nothing
     mixed: bool = True
     frames: int = 2
+    scale: int = 1
+    by_frame: bool = False
     raster: bool = True

@@ -57,9 +57,11 @@ def test_images(family):
 
 @pytest.mark.parametrize("family", VIDEOS)
 def test_videos(family):
+    case = CASES[family]
     records = check(family, small_batch(family, video=True))
-    assert [r.kind for r in records] == ["video", "image" if CASES[family].mixed else "video", "video"]
-    assert all(r.grid is not None and r.grid[0] == CASES[family].frames for r in records if r.kind == "video")
+    clip = ["video"] * (2 if case.by_frame else 1)  # frames of it, or the whole
+    assert [r.kind for r in records] == [*clip, *(["image"] if case.mixed else clip), *clip]
+    assert all(r.grid is not None and r.grid[0] == case.frames for r in records if r.kind == "video")
 
 
 @pytest.mark.parametrize("family", CASES)

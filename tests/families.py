@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 import transformers
 
+from tokenprune.patches.families.base import Family
 from tokenprune.patches.families.registry import family_by_type
 
 from . import builders
@@ -109,7 +110,18 @@ def get_model(name: str):
     if name not in _MODELS:
         torch.manual_seed(0)
         _MODELS[name] = spread_weights(CASES[name].build())
+        _MODELS[name].case_name = name
     return _MODELS[name]
+
+
+def case_of(model) -> FamilyCase:
+    """What tests know of a model's family."""
+    return CASES[getattr(model, "case_name", model.config.model_type)]
+
+
+def facts_of(name: str) -> Family:
+    """What the library knows of a case's family."""
+    return family_by_type(CASES[name].model_type or name)
 
 
 def text_of(model):
@@ -168,7 +180,7 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
     mask = torch.tensor([[0] * (length - len(s)) + [1] * len(s) for s in ids])
     inputs = dict(input_ids=input_ids, attention_mask=mask, **pixels)
     inputs |= case.further(input_ids, visuals, inspect.signature(model.forward).parameters)
-    if case.blocks:
+    if case.blocks in ("picture", "prompt"):
         inputs["token_type_ids"] = (input_ids == IMAGE).long() * (case.blocks == "picture")
     return Batch(inputs, visuals)
 

@@ -180,14 +180,17 @@ class FamilyCase:
         video: whether it takes videos.
         hybrid: whether it has linear-attention layers: a token that is masked in attention still passes
             those, so the masked oracle says nothing; and they compute in float32.
-        blocks: what attends to itself both ways, each `"picture"` or the whole `"prompt"`.
+        blocks: what attends to itself both ways, each `"picture"` or the whole `"prompt"`. Pictures as
+            `mm_token_type_ids` tell them: `"sliding"`, in sliding-window layers alone, or `"both"`, in all.
         config: its class of configs in transformers; "" where all supported versions have it.
+        model_type: of the family, where it is not the name of the case.
         pixels: vision inputs of a batch, as the family's processor would shape them.
         runs: placeholders of each visual input of a kind, by unbroken run.
         fenced: whether a token stands before each run, and one behind it.
         video_token: placeholder of videos.
         further: further inputs of the model, `further(ids, visuals, accepted)`.
         aligned: arguments of the text model that have a value for each column, (B, L, ...).
+        as_padding: whether the model embeds a placeholder that it has generated as padding.
         step: arguments of the text model at a decode step, `step(model, tokens)`.
         mixed: whether a batch may have images and videos.
         frames: of a video of two frames, (T, H, W)[0] of its raster.
@@ -202,12 +205,14 @@ class FamilyCase:
     hybrid: bool = False
     blocks: str = ""
     config: str = ""
+    model_type: str = ""
     pixels: Callable[[Rows, Any], dict[str, Tensor]] = square_pictures
     runs: Callable[[Any, dict[str, Tensor], str], Runs] = runs_of_features
     fenced: bool = False
     video_token: int = VIDEO
     further: Callable[..., dict[str, Tensor]] = nothing
     aligned: tuple[str, ...] = ()
+    as_padding: bool = False
     step: Callable[[Any, Tensor], dict[str, Tensor]] = nothing
     mixed: bool = True
     frames: int = 2

@@ -19,7 +19,8 @@ import torch
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.cache import cache_among
 
-from .families import CASES, text_of
+from .builders import IMAGE, VIDEO
+from .families import case_of, text_of
 
 STEPS = 9  # prefill, then eight decode steps
 
@@ -57,7 +58,7 @@ def text_inputs(model, inputs: dict[str, Any]) -> dict[str, Any]:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
     positions = positions.expand(*positions.shape[:-2], *embeds.shape[:2]).clone()
     planes = {k: seen[k] for k in ("visual_pos_masks", "deepstack_visual_embeds") if seen.get(k) is not None}
-    aligned = {k: seen[k] for k in CASES[model.config.model_type].aligned if seen.get(k) is not None}
+    aligned = {k: seen[k] for k in case_of(model).aligned if seen.get(k) is not None}
     return dict(embeds=embeds, positions=positions, mask=mask.bool(), planes=planes, aligned=aligned)
 
 
@@ -98,8 +99,10 @@ def _decode(model, text: dict[str, Any], steps: int) -> Run:
         cache = out.past_key_values
         logits.append(model.lm_head(out.last_hidden_state[:, -1]).float())
         tokens.append(logits[-1].argmax(-1))
-        planes = CASES[model.config.model_type].step(model, tokens[-1][:, None])
-        embeds = model.get_input_embeddings()(tokens[-1])[:, None]
+        case, fed = case_of(model), tokens[-1][:, None]
+        if case.as_padding:
+            fed = fed.masked_fill((fed == IMAGE) | (fed == VIDEO), 0)
+        planes, embeds = case.step(model, fed), model.get_input_embeddings()(fed)
         positions = positions[..., -1:] + 1
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -129,7 +132,7 @@ def masked(
     text["mask"] = text["mask"] & keep
     if isinstance(positions, str) and positions == "compact":
         renumber(text, keep)
-    if CASES[model.config.model_type].blocks:
+    if case_of(model).blocks:
         return _decode_from_the_top(model, batch, text, steps)
     return _decode(model, text, steps)
 
@@ -156,15 +159,14 @@ def _decode_from_the_top(model, batch, text: dict[str, Any], steps: int) -> Run:
     return Run(torch.stack(tokens, 1), torch.stack(logits))
 
 
-def block_mask(types: torch.Tensor, blocks: str) -> torch.Tensor:
-    """(1, 1, n, n) bool of a row without padding: causal, and both ways within a picture or the prompt."""
-    n = len(types)
+def same_block(types: torch.Tensor, blocks: str) -> torch.Tensor:
+    """(1, 1, n, n) bool of a row without padding: which columns are of one picture, or of the prompt."""
     block = (types == 0).long() if blocks == "prompt" else (types != 0).long()
     if blocks == "picture":
         starts = (block == 1) & torch.nn.functional.pad(block[:-1] == 0, (1, 0), value=True)
         block = torch.where(block == 1, starts.cumsum(0), 0)
     same = (block[:, None] == block) & (block > 0)
-    return (torch.ones(n, n, dtype=torch.bool).tril() | same)[None, None]
+    return same[None, None]
 
 
 def without(keep: torch.Tensor, batch, kept: list[list[int] | None]) -> torch.Tensor:
@@ -253,13 +255,18 @@ def native_short(
             planes=planes,
             aligned={name: value[row : row + 1, columns] for name, value in text["aligned"].items()},
         )
-        blocks = CASES[model.config.model_type].blocks
+        blocks = case_of(model).blocks
         if blocks:
             # Pictures that stand side by side are one block, and remain one.
-            first = block_mask(batch.inputs["token_type_ids"][row], blocks)[..., columns, :][..., columns]
+            types = batch.inputs["mm_token_type_ids" if blocks in ("sliding", "both") else "token_type_ids"][row]
+            kind = blocks if blocks == "prompt" else "picture"
+            same = same_block(types, kind)[..., columns, :][..., columns]
+            causal = torch.ones_like(same).tril()
+            within = torch.ones_like(same) if window is None else torch.ones_like(same).triu(1 - window)
+            near = causal & within | same if blocks == "both" else (causal | same) & within
+            far = causal if blocks == "sliding" else causal | same
             kinds = getattr(text_of(model).config, "layer_types", None)
-            near = first if window is None else first & torch.ones_like(first).triu(1 - window)
-            short["first"] = {k: near if k == "sliding_attention" else first for k in set(kinds)} if kinds else first
+            short["first"] = {k: near if k == "sliding_attention" else far for k in set(kinds)} if kinds else far
         runs.append(_decode(model, short, steps))
     return Run(torch.cat([r.tokens for r in runs]), torch.cat([r.logits for r in runs], 1))
 
@@ -300,7 +307,7 @@ def check_against_oracles(
     run, fed, records = prune(model, batch, policy, keep, positions, steps, **options)
     kept = keep_mask(batch, records)
     same = dict(fed=fed, changed=changes_features, steps=steps)
-    if CASES[model.config.model_type].hybrid:
+    if case_of(model).hybrid:
         assert_same(run, native_short(model, batch, kept, positions, **same), atol=1e-3)
         return records
     if "masked" in oracles:

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
-from tokenprune.patches.families.registry import family_by_type
 
-from .families import ALIKE, MORE, Batch, get_model, small_batch
+from .families import ALIKE, MORE, Batch, facts_of, get_model, small_batch
 from .oracles import (
     assert_same,
     check_against_oracles,
@@ -28,8 +27,8 @@ from .support.snapshot import snapshot
 
 CASES = {**ALIKE, **MORE}
 VIDEOS = [name for name, case in CASES.items() if case.video]
-READABLE = [name for name in CASES if family_by_type(name).encoder is not None]
-TOWERS = [name for name in READABLE if family_by_type(name).encoder.layers is not None]
+READABLE = [name for name in CASES if facts_of(name).encoder is not None]
+TOWERS = [name for name in READABLE if facts_of(name).encoder.layers is not None]
 STEPS = 3
 
 
@@ -106,7 +105,7 @@ def test_second_turn(family):
 @pytest.mark.parametrize("family", CASES)
 def test_decoder_stage(family):
     """Tokens leave between decoder layers, or the reason is given why they cannot."""
-    model, reason = get_model(family), family_by_type(family).no_decoder_stage
+    model, reason = get_model(family), facts_of(family).no_decoder_stage
     if reason is not None:
         with pytest.raises(ValueError, match="does not allow") as error:
             apply_pruning(model, "fastv")
@@ -119,7 +118,7 @@ def test_decoder_stage(family):
 @pytest.mark.parametrize("family", CASES)
 def test_encoder_stage(family):
     """Tokens leave inside the vision encoder, or the reason is given why they cannot."""
-    model, facts = get_model(family), family_by_type(family)
+    model, facts = get_model(family), facts_of(family)
     if family in TOWERS:
         check_against_oracles(model, small_batch(family), "flowcut", 0.3, "original", True, STEPS, every=1)
         return

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ...policies.types import Grid, TileBorders
+from ..cache import PrunedCacheError
 from ..packing import Packing
 
 Kind = Literal["image", "video"]
@@ -82,6 +83,34 @@ class PrunedSequence:
     arguments: Mapping[str, Any]
     keep: Tensor
     packing: Packing
+
+
+@dataclass(frozen=True)
+class MaskInputs:
+    """A sequence that has lost columns, for `Family.build_masks`.
+
+    Attributes:
+        base: the base model.
+        arguments: of the base model, for the whole sequence.
+        embeds: (B, M, D), what the text model is fed.
+        packing: which columns stay, and where.
+        valid: (B, P + M) bool, False at padding, over what the cache holds as well.
+        cache: the KV cache, or None.
+    """
+
+    base: Any
+    arguments: Mapping[str, Any]
+    embeds: Tensor
+    packing: Packing
+    valid: Tensor
+    cache: Any
+
+    def refuse_past(self) -> None:
+        """Raise `PrunedCacheError` for a picture in a later turn, where masks do not reach back."""
+        if self.valid.shape[1] > self.embeds.shape[1]:
+            raise PrunedCacheError(
+                "a picture in a later turn is not supported on sliding-window layers with pruning; start a fresh cache"
+            )
 
 
 def no_cls(base: Any) -> bool:
@@ -158,6 +187,9 @@ class Family:
         layer_arguments: further arguments of decoder layers that have a value for each column, (B, L, ...).
         encoder: facts about the vision encoder, for policies that read it.
         masks: who builds 4-D attention masks: the `"text"` model, or the `"base"` model above it.
+        build_masks: makes the attention masks of a sequence that has lost columns, where the base model builds them;
+            None: they are cut out of those of the whole sequence.
+        head_compares_lengths: whether the head takes `logits_to_keep` only of a sequence as long as its own input.
         first_position: position id of a sequence's first token.
         no_encoder_stage: why policies cannot act inside the vision encoder, where `encoder` names no layers, and cannot
             read it, where `encoder` is None.
@@ -180,6 +212,8 @@ class Family:
     layer_arguments: tuple[str, ...] = ()
     encoder: EncoderFacts | None = None
     masks: Literal["text", "base"] = "text"
+    build_masks: Callable[[MaskInputs], Any] | None = None
+    head_compares_lengths: bool = False
     first_position: int = 0
     no_encoder_stage: str = "what it makes of a picture after its tower needs the whole raster"
     no_decoder_stage: str | None = None

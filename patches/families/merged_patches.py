@@ -83,4 +83,5 @@ def mean_of_patches(patches: Tensor, grid: Any, merge: Grid, by_row: bool) -> Te
         blocks = patches.unflatten(0, (t, -1, height * width)).mean(2)
     if t > 1:
         blocks = blocks[: t // frames * frames].unflatten(0, (-1, frames)).mean(1)
-    return blocks.flatten(0, 1)
+    tokens: Tensor = blocks.flatten(0, 1)
+    return tokens

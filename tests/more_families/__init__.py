@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ..family_case import FamilyCase
-from . import glm, patches, towers
+from . import gemma, glm, patches, towers
 
-MORE: dict[str, FamilyCase] = {**glm.CASES, **patches.CASES, **towers.CASES}
+MORE: dict[str, FamilyCase] = {**gemma.CASES, **glm.CASES, **patches.CASES, **towers.CASES}

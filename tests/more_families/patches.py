@@ -216,7 +216,8 @@ CASES = {
     "exaone4_5": replace(PLAIN, config="Exaone4_5_Config"),
     "hyperclovax_vision_v2": replace(PLAIN, build=hyperclovax_vision_v2, config="HyperCLOVAXVisionV2Config"),
     "kimi_k25": replace(
-        PLAIN, build=kimi_k25, config="Kimi_K25Config", pixels=_as_pictures, runs=runs_of_features, frames=1
+        PLAIN, build=kimi_k25, config="Kimi_K25Config", pixels=_as_pictures, runs=runs_of_features, frames=1,
+        as_padding=True,
     ),
     "minimax_m3_vl": replace(PLAIN, build=minimax_m3_vl, config="MiniMaxM3VLConfig"),
     "video_llama_3": replace(

@@ -8,13 +8,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..builders import IMAGE, LLAVA_SIDE, PATCH, QWEN_IDS, SIGLIP, TEXT, VIDEO, mrope_text, qwen3_5_text
+from ..builders import IMAGE, LLAVA_SIDE, PATCH, QWEN_IDS, SIGLIP, TEXT, qwen3_5_text
 from ..family_case import (
     FamilyCase,
     Rows,
     by_row,
     runs_by_raster_row,
-    runs_of_features,
     runs_of_tiles,
     sized,
     square_pictures,

@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from tokenprune.patches.families.base import EncoderValues
-from tokenprune.patches.families.registry import family_by_type
 from tokenprune.patches.feature_source import feature_lengths
 from tokenprune.patches.modules import named_arguments
 
-from ..families import CASES, get_model, small_batch
+from ..families import CASES, facts_of, get_model, small_batch
 from ..family_case import feature_arguments
 
 #: Families that blend patches of neighbouring tokens, so that no token has patches of its own.
 BLENDED = {"llava_onevision", "llava_next_video"}
-READABLE = [name for name in CASES if family_by_type(name).encoder is not None and name not in BLENDED]
+READABLE = [name for name in CASES if facts_of(name).encoder is not None and name not in BLENDED]
 
 
 def kinds(family):
@@ -28,7 +27,7 @@ def layer_of(base, attention):
 @pytest.mark.parametrize(("family", "kind"), [(family, kind) for family in READABLE for kind in kinds(family)])
 def test_a_token_gets_the_values_of_its_patches(family, kind):
     """Attention is silenced, so that patches do not mix. A token depends on those that it is made of, and no other."""
-    base, facts = get_model(family).model, family_by_type(family)
+    base, facts = get_model(family).model, facts_of(family)
     inputs = small_batch(family, kind == "video").inputs
     attention = facts.encoder.attention(base, "feature")
     entered = []

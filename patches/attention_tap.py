@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 _PREFIX = "tokenprune_"
 
-#: Called with (module, query (B, H, Q, d), key and value (B, H_kv, N, d), keyword arguments of the kernel).
+#: Called with (module, query (B, H, Q, d), key and value (B, H_kv, N, d), arguments of the kernel by name).
 Reader = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]], None]
 
 
@@ -57,7 +57,7 @@ class AttentionTap:
 def _proxy(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     tap: AttentionTap = module.config._tokenprune_tap
     name = tap._config._attn_implementation or "eager"
-    tap.reader(module, query, key, value, kwargs)
+    tap.reader(module, query, key, value, {"attention_mask": args[0], **kwargs} if args else kwargs)
     if name == "eager":  # not in the table: each modelling file has its own
         kernel = sys.modules[type(module).__module__].eager_attention_forward
     else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class ForwardCall:
         logits_to_keep: which columns the head computes logits for, if it was given some.
         visual: what is visual in this call; None without pictures.
         layout: what the KV cache holds once the text model has run.
-        mask: the caller's attention mask, where the base model replaces it by masks of its own.
+        base_arguments: of the base model, where it builds masks.
         shrunk: whether this call's sequence differs from what the caller passed.
         decoder: state of the decoder stage in a call that may drop tokens there.
         continuation: the same in a call that drops none, on a cache that was cut at decoder layers.
@@ -62,7 +62,7 @@ class ForwardCall:
     logits_to_keep: LogitsToKeep | None = None
     visual: VisualInputs | None = None
     layout: Layout | None = None
-    mask: Any = None
+    base_arguments: Mapping[str, Any] = field(default_factory=dict)
     shrunk: bool = False
     decoder: DecoderCall | None = None
     continuation: DecoderContinuation | None = None

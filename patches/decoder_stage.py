@@ -86,6 +86,9 @@ class DecoderStage:
         if decoder.packing is not None:
             new["position_embeddings"] = decoder.rotary(kwargs["position_embeddings"])
             new["position_ids"] = None
+            for name in self.config.family.layer_arguments:
+                if new.get(name) is not None:
+                    new[name] = decoder.packing.take(new[name])
         follows = kwargs.get("cache_position") is not None
         # Without padding and without a past the kernel needs no mask, here as below.
         if kwargs["attention_mask"] is not None or follows or self._windowed[i] or not decoder.sees_all:

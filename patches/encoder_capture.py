@@ -22,15 +22,21 @@ logger = logging.getLogger(__name__)
 
 
 def read_attention(
-    spec: EncoderSpec, query: Tensor, key: Tensor, has_cls: bool, scaling: float | None
+    spec: EncoderSpec,
+    query: Tensor,
+    key: Tensor,
+    has_cls: bool,
+    scaling: float | None,
+    real: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What a policy's `EncoderSpec` means on one attention layer.
 
     Args:
         spec: of the policy.
-        query, key: (B, H, M, d) of the layer.
+        query, key: (B, H, M, d) of the layer; keys may have fewer heads.
         has_cls: whether token 0 is CLS; it is left out of the answer.
         scaling: of its scores; None: 1 / sqrt(d).
+        real: (B, M) bool, False at padding; None: there is none.
 
     Returns:
         of the N tokens that are not CLS, what the spec names: `"attention"` (B, N, 1) float32, `"keys"` (B, N, C).
@@ -42,12 +48,26 @@ def read_attention(
     rows = _rows(spec, has_cls)
     if rows is None:
         return values
+    if key.shape[1] != query.shape[1]:  # several heads of queries share keys
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     if spec.joined_heads:
         query, key, scaling = _joined(query)[:, None], _joined(key)[:, None], None
     start, stop = (0, 1) if rows == "cls" else (0 if spec.cls_query else skip, query.shape[2])
     asking = torch.arange(start, stop, device=query.device)
-    values["attention"] = attention_received(query, key, rows=asking, scaling=scaling)[:, skip:, None]
+    if real is not None:
+        within = torch.arange(query.shape[2], device=query.device)
+        asking = real & (within >= start) & (within < stop)
+    values["attention"] = attention_received(query, key, rows=asking, mask=real, scaling=scaling)[:, skip:, None]
     return values
+
+
+def _not_padding(mask: Any) -> Tensor | None:
+    """(B, N) bool, which keys a kernel's mask lets all queries see; None where it hides none, or tells more."""
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        return None
+    keys = mask if mask.ndim == 2 else mask[:, 0, 0]
+    seen = keys.bool() if mask.ndim == 2 else keys if mask.dtype == torch.bool else keys == 0
+    return None if bool(seen.all()) else seen
 
 
 def _rows(spec: EncoderSpec, has_cls: bool) -> str | None:
@@ -160,11 +180,14 @@ class EncoderCapture:
         if recording is None:
             return
         borders = kwargs.get("cu_seq_lens_q")  # FlashAttention takes all chunks of a Qwen tower at once
+        together = recording.packed is not None or borders is not None  # masks, if any, tell inputs apart
+        real = None if together else _not_padding(kwargs.get("attention_mask"))
         lengths = [query.shape[2]] if borders is None else (borders[1:] - borders[:-1]).tolist()
         lengths = recording.packed or lengths
         with torch.no_grad():
             for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-                for name, values in read_attention(self.spec, q, k, self.has_cls, kwargs.get("scaling")).items():
+                read = read_attention(self.spec, q, k, self.has_cls, kwargs.get("scaling"), real)
+                for name, values in read.items():
                     recording.add(name, values)
 
     def _read_features(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -175,4 +198,7 @@ class EncoderCapture:
     def _read_patches(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         recording = _RECORDING.get()
         if recording is not None:
-            recording.add("patches", args[0].detach()[None])
+            patches = args[0].detach()
+            if patches.ndim == 4:  # a convolution takes the patches of a token as a square
+                patches = patches.flatten(2).mT.flatten(0, 1)
+            recording.add("patches", patches[None])

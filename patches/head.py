@@ -79,6 +79,18 @@ class LogitsToKeep:
         self.columns.data = new[0].to(self.columns.device)
 
 
+def keep_columns(output: Any, wanted: int | Tensor) -> None:
+    """Cut a base model's output to the columns that its head wants, for a head that would not do so itself.
+
+    Args:
+        output: of the base model, or None, where it failed.
+        wanted: as for `LogitsToKeep`, in the sequence that is left.
+    """
+    hidden = getattr(output, "last_hidden_state", None)
+    if hidden is not None and (isinstance(wanted, Tensor) or wanted):
+        output.last_hidden_state = hidden[:, wanted if isinstance(wanted, Tensor) else slice(-wanted, None)]
+
+
 def labels_among(arguments: dict[str, Any]) -> Tensor | None:
     """The labels of a call."""
     labels = arguments.get("labels")

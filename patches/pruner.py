@@ -24,7 +24,7 @@ from .encoder_stage import EncoderStage
 from .families.base import Family, Kind
 from .feature_source import FeatureSource
 from .feature_tap import encoding
-from .head import LogitsToKeep, labels_among
+from .head import LogitsToKeep, keep_columns, labels_among
 from .modules import arguments_by_name
 from .packing import Packing
 from .past import Past
@@ -186,13 +186,15 @@ class Pruner(Unpicklable):
         call.visual = visual
         if config.family.masks == "text":
             return None
-        call.mask = arguments.get("attention_mask")
+        call.base_arguments = arguments
         cache = cache_among(arguments)
         return None if layout_of(cache) is None else ((), base_inputs_on_pruned_cache(config, arguments, cache))
 
     def leave_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the base model, or an error in it: the call is over."""
-        self.calls.leave(len(self.config.heads))
+        call = self.calls.leave(len(self.config.heads))
+        if call is not None and call.packing is not None and self.config.family.head_compares_lengths:
+            keep_columns(output, kwargs.get("logits_to_keep", 0))
 
     def record_features(self, kind: Kind, output: Any, source: FeatureSource) -> None:
         """When features have been computed: note them for the call that uses them."""
@@ -224,7 +226,11 @@ class Pruner(Unpicklable):
             self._attachment.hook_layers()
         embeds = kwargs.get("inputs_embeds")
         if call.visual is not None and embeds is not None:
-            given = kwargs if config.family.masks == "text" else {**kwargs, "attention_mask": call.mask}
+            given = (
+                kwargs
+                if config.family.masks == "text"
+                else {**kwargs, "attention_mask": call.base_arguments.get("attention_mask")}
+            )
             call.visual.check(embeds)
             selection = select_tokens(config, call.visual, embeds, given)
             self.records = selection.records

@@ -15,7 +15,7 @@ from .cache import Layout, PrunedCacheError, cache_among, layout_of
 from .call import ForwardCall
 from .config import PruningConfig
 from .decoder_call import DecoderCall, DecoderContinuation, Prefill
-from .families.base import PrunedSequence
+from .families.base import MaskInputs, PrunedSequence
 from .head import labels_above, smoothed_above
 from .masks import gather_block_masks, padding_mask, window_at
 from .past import Past
@@ -121,7 +121,12 @@ def prune_text_inputs(
     # Always an explicit mask: without one, gaps in positions are read as packed sequences.
     valid = torch.cat([past.mask(selection.mask), packing.valid], 1)
     new["attention_mask"] = valid
-    if family.masks == "base":
+    if family.build_masks is not None:
+        embeds = selection.pruned_embeds
+        new["attention_mask"] = family.build_masks(
+            MaskInputs(config.base, call.base_arguments, embeds, packing, valid, cache)
+        )
+    elif family.masks == "base":
         window = getattr(config.text.config, "sliding_window", None)
         new["attention_mask"] = gather_block_masks(arguments.get("attention_mask"), packing, past, valid, window)
     if config.reads_cache_position:

@@ -101,7 +101,7 @@ class VisualInputs:
         ]
         if not fed:
             return None
-        placeholders = {kind: _placeholders(base, kind, arguments) for kind in fed}
+        placeholders = {kind: _placeholders(base, family.placeholder(base.config, kind), arguments) for kind in fed}
         found = cls(base, family, placeholders, ids=arguments.get("input_ids"))
         for kind in fed:
             if encoded.get(kind) is not None:
@@ -156,8 +156,7 @@ class VisualInputs:
         return rows
 
 
-def _placeholders(base: Any, kind: Kind, arguments: Mapping[str, Any]) -> Tensor:
-    token = getattr(base.config, f"{kind}_token_id")
+def _placeholders(base: Any, token: int, arguments: Mapping[str, Any]) -> Tensor:
     mask: Tensor
     if arguments.get("input_ids") is not None:
         mask = arguments["input_ids"] == token

@@ -68,6 +68,9 @@ LLAVA_SIDE, PATCH = 24, 4  # 6 x 6 tokens a tile
 PINPOINTS = [[24, 48], [48, 24], [48, 48]]
 
 
+_EXPERTS = ("num_experts", "n_routed_experts", "moe_num_experts", "num_local_experts")
+
+
 def spread_weights(model, seed: int = 0):
     """Random weights wide enough that every position predicts something else, in float64, eval mode."""
     generator = torch.Generator().manual_seed(seed)
@@ -77,7 +80,7 @@ def spread_weights(model, seed: int = 0):
             if p.ndim > 1 or "newline" in name or "class_embedding" in name:
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
     model.generation_config.eos_token_id = None  # always generate to the end
-    if getattr(model.config.get_text_config(), "num_experts", None) and not TRANSFORMERS_4:
+    if any(getattr(model.config.get_text_config(), name, None) for name in _EXPERTS) and not TRANSFORMERS_4:
         model.set_experts_implementation("eager")  # grouped products know no float64
     return model.double().eval()
 
@@ -121,7 +124,7 @@ def llava_onevision():
     )
 
 
-_QWEN_IDS = dict(
+QWEN_IDS = dict(
     image_token_id=IMAGE,
     video_token_id=VIDEO,
     vision_start_token_id=VISION_START,
@@ -130,7 +133,7 @@ _QWEN_IDS = dict(
 )
 
 
-def _qwen_text(section):
+def mrope_text(section):
     rope = dict(rope_type="default", mrope_section=section)
     if TRANSFORMERS_4:
         return dict(**TEXT, rope_theta=1e4, rope_scaling=rope)
@@ -142,7 +145,7 @@ def qwen2_vl():
         depth=2, embed_dim=16, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=PATCH, spatial_merge_size=2
     )
     return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(vision_config=vision, text_config=_qwen_text([1, 1, 2]), **_QWEN_IDS)
+        Qwen2VLConfig(vision_config=vision, text_config=mrope_text([1, 1, 2]), **QWEN_IDS)
     )
 
 
@@ -152,30 +155,30 @@ def qwen2_5_vl():
         window_size=16, out_hidden_size=32, fullatt_block_indexes=[1], tokens_per_second=2,
     )  # fmt: skip
     return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(vision_config=vision, text_config=_qwen_text([1, 1, 2]), **_QWEN_IDS)
+        Qwen2_5_VLConfig(vision_config=vision, text_config=mrope_text([1, 1, 2]), **QWEN_IDS)
     )
 
 
-_QWEN3_VISION = dict(
+QWEN3_VISION = dict(
     depth=3, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=PATCH, spatial_merge_size=2,
     out_hidden_size=32, num_position_embeddings=64,
 )  # fmt: skip
-_DEEPSTACK = _QWEN3_VISION | dict(deepstack_visual_indexes=[0, 1])
+DEEPSTACK = QWEN3_VISION | dict(deepstack_visual_indexes=[0, 1])
 
 
 def qwen3_vl():
-    text = _qwen_text([2, 1, 1])
+    text = mrope_text([2, 1, 1])
     text["head_dim"] = 8
-    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=_DEEPSTACK, text_config=text, **_QWEN_IDS))
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=DEEPSTACK, text_config=text, **QWEN_IDS))
 
 
 def qwen3_vl_moe():
-    text = _qwen_text([2, 1, 1]) | dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
-    return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(vision_config=_DEEPSTACK, text_config=text, **_QWEN_IDS))
+    text = mrope_text([2, 1, 1]) | dict(head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(vision_config=DEEPSTACK, text_config=text, **QWEN_IDS))
 
 
-def _qwen3_5_text():
-    text = _qwen_text([2, 1, 1]) | dict(
+def qwen3_5_text():
+    text = mrope_text([2, 1, 1]) | dict(
         head_dim=8, num_hidden_layers=4, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
         linear_num_value_heads=4,
     )  # fmt: skip
@@ -184,15 +187,15 @@ def _qwen3_5_text():
 
 
 def qwen3_5():
-    text = _qwen3_5_text()
-    config = transformers.Qwen3_5Config(vision_config=_QWEN3_VISION, text_config=text, **_QWEN_IDS)
+    text = qwen3_5_text()
+    config = transformers.Qwen3_5Config(vision_config=QWEN3_VISION, text_config=text, **QWEN_IDS)
     return transformers.Qwen3_5ForConditionalGeneration(config)
 
 
 def qwen3_5_moe():
-    text = _qwen3_5_text()
+    text = qwen3_5_text()
     text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=24)
-    config = transformers.Qwen3_5MoeConfig(vision_config=_QWEN3_VISION, text_config=text, **_QWEN_IDS)
+    config = transformers.Qwen3_5MoeConfig(vision_config=QWEN3_VISION, text_config=text, **QWEN_IDS)
     return transformers.Qwen3_5MoeForConditionalGeneration(config)
 
 
@@ -203,7 +206,7 @@ def gemma3():
     )  # fmt: skip
     return transformers.Gemma3ForConditionalGeneration(
         transformers.Gemma3Config(
-            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP), text_config=text,
+            vision_config=SiglipVisionConfig(vision_use_head=False, **SIGLIP), text_config=text,
             image_token_index=IMAGE, boi_token_index=VISION_START, eoi_token_index=VISION_END, mm_tokens_per_image=9,
             tie_word_embeddings=False,
         )
@@ -214,7 +217,7 @@ def paligemma():
     text = transformers.GemmaConfig(**TEXT, head_dim=8)
     return transformers.PaliGemmaForConditionalGeneration(
         transformers.PaliGemmaConfig(
-            vision_config=SiglipVisionConfig(vision_use_head=False, projection_dim=32, **_SIGLIP), text_config=text,
+            vision_config=SiglipVisionConfig(vision_use_head=False, projection_dim=32, **SIGLIP), text_config=text,
             image_token_index=IMAGE, projection_dim=32, hidden_size=32, tie_word_embeddings=False,
         )
     )  # fmt: skip
@@ -260,13 +263,13 @@ def video_llava():
     )
 
 
-_SIGLIP = {k: v for k, v in CLIP.items() if k != "projection_dim"} | dict(image_size=LLAVA_SIDE, patch_size=PATCH)
+SIGLIP = {k: v for k, v in CLIP.items() if k != "projection_dim"} | dict(image_size=LLAVA_SIDE, patch_size=PATCH)
 
 
 def deepseek_vl():
     return DeepseekVLForConditionalGeneration(
         DeepseekVLConfig(
-            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP),
+            vision_config=SiglipVisionConfig(vision_use_head=False, **SIGLIP),
             text_config=LlamaConfig(**TEXT),
             image_token_id=IMAGE,
             tie_word_embeddings=False,
@@ -275,7 +278,7 @@ def deepseek_vl():
 
 
 def internvl():
-    vision = InternVLVisionConfig(**_SIGLIP | dict(image_size=(LLAVA_SIDE, LLAVA_SIDE), patch_size=(PATCH, PATCH)))
+    vision = InternVLVisionConfig(**SIGLIP | dict(image_size=(LLAVA_SIDE, LLAVA_SIDE), patch_size=(PATCH, PATCH)))
     return InternVLForConditionalGeneration(
         InternVLConfig(
             vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE, tie_word_embeddings=False
@@ -286,7 +289,7 @@ def internvl():
 def aya_vision():
     return AyaVisionForConditionalGeneration(
         AyaVisionConfig(
-            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP),
+            vision_config=SiglipVisionConfig(vision_use_head=False, **SIGLIP),
             text_config=Cohere2Config(**TEXT),
             image_token_index=IMAGE,
             adapter_layer_norm_eps=1e-6,
@@ -298,7 +301,7 @@ def aya_vision():
 def cohere2_vision():
     return Cohere2VisionForConditionalGeneration(
         Cohere2VisionConfig(
-            vision_config=SiglipVisionConfig(vision_use_head=False, **_SIGLIP),
+            vision_config=SiglipVisionConfig(vision_use_head=False, **SIGLIP),
             text_config=Cohere2Config(**TEXT),
             image_token_id=IMAGE,
             alignment_intermediate_size=48,
@@ -310,7 +313,7 @@ def cohere2_vision():
 def idefics3():
     return Idefics3ForConditionalGeneration(
         Idefics3Config(
-            vision_config=_SIGLIP, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
+            vision_config=SIGLIP, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
             pad_token_id=0, tie_word_embeddings=False,
         )
     )  # fmt: skip
@@ -319,7 +322,7 @@ def idefics3():
 def smolvlm():
     return SmolVLMForConditionalGeneration(
         SmolVLMConfig(
-            vision_config=_SIGLIP, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
+            vision_config=SIGLIP, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
             pad_token_id=0, tie_word_embeddings=False,
         )
     )  # fmt: skip

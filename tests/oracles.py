@@ -19,7 +19,8 @@ import torch
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.cache import cache_among
 
-from .families import FAMILIES, text_of
+from .builders import IMAGE, VIDEO
+from .families import case_of, text_of
 
 STEPS = 9  # prefill, then eight decode steps
 
@@ -57,7 +58,8 @@ def text_inputs(model, inputs: dict[str, Any]) -> dict[str, Any]:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
     positions = positions.expand(*positions.shape[:-2], *embeds.shape[:2]).clone()
     planes = {k: seen[k] for k in ("visual_pos_masks", "deepstack_visual_embeds") if seen.get(k) is not None}
-    return dict(embeds=embeds, positions=positions, mask=mask.bool(), planes=planes)
+    aligned = {k: seen[k] for k in case_of(model).aligned if seen.get(k) is not None}
+    return dict(embeds=embeds, positions=positions, mask=mask.bool(), planes=planes, aligned=aligned)
 
 
 def keep_mask(batch, records) -> torch.Tensor:
@@ -84,7 +86,7 @@ def _decode(model, text: dict[str, Any], steps: int) -> Run:
     """Greedy decoding by the stock text model from prepared prefill inputs."""
     lm, cache, logits, tokens = text_of(model), None, [], []
     embeds, positions, mask = text["embeds"], text["positions"], text["mask"]
-    planes = text["planes"]
+    planes = {**text["planes"], **text["aligned"]}
     for step in range(steps):
         out = lm(
             inputs_embeds=embeds,
@@ -94,10 +96,13 @@ def _decode(model, text: dict[str, Any], steps: int) -> Run:
             use_cache=True,
             **planes,
         )
-        cache, planes = out.past_key_values, {}
+        cache = out.past_key_values
         logits.append(model.lm_head(out.last_hidden_state[:, -1]).float())
         tokens.append(logits[-1].argmax(-1))
-        embeds = model.get_input_embeddings()(tokens[-1])[:, None]
+        case, fed = case_of(model), tokens[-1][:, None]
+        if case.as_padding:
+            fed = fed.masked_fill((fed == IMAGE) | (fed == VIDEO), 0)
+        planes, embeds = case.step(model, fed), model.get_input_embeddings()(fed)
         positions = positions[..., -1:] + 1
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -127,7 +132,7 @@ def masked(
     text["mask"] = text["mask"] & keep
     if isinstance(positions, str) and positions == "compact":
         renumber(text, keep)
-    if FAMILIES[model.config.model_type].blocks:
+    if case_of(model).blocks:
         return _decode_from_the_top(model, batch, text, steps)
     return _decode(model, text, steps)
 
@@ -154,15 +159,14 @@ def _decode_from_the_top(model, batch, text: dict[str, Any], steps: int) -> Run:
     return Run(torch.stack(tokens, 1), torch.stack(logits))
 
 
-def block_mask(types: torch.Tensor, blocks: str) -> torch.Tensor:
-    """(1, 1, n, n) bool of a row without padding: causal, and both ways within a picture or the prompt."""
-    n = len(types)
+def same_block(types: torch.Tensor, blocks: str) -> torch.Tensor:
+    """(1, 1, n, n) bool of a row without padding: which columns are of one picture, or of the prompt."""
     block = (types == 0).long() if blocks == "prompt" else (types != 0).long()
     if blocks == "picture":
         starts = (block == 1) & torch.nn.functional.pad(block[:-1] == 0, (1, 0), value=True)
         block = torch.where(block == 1, starts.cumsum(0), 0)
     same = (block[:, None] == block) & (block > 0)
-    return (torch.ones(n, n, dtype=torch.bool).tril() | same)[None, None]
+    return same[None, None]
 
 
 def without(keep: torch.Tensor, batch, kept: list[list[int] | None]) -> torch.Tensor:
@@ -249,14 +253,20 @@ def native_short(
             positions=text["positions"][..., row : row + 1, columns],
             mask=None,
             planes=planes,
+            aligned={name: value[row : row + 1, columns] for name, value in text["aligned"].items()},
         )
-        blocks = FAMILIES[model.config.model_type].blocks
+        blocks = case_of(model).blocks
         if blocks:
             # Pictures that stand side by side are one block, and remain one.
-            first = block_mask(batch.inputs["token_type_ids"][row], blocks)[..., columns, :][..., columns]
+            types = batch.inputs["mm_token_type_ids" if blocks in ("sliding", "both") else "token_type_ids"][row]
+            kind = blocks if blocks == "prompt" else "picture"
+            same = same_block(types, kind)[..., columns, :][..., columns]
+            causal = torch.ones_like(same).tril()
+            within = torch.ones_like(same) if window is None else torch.ones_like(same).triu(1 - window)
+            near = causal & within | same if blocks == "both" else (causal | same) & within
+            far = causal if blocks == "sliding" else causal | same
             kinds = getattr(text_of(model).config, "layer_types", None)
-            near = first if window is None else first & torch.ones_like(first).triu(1 - window)
-            short["first"] = {k: near if k == "sliding_attention" else first for k in set(kinds)} if kinds else first
+            short["first"] = {k: near if k == "sliding_attention" else far for k in set(kinds)} if kinds else far
         runs.append(_decode(model, short, steps))
     return Run(torch.cat([r.tokens for r in runs]), torch.cat([r.logits for r in runs], 1))
 
@@ -266,44 +276,58 @@ def assert_same(run: Run, oracle: Run, atol: float = 1e-5) -> None:
     torch.testing.assert_close(run.logits, oracle.logits, rtol=0, atol=atol)
 
 
-def prune(model, batch, policy, keep, positions: str, **options) -> tuple[Run, torch.Tensor, list]:
+def prune(model, batch, policy, keep, positions: str, steps: int = STEPS, **options) -> tuple[Run, torch.Tensor, list]:
     """A pruned run, what the text model was fed at prefill, and the report."""
     fed: list[torch.Tensor] = []
     with pruning(model, policy, keep, budget="final", positions=positions, **options):
         handle = text_of(model).register_forward_pre_hook(
             lambda m, a, k: fed.append(k["inputs_embeds"]), with_kwargs=True
         )
-        run = generate(model, batch.inputs)
+        run = generate(model, batch.inputs, steps)
         handle.remove()
         return run, fed[0], pruning_report(model)
 
 
 def check_against_oracles(
-    model, batch, policy, keep, positions: str, changes_features: bool = False, **options
+    model,
+    batch,
+    policy,
+    keep,
+    positions: str,
+    changes_features: bool = False,
+    steps: int = STEPS,
+    oracles: str = "masked, native-short",
+    **options,
 ) -> list:
     """Prune, generate, and hold tokens and logits against both oracles. Returns the report.
 
     Policies that change features are held against the stock model fed the same features; all others
-    must have fed it the stock embeddings to the bit.
+    must have fed it the stock embeddings to the bit. `oracles` names those that are asked.
     """
-    run, fed, records = prune(model, batch, policy, keep, positions, **options)
+    run, fed, records = prune(model, batch, policy, keep, positions, steps, **options)
     kept = keep_mask(batch, records)
-    same = dict(fed=fed, changed=changes_features)
-    if FAMILIES[model.config.model_type].hybrid:
+    same = dict(fed=fed, changed=changes_features, steps=steps)
+    if case_of(model).hybrid:
         assert_same(run, native_short(model, batch, kept, positions, **same), atol=1e-3)
         return records
-    assert_same(run, masked(model, batch, kept, positions, **same))
-    assert_same(run, native_short(model, batch, kept, positions, **same))
+    if "masked" in oracles:
+        assert_same(run, masked(model, batch, kept, positions, **same))
+    if "native-short" in oracles:
+        assert_same(run, native_short(model, batch, kept, positions, **same))
     return records
 
 
-def check_decoder_stage(model, batch, policy, keep=0.3, positions: str = "original", **options) -> list:
+def check_decoder_stage(
+    model, batch, policy, keep=0.3, positions: str = "original", steps: int = STEPS, **options
+) -> list:
     """Prune, generate, and hold tokens and logits against layers that hide what was cut. Returns the report."""
     with pruning(model, policy, keep, budget="final", positions=positions, **options):
-        run = generate(model, batch.inputs)
+        run = generate(model, batch.inputs, steps)
         records = pruning_report(model)
     upper = upper_masks(batch, records)
     kept = keep_mask(batch, records)
-    oracle = deep_masked(model, batch, kept, upper, positions) if upper else masked(model, batch, kept, positions)
-    assert_same(run, oracle)
+    if upper:
+        assert_same(run, deep_masked(model, batch, kept, upper, positions, steps))
+    else:
+        assert_same(run, masked(model, batch, kept, positions, steps))
     return records

@@ -17,7 +17,7 @@ from tokenprune.patches.families import registry
 from tokenprune.patches.families.base import feature_layer, layers_below_feature
 from tokenprune.plugins import use_builtin_only
 
-from .families import FAMILIES, get_model, ragged_batch
+from .families import CASES, get_model, ragged_batch
 from .oracles import check_against_oracles
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_family"
@@ -46,7 +46,7 @@ def example():
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setitem(FAMILIES, "house_llava", FAMILIES["llava"])  # what the oracles ask of a family
+    monkeypatch.setitem(CASES, "house_llava", CASES["llava"])  # what the oracles ask of a family
     stock = get_model("llava")
     config = HouseLlavaConfig(**{k: v for k, v in stock.config.to_dict().items() if k != "model_type"})
     made = HouseLlava(config).to(torch.float64).eval()

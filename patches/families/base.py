@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ...policies.types import Grid, TileBorders
+from ..cache import PrunedCacheError
 from ..packing import Packing
 
 Kind = Literal["image", "video"]
@@ -84,6 +85,34 @@ class PrunedSequence:
     packing: Packing
 
 
+@dataclass(frozen=True)
+class MaskInputs:
+    """A sequence that has lost columns, for `Family.build_masks`.
+
+    Attributes:
+        base: the base model.
+        arguments: of the base model, for the whole sequence.
+        embeds: (B, M, D), what the text model is fed.
+        packing: which columns stay, and where.
+        valid: (B, P + M) bool, False at padding, over what the cache holds as well.
+        cache: the KV cache, or None.
+    """
+
+    base: Any
+    arguments: Mapping[str, Any]
+    embeds: Tensor
+    packing: Packing
+    valid: Tensor
+    cache: Any
+
+    def refuse_past(self) -> None:
+        """Raise `PrunedCacheError` for a picture in a later turn, where masks do not reach back."""
+        if self.valid.shape[1] > self.embeds.shape[1]:
+            raise PrunedCacheError(
+                "a picture in a later turn is not supported on sliding-window layers with pruning; start a fresh cache"
+            )
+
+
 def no_cls(base: Any) -> bool:
     """The default of `EncoderFacts.has_cls`."""
     return False
@@ -100,8 +129,8 @@ class EncoderFacts:
         has_cls: whether token 0 is a CLS token, `has_cls(base)`.
         projector: attribute path of the pointwise projector, where tokens before and after it are one-to-one; None
             otherwise.
-        merger: the module that gets patches, (M, C), and makes one token of several, `merger(base)`; None where there
-            is none, or where its input is not to be read.
+        merger: the module that gets patches, (M, C) or (tokens, C, s, s), and makes one token of several,
+            `merger(base)`; None where there is none, or where its input is not to be read.
         packed: where the encoder takes all inputs as one sequence, the length of each in it,
             `packed(base, arguments)`; None where that is not known.
         layers: the layers of the vision encoder up to the one whose output the projector reads, `layers(base)`; None
@@ -132,6 +161,12 @@ def as_returned(config: Any, lengths: list[int]) -> list[int]:
     return lengths
 
 
+def named_token(config: Any, kind: Kind) -> int:
+    """The default of `Family.placeholder`."""
+    token: int = getattr(config, f"{kind}_token_id")
+    return token
+
+
 def no_extras(pruned: PrunedSequence) -> dict[str, Any]:
     """The default of `Family.extras`."""
     return {}
@@ -147,12 +182,17 @@ class Family:
         default_keep: keep ratio where the caller gives none; conservative.
         text_model: attribute path of the text model inside the base model.
         kinds: visual inputs that the family takes.
+        placeholder: id of the token that stands for a kind of visual input, `placeholder(config, kind)`.
         shape: layout of one visual input.
         lengths: placeholders of each visual input, given the lengths of what the feature function returns,
             `lengths(config, returned)`: some return several inputs as one.
         extras: new values of further arguments of the text model that are aligned with the sequence.
+        layer_arguments: further arguments of decoder layers that have a value for each column, (B, L, ...).
         encoder: facts about the vision encoder, for policies that read it.
         masks: who builds 4-D attention masks: the `"text"` model, or the `"base"` model above it.
+        build_masks: makes the attention masks of a sequence that has lost columns, where the base model builds them;
+            None: they are cut out of those of the whole sequence.
+        head_compares_lengths: whether the head takes `logits_to_keep` only of a sequence as long as its own input.
         first_position: position id of a sequence's first token.
         no_encoder_stage: why policies cannot act inside the vision encoder, where `encoder` names no layers, and cannot
             read it, where `encoder` is None.
@@ -169,11 +209,15 @@ class Family:
     default_keep: float = 0.25
     text_model: str = "language_model"
     kinds: tuple[Kind, ...] = ("image",)
+    placeholder: Callable[[Any, Kind], int] = named_token
     shape: Callable[[InputFacts], VisualShape] = unknown_shape
     lengths: Callable[[Any, list[int]], list[int]] = as_returned
     extras: Callable[[PrunedSequence], dict[str, Any]] = no_extras
+    layer_arguments: tuple[str, ...] = ()
     encoder: EncoderFacts | None = None
     masks: Literal["text", "base"] = "text"
+    build_masks: Callable[[MaskInputs], Any] | None = None
+    head_compares_lengths: bool = False
     first_position: int = 0
     no_encoder_stage: str = "what it makes of a picture after its tower needs the whole raster"
     no_pixel_stage: str = "its vision tower takes whole pictures only"

@@ -35,14 +35,6 @@ def shape(facts: InputFacts) -> VisualShape:
     return VisualShape((grid,) if height * width == facts.length else None)
 
 
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """Attention of the layer that `vision_feature_layer` names, or of the last."""
-    layers = base.vision_tower.transformer.layers
-    chosen = layers[-1] if layer == "last" else feature_layer(layers, base.config.vision_feature_layer)
-    attention: nn.Module = chosen.attention
-    return attention
-
-
 def packed(base: Any, arguments: Mapping[str, Any]) -> list[int] | None:
     """Patches of each picture in the tower's one sequence; None where sizes are not given."""
     sizes = arguments.get("image_sizes")
@@ -63,4 +55,16 @@ def regroup(output: EncoderValues) -> list[Tensor]:
     return out
 
 
-ENCODER = EncoderFacts(attention=vision_attention, regroup=regroup, packed=packed)
+def encoder_facts(tower: str = "vision_tower") -> EncoderFacts:
+    """Facts about the Pixtral tower, which is at this path in the base model."""
+
+    def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
+        """Attention of the layer that `vision_feature_layer` names, or of the last."""
+        layers, index = base.get_submodule(tower).transformer.layers, getattr(base.config, "vision_feature_layer", -1)
+        attention: nn.Module = (layers[-1] if layer == "last" else feature_layer(layers, index)).attention
+        return attention
+
+    return EncoderFacts(attention=vision_attention, regroup=regroup, packed=packed)
+
+
+ENCODER = encoder_facts()

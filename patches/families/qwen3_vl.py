@@ -1,6 +1,7 @@
-"""Qwen3-VL: as Qwen2-VL, with deepstack planes that are added to the visual columns of early layers.
+"""Qwen3-VL, the thinker of Qwen3-Omni, and Cosmos 3 Omni: as Qwen2-VL, with deepstack planes.
 
-A video's placeholders come in one run per frame, with timestamps between the runs.
+The planes are added to the visual columns of early layers. A video's placeholders come in one run per frame, with
+timestamps between the runs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def deepstack(pruned: PrunedSequence) -> dict[str, Any]:
 FAMILY = register_family(
     replace(
         qwen2_vl.FAMILY,
-        model_types=("qwen3_vl", "qwen3_vl_moe"),
+        model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni"),
         extras=deepstack,
         # the first layers add a plane to every visual column
         first_decoder_cut=lambda config: max(1, len(config.vision_config.deepstack_visual_indexes)),

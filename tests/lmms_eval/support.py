@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from .. import builders
-from ..families import FAMILIES
+from ..families import CASES
 
 WORDS = ("Is", "there", "a", "What", "colour", "is", "the", "?", "Where", "How", "many", "shapes", "are", "user", "yes")
 SPECIAL = {
@@ -55,7 +55,7 @@ def _tokenizer():
 
 def save(name: str, folder: Path) -> Path:
     """`qwen2_5_vl` or `qwen3_vl`."""
-    model = builders.spread_weights(FAMILIES[name].build()).float()
+    model = builders.spread_weights(CASES[name].build()).float()
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
     patches = {"patch_size": builders.PATCH, "merge_size": 2, "temporal_patch_size": 2, "size": _LIMITS}

@@ -9,7 +9,8 @@ import torch
 from tokenprune import Policy, Selection, pruning, pruning_report
 from tokenprune.patches.families import llava_next_video, pixtral, square_tiles
 from tokenprune.patches.families.base import EncoderValues
-from tokenprune.patches.families.qwen2_vl import _window_order, regroup
+from tokenprune.patches.families.qwen2_vl import FAMILY as QWEN2_VL
+from tokenprune.patches.families.qwen2_vl import _window_order
 from tokenprune.policies.types import EncoderSpec
 
 from ..families import ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, Picture, get_model, make_batch, ragged_batch
@@ -172,7 +173,7 @@ def test_windows_are_undone_as_the_tower_undoes_them():
     windowed = seen[0][1]  # merged tokens, still in window order
     values = windowed.repeat_interleave(4, 0)[None]
     lengths, arguments = [len(f) for f in features], dict(image_grid_thw=inputs["image_grid_thw"])
-    again = regroup(EncoderValues(model.model, "image", values, lengths, arguments))
+    again = QWEN2_VL.encoder.regroup(EncoderValues(model.model, "image", values, lengths, arguments))
     for a, b in zip(again, features, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 

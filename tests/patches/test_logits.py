@@ -7,13 +7,19 @@ import torch
 
 from tokenprune import pruning, pruning_report
 
-from ..families import ENCODES_FIRST, get_model, make_batch, picture, ragged_batch
+from ..families import CASES, ENCODES_FIRST, get_model, make_batch, picture, ragged_batch
 from ..oracles import assert_same, generate, keep_mask
 
 
-@pytest.mark.parametrize("policy", ["grid", "fastv", ["grid", "fastv"]])
-def test_logits_to_keep_names_places_of_the_prompt(policy):
-    model, batch = get_model("llava"), make_batch("llava", [[3, picture("llava"), 6]])
+GEMMA_4 = [name for name in CASES if name.startswith("gemma4")]  # whose head compares lengths
+
+
+@pytest.mark.parametrize(
+    ("family", "policy"),
+    [("llava", "grid"), ("llava", "fastv"), ("llava", ["grid", "fastv"]), *((name, "grid") for name in GEMMA_4)],
+)
+def test_logits_to_keep_names_places_of_the_prompt(family, policy):
+    model, batch = get_model(family), make_batch(family, [[3, picture(family), 6]])
     length = batch.inputs["input_ids"].shape[1]
     text, last = [0, 2, length - 6, length - 1], torch.tensor([-1, -4])
     with torch.no_grad(), pruning(model, policy, 0.25, budget="final"):

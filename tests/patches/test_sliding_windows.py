@@ -8,7 +8,7 @@ import torch
 from tokenprune import PrunedCacheError, pruning, pruning_report
 
 from ..builders import IMAGE
-from ..families import ENCODES_FIRST, get_model, make_batch, picture, ragged_batch, text_of
+from ..families import CASES, ENCODES_FIRST, get_model, make_batch, picture, ragged_batch, text_of
 from ..oracles import assert_same, generate, keep_mask, native_short
 
 
@@ -24,21 +24,17 @@ def with_window(family, window):
     return model
 
 
-def test_gemma_windows_count_what_is_left():
-    """A sliding window shorter than the prompt, over pictures that attend to themselves both ways."""
-    model, batch = copy.deepcopy(get_model("gemma3")), ragged_batch("gemma3")
-    text = text_of(model)
-    for config in (text.config, model.config.text_config, *(layer.self_attn.config for layer in text.layers)):
-        config.sliding_window = 6
-    for layer in text.layers:
-        if layer.self_attn.sliding_window is not None:
-            layer.self_attn.sliding_window = 6
+@pytest.mark.parametrize("family", ["gemma3", *(name for name in CASES if name.startswith("gemma4"))])
+def test_gemma_windows_count_what_is_left(family):
+    """A sliding window shorter than the prompt, over pictures that attend to themselves both ways, or not."""
+    model, batch = with_window(family, 6), ragged_batch(family)
     with pruning(model, "random", 0.5, positions="original"):
-        run = generate(model, batch.inputs)
+        run = generate(model, batch.inputs, 5)
         kept = keep_mask(batch, pruning_report(model))
-    assert_same(run, native_short(model, batch, kept, window=6))
+    assert_same(run, native_short(model, batch, kept, steps=5, window=6))
+    other = with_window(family, 7)
     with pytest.raises(AssertionError):
-        assert_same(run, native_short(model, batch, kept, window=7))
+        assert_same(run, native_short(other, batch, kept, steps=5, window=7))
 
 
 @pytest.mark.parametrize("policy", ["fastv", "pyramiddrop", ["grid", "fastv"]])

@@ -1,0 +1,40 @@
+"""HunYuan-VL: as Qwen2-VL, images alone; a token before and after each image, and one after every row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+
+from . import merged_patches, qwen2_vl
+from .base import EncoderFacts, InputFacts, VisualShape
+from .registry import register_family
+
+
+def shape(facts: InputFacts) -> VisualShape:
+    """One raster, with separators before it, after each of its rows and behind it."""
+    grids = merged_patches.grids_of(facts.kind, facts.arguments)
+    if grids is None:
+        return VisualShape()
+    _, h, w = merged_patches.merged_grid(grids[facts.index], merged_patches.square_merge(facts.config, facts.kind))
+    if facts.length != h * (w + 1) + 2:
+        return VisualShape()
+    return VisualShape(((1, h, w),), (0, *(1 + y * (w + 1) + w for y in range(h)), facts.length - 1))
+
+
+def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
+    """The merger reads the last layer."""
+    attention: nn.Module = base.vision_tower.layers[-1].self_attn
+    return attention
+
+
+FAMILY = register_family(
+    replace(
+        qwen2_vl.FAMILY,
+        model_types=("hunyuan_vl",),
+        kinds=("image",),
+        shape=shape,
+        encoder=EncoderFacts(attention=vision_attention, regroup=merged_patches.regroup(by_row=True)),
+    )
+)

@@ -69,6 +69,7 @@ class EncoderActivations:
         features: (N, D_v) each.
         patches: (N, D_v) each, means over the patches that a merger made a token of.
         padding: (N,) bool each, on the host, True at patches that pad a picture; None where there are none.
+        entropy: (N,) each, of the grey levels of a token's pixels; None where it is not known.
         kept: (N,) bool each, on the host, False at tokens that left inside the encoder; None where all are there.
         select_ms: time spent on choosing them, milliseconds, shared out by tokens; None where nothing was chosen.
     """
@@ -78,6 +79,7 @@ class EncoderActivations:
     features: list[Tensor] | None = None
     patches: list[Tensor] | None = None
     padding: list[Tensor] | None = None
+    entropy: list[Tensor] | None = None
     kept: list[Tensor] | None = None
     select_ms: list[float] | None = None
 

@@ -20,6 +20,7 @@ from .families.base import Family, Kind
 from .feature_source import FeatureSource, feature_lengths, same_features
 from .modules import named_arguments
 from .padded_patches import padded_patches
+from .patch_entropy import patch_entropies
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class FeatureTap:
             activations = self.capture.by_input(notes, self.kind, lengths, arguments, **raster)
             if self.capture.looks_for_padding:
                 activations.padding = padded_patches(self.base, self.family, self.kind, lengths, named)
+            if self.capture.spec.entropy:
+                activations.entropy = patch_entropies(self.base, self.kind, lengths, named)
         if self.stage is not None and cut is not None:
             activations = self.stage.mark_kept(cut, activations or EncoderActivations(), self.kind, lengths, arguments)
         source = FeatureSource(len(lengths), arguments, activations)

@@ -17,19 +17,24 @@ keeps former names of methods working.
 from .auto import Auto
 from .base import BatchedPolicy, Policy
 from .cdpruner import CDPruner
+from .coverpruner import CoverPruner
 from .dart import DART
 from .divprune import DivPrune
 from .downsample import Downsample
 from .eadp import EADP
+from .erase import Erase
 from .evs import EVS
 from .fastv import FastV
 from .fastvid import FastVID
+from .flashvid import FlashVID
 from .flowcut import FlowCut
 from .fopru import FoPru
 from .grid import Grid
+from .holitom import HoliTom
 from .holov import HoloV
 from .mmtok import MMTok
 from .presets import Preset
+from .priortr import PriorTR
 from .prumerge import PruMerge, PruMergePlus
 from .pyramiddrop import PyramidDrop
 from .random import Random
@@ -37,6 +42,7 @@ from .recoverable import Recoverable
 from .registration import UnknownPolicyError, make_policy, register, registry
 from .scheduled import ScheduledPolicy
 from .scope import Scope
+from .sieve import Sieve
 from .sparsevlm import SparseVLM
 from .stages import Stage
 from .todre import ToDRE
@@ -55,17 +61,22 @@ __all__ = [
     "Auto",
     "BatchedPolicy",
     "CDPruner",
+    "CoverPruner",
     "DivPrune",
     "Downsample",
+    "Erase",
     "FastV",
     "FastVID",
+    "FlashVID",
     "FlowCut",
     "FoPru",
     "Grid",
+    "HoliTom",
     "HoloV",
     "MMTok",
     "Policy",
     "Preset",
+    "PriorTR",
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",
@@ -73,6 +84,7 @@ __all__ = [
     "Recoverable",
     "ScheduledPolicy",
     "Scope",
+    "Sieve",
     "SparseVLM",
     "Stage",
     "ToDRE",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..budget import AdaptiveBudget, Budget, IntermediateBudget, TokenBudget
+from ..adaptive_budget import EnergyBudget
+from ..budget import Budget, IntermediateBudget, PolicysBudget, TokenBudget
 from ..mean_budget import MeanBudget, MeanBudgetBefore
 from ..policies.base import Policy
 from ..policies.stages import Stage
@@ -70,8 +71,10 @@ def status_of(pruner: Pruner) -> PruningStatus:
 
 
 def _budget(budget: TokenBudget) -> str:
-    if isinstance(budget, AdaptiveBudget):
+    if isinstance(budget, PolicysBudget):
         return "as many tokens as it finds necessary"
+    if isinstance(budget, EnergyBudget):
+        return f"as many tokens as singular values hold {budget.share:g} of their energy"
     if isinstance(budget, IntermediateBudget):
         keep, exponent = budget.final.keep, budget.exponent
         if isinstance(keep, int):

@@ -13,6 +13,8 @@ from tokenprune import cli, ops, policies
 from tokenprune.serve import settings
 
 PUBLIC = {
+    "AdaptiveBudget",
+    "EnergyBudget",
     "DecoderView",
     "EncoderFacts",
     "EncoderSpec",

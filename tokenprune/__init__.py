@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .adaptive_budget import AdaptiveBudget, EnergyBudget
     from .api import (
         apply_pruning,
         expand_logits,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 #: Public names by the module that has them.
 _HOMES = {
+    "adaptive_budget": ("AdaptiveBudget", "EnergyBudget"),
     "api": (
         "apply_pruning",
         "expand_logits",
@@ -81,11 +83,13 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = ("api", "arguments", "budget", "device", "ops", "patches", "pickling", "policies", "schedule", "validate")
 
 __all__ = [
+    "AdaptiveBudget",
     "BudgetMeaning",
     "DecoderView",
     "EncoderFacts",
     "EncoderSpec",
     "EncoderValues",
+    "EnergyBudget",
     "Family",
     "InputFacts",
     "Keep",

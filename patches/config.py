@@ -18,6 +18,8 @@ from ..policies.cuts import planned_cuts
 from .cache import cache_name
 from .families.base import Family
 from .families.registry import UnsupportedModelError
+from .kept_history import History
+from .masks import window_at
 from .modules import base_of, heads_of
 
 
@@ -69,6 +71,7 @@ class PruningConfig:
         cuts: decoder layers before which tokens may leave, and how many; None without a decoder stage.
         text_arguments, base_arguments: names that the text model's and the base model's forward take.
         cache_name: what they call the KV cache.
+        history: what becomes of pictures of earlier turns; None: they stay as they are.
     """
 
     base: Any
@@ -83,6 +86,7 @@ class PruningConfig:
     text_arguments: frozenset[str]
     base_arguments: frozenset[str]
     cache_name: str
+    history: History | None = None
 
     @classmethod
     def of(
@@ -91,6 +95,7 @@ class PruningConfig:
         family: Family,
         acting: Mapping[str, tuple[Policy, TokenBudget]],
         positions: Positions,
+        history: History | None = None,
     ) -> PruningConfig:
         """From the arguments of `apply_pruning`.
 
@@ -99,6 +104,7 @@ class PruningConfig:
             family: its facts.
             acting: by stage (`"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its budget.
             positions: of surviving tokens.
+            history: of earlier turns.
 
         Raises:
             ValueError: if the decoder stage does not fit the model.
@@ -130,6 +136,7 @@ class PruningConfig:
             text_arguments=accepted,
             base_arguments=frozenset(inspect.signature(base.forward).parameters),
             cache_name=cache,
+            history=_checked_history(history, text),
         )
 
     @property
@@ -160,6 +167,16 @@ class PruningConfig:
     def uses_flash_attention(self) -> bool:
         """Whether the text model's attention is FlashAttention; it may be changed at any time."""
         return "flash" in (self.text.config._attn_implementation or "")
+
+
+def _checked_history(history: History | None, text: Any) -> History | None:
+    """Raise `ValueError` for a model whose layers count the columns that they hold."""
+    if history is not None and any(window_at(text.config, i) is not None for i in range(len(text.layers))):
+        raise ValueError(
+            f"history={history.keep!r} lets columns leave the KV cache between turns, which layers with a sliding "
+            "window do not allow: they count the columns that they hold; leave history out for this model"
+        )
+    return history
 
 
 def allows_decoder_stage(base: nn.Module, family: Family) -> bool:

@@ -45,10 +45,11 @@ def patch_entropies(base: Any, kind: Kind, lengths: list[int], arguments: Mappin
 def _grey_of_patches(base: Any, pixels: Tensor, n: int) -> Tensor | None:
     """(N, pixels) of (patches, channels * pixels)."""
     vision = base.config.vision_config
-    channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    channels: int = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
     if len(pixels) % n or pixels.shape[1] % channels:
         return None
-    return pixels.unflatten(1, (channels, -1)).mean(1).reshape(n, -1)
+    grey: Tensor = pixels.unflatten(1, (channels, -1)).mean(1).reshape(n, -1)
+    return grey
 
 
 def _grey_of_pictures(pixels: Tensor, lengths: list[int]) -> Tensor | None:
@@ -58,7 +59,8 @@ def _grey_of_pictures(pixels: Tensor, lengths: list[int]) -> Tensor | None:
         return None
     patch = whole // side
     blocks = pixels.mean(1).unflatten(-1, (side, patch)).unflatten(-3, (side, patch))  # (B, side, p, side, p)
-    return blocks.transpose(2, 3).reshape(sum(lengths), patch * patch)
+    grey: Tensor = blocks.transpose(2, 3).reshape(sum(lengths), patch * patch)
+    return grey
 
 
 def _entropy(grey: Tensor) -> Tensor:
@@ -67,4 +69,5 @@ def _entropy(grey: Tensor) -> Tensor:
     level = ((grey - low) / (high - low).clamp(min=1e-12) * _LEVELS).long().clamp(max=_LEVELS - 1)
     counts = grey.new_zeros(len(grey), _LEVELS).scatter_add_(1, level, torch.ones_like(grey))
     share = counts / grey.shape[1]
-    return torch.special.entr(share).sum(1) / math.log(_LEVELS)
+    entropy: Tensor = torch.special.entr(share).sum(1) / math.log(_LEVELS)
+    return entropy

@@ -11,6 +11,7 @@ from ..mean_budget import MeanBudget, MeanBudgetBefore
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from .config import Positions
+from .kept_history import History
 from .pruner import Pruner
 
 
@@ -41,12 +42,14 @@ class PruningStatus:
         stages: what acts, in the order in which tokens pass.
         positions: `"original"` or `"compact"` position ids of surviving tokens.
         since: when `apply_pruning` or `pruning` was called, local time with its zone.
+        history: what becomes of pictures of earlier turns; None: they stay as they are.
     """
 
     model_type: str
     stages: tuple[StageStatus, ...]
     positions: Positions
     since: datetime
+    history: History | None = None
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -55,7 +58,8 @@ class PruningStatus:
 
     def __str__(self) -> str:
         head = f"{self.model_type}, pruned since {self.since:%Y-%m-%d %H:%M:%S}, {self.positions} positions"
-        return "\n".join([head, *(f"  {stage}" for stage in self.stages)])
+        earlier = [] if self.history is None else [f"  pictures of earlier turns: {self.history}"]
+        return "\n".join([head, *(f"  {stage}" for stage in self.stages), *earlier])
 
 
 def status_of(pruner: Pruner) -> PruningStatus:
@@ -67,6 +71,7 @@ def status_of(pruner: Pruner) -> PruningStatus:
         stages=tuple(StageStatus(stage, *each) for stage, each in acting.items() if each is not None),
         positions=config.positions,
         since=pruner.since,
+        history=config.history,
     )
 
 

@@ -20,6 +20,7 @@ PUBLIC = {
     "EncoderSpec",
     "EncoderValues",
     "Family",
+    "History",
     "InputFacts",
     "Keep",
     "Policy",
@@ -41,6 +42,7 @@ PUBLIC = {
     "VisualTokens",
     "__version__",
     "apply_pruning",
+    "draft",
     "expand_logits",
     "list_policies",
     "list_supported_models",
@@ -210,8 +212,17 @@ def test_public_functions_take_these_arguments():
     def arguments(function):
         return list(inspect.signature(function).parameters)
 
-    assert arguments(tokenprune.apply_pruning) == ["model", "policy", "keep", "budget", "positions", "options"]
-    assert arguments(tokenprune.pruning) == ["model", "policy", "keep", "budget", "positions", "options"]
+    assert arguments(tokenprune.apply_pruning) == [
+        "model",
+        "policy",
+        "keep",
+        "budget",
+        "positions",
+        "history",
+        "options",
+    ]
+    assert arguments(tokenprune.pruning) == ["model", "policy", "keep", "budget", "positions", "history", "options"]
+    assert arguments(tokenprune.draft) == ["model", "policy", "keep", "positions", "pixels", "options"]
     assert arguments(tokenprune.remove_pruning) == ["model"]
     assert arguments(tokenprune.pruning_report) == ["model"]
     assert arguments(tokenprune.prune_labels) == ["model", "labels"]

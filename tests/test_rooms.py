@@ -26,7 +26,7 @@ LEVELS = (
     ),
     ("policies",),
     ("patches", "visual"),
-    ("api", "composition", "serve"),
+    ("api", "composition", "drafting", "serve"),
     ("eval",),
     ("commands", "cli", "__main__"),
 )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         remove_pruning,
     )
     from .arguments import BudgetMeaning, Keep, Positions
+    from .drafting import draft
     from .mean_budget import UnreachableBudgetError
     from .patches import (
         EncoderFacts,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         register_family,
     )
     from .patches.cache import PrunedCacheError
+    from .patches.kept_history import History
     from .policies import Policy, UnknownPolicyError, register
     from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
     from .schedule import Schedule
@@ -59,6 +61,7 @@ _HOMES = {
         "remove_pruning",
     ),
     "arguments": ("BudgetMeaning", "Keep", "Positions"),
+    "drafting": ("draft",),
     "mean_budget": ("UnreachableBudgetError",),
     "patches": (
         "EncoderFacts",
@@ -74,6 +77,7 @@ _HOMES = {
         "register_family",
     ),
     "patches.cache": ("PrunedCacheError",),
+    "patches.kept_history": ("History",),
     "policies": ("Policy", "UnknownPolicyError", "register"),
     "policies.types": ("DecoderView", "EncoderSpec", "Selection", "TowerCut", "TowerView", "VisualTokens"),
     "schedule": ("Schedule",),
@@ -91,6 +95,7 @@ __all__ = [
     "EncoderValues",
     "EnergyBudget",
     "Family",
+    "History",
     "InputFacts",
     "Keep",
     "Policy",
@@ -111,6 +116,7 @@ __all__ = [
     "VisualTokens",
     "__version__",
     "apply_pruning",
+    "draft",
     "expand_logits",
     "list_policies",
     "list_supported_models",

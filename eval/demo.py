@@ -100,6 +100,13 @@ def dimmed(sample: Sample, records: Sequence[Record], scale: int = 3) -> np.ndar
     return dim(image, kept_masks(records[0])[0][0]) if records else image
 
 
+def _share(keep: float | int | str) -> float:
+    """A budget as a share of a picture's tokens, to compare by; one that is found for each input is all of them."""
+    if isinstance(keep, str):
+        return 1.0
+    return keep if isinstance(keep, float) else keep / (GRID * GRID)
+
+
 def draw(path: Path, samples: list[Sample], results: list[tuple[PruningSetting, Answers]]) -> None:
     """Draw images with the patches of dropped tokens dimmed, a row per setting, with questions and answers."""
     import matplotlib
@@ -179,7 +186,7 @@ def run(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     ]
     print_table(console, rows, len(samples))
     keeps = [setting.keep for setting in settings if setting.keep is not None and not setting.is_full]
-    lowest = min(keeps, key=lambda keep: keep if isinstance(keep, float) else keep / (GRID * GRID))
+    lowest = min(keeps, key=_share)
     draw(options.out, samples, [(s, a) for s, a in results if s.is_full or s.keep == lowest])
     machine = describe("cpu")
     console.print(

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
+from ..adaptive_budget import AdaptiveBudget
 from ..api import apply_pruning, pruning, pruning_report
 from ..arguments import POSITIONS as POSITIONS
 from ..arguments import BudgetMeaning, Positions
@@ -32,9 +33,9 @@ class PruningSetting:
         policy: one policy, or several that act at different stages: names joined by `+` ("divprune+fastv"), with
             options if wanted ("divprune+fastv:layer=3", `policy_names.py`), a `Policy` or a sequence of them. None is
             the full model.
-        keep: as in `apply_pruning`; None is as the policy's preset says ("sparsevlm@v2-128"), else the model family's
-            default. The full model keeps 1.0. It counts the mean over decoder layers, or what is left after the last
-            cut with a preset that says so, as "fastv@final".
+        keep: as in `apply_pruning`, and text where it is found for each input ("energy:0.98"). None is as the policy's
+            preset says ("sparsevlm@v2-128"), else the model family's default. The full model keeps 1.0. It counts the
+            mean over decoder layers, or what is left after the last cut with a preset that says so, as "fastv@final".
         positions: as in `apply_pruning`. The positions of a preset replace `original`.
         options: hyper-parameters of the policy, where it is a single one given by name; besides those in its name.
 
@@ -51,7 +52,7 @@ class PruningSetting:
     """
 
     policy: str | Policy | Sequence[Policy] | None = None
-    keep: float | int | None = None
+    keep: float | int | str | None = None
     positions: Positions = "original"
     options: Mapping[str, Any] = field(default_factory=dict)
     policies: tuple[Policy, ...] = field(init=False, repr=False, compare=False)
@@ -69,7 +70,9 @@ class PruningSetting:
                 raise ValueError("the full model takes no keep, positions or options")
             keep = 1.0
         asked = settle([parse_policy(each)[0] if isinstance(each, str) else each for each in given], keep, None, None)
-        if policies and asked.keep is not None:
+        if isinstance(asked.keep, AdaptiveBudget):
+            keep = str(asked.keep)
+        elif policies and asked.keep is not None:
             keep = Budget(cast("float | int", asked.keep)).keep
         if asked.positions != "original":
             object.__setattr__(self, "positions", asked.positions)
@@ -151,20 +154,24 @@ class PruningSetting:
         return images, {}
 
 
-def label(policy: str, keep: float | int | None) -> str:
+def label(policy: str, keep: float | int | str | None) -> str:
     """How tables name a setting: `full`, `divprune 0.25`, or `divprune default` without a keep ratio."""
     return FULL if policy == FULL else f"{policy} {format_keep(keep)}"
 
 
-def format_keep(keep: float | int | None) -> str:
-    """A keep ratio or number of tokens in short, `1.0` for all, `1` for one token; `default` for the family's own."""
-    if keep is None:
-        return "default"
+def format_keep(keep: float | int | str | None) -> str:
+    """A keep ratio or number of tokens in short, `1.0` for all, `1` for one token; `default` for the family's own; and
+    a budget in text as it is."""
+    if keep is None or isinstance(keep, str):
+        return keep or "default"
     return "1.0" if isinstance(keep, float) and keep == 1 else f"{keep:g}"
 
 
 def settings_grid(
-    policies: Iterable[str], keeps: Sequence[float | int | None], positions: Positions = "original", full: bool = True
+    policies: Iterable[str],
+    keeps: Sequence[float | int | str | None],
+    positions: Positions = "original",
+    full: bool = True,
 ) -> tuple[PruningSetting, ...]:
     """Every policy at every keep ratio, the full model first if `full`. Presets with budgets of their own have one."""
     pruned: list[PruningSetting] = []
@@ -174,6 +181,6 @@ def settings_grid(
     return (*(PruningSetting(),) * full, *pruned)
 
 
-def own_keep(policy: str) -> float | int | None:
+def own_keep(policy: str) -> float | int | str | None:
     """The budget of the preset that a policy's name ends with; None: it has none."""
     return PruningSetting(policy).keep

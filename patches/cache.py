@@ -24,6 +24,8 @@ from ..pickling import Unpicklable
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
+    from .visual_marks import VisualMarks
+
     _Cache = Cache
 else:  # a mixin: the class of the cache at hand comes after it
     _Cache = object
@@ -111,6 +113,7 @@ class Layout(ColumnLayout):
         shift: (B,) int64, what compact positions have moved left by (0 for original positions).
         model: the base model whose hooks map masks through this layout.
         by_decoder_layer: the layout at and above each decoder cut, keyed by the cut's layer; empty without cuts.
+        marks: where it holds pictures, with `history`; else None.
         padded: whether any column is padding.
         padded_above: whether any column is padding at or above a decoder cut.
         shifted: whether any position has moved.
@@ -119,6 +122,7 @@ class Layout(ColumnLayout):
     shift: Tensor
     model: weakref.ref[nn.Module]
     by_decoder_layer: dict[int, ColumnLayout] = field(default_factory=dict)
+    marks: VisualMarks | None = None
     padded: bool = field(init=False)
     padded_above: bool = field(init=False, default=False)
     shifted: bool = field(init=False)
@@ -145,10 +149,12 @@ class Layout(ColumnLayout):
         super().crop(dropped)
         for part in self.by_decoder_layer.values():
             part.crop(dropped)
+        self.marks = None if self.marks is None else self.marks.until(self.logical_length)
 
     def select_rows(self, rows: Tensor) -> None:
         super().select_rows(rows)
         self.shift = self.shift[rows.to(self.shift.device)]
+        self.marks = None if self.marks is None else self.marks.select_rows(rows)
         for part in self.by_decoder_layer.values():
             part.select_rows(rows)
 
@@ -165,6 +171,7 @@ class _PrunedCache(Unpicklable, _Cache):
         last_layer: index of the layer that was updated last; larger than any before the first.
         callers_mask: (B, L) padding mask over logical columns, or None, that `generate` was about to make a 4-D mask
             of; `...` where it did not.
+        begins_turn: whether `generate` has said that the next call begins a turn; None: it has not.
     """
 
     what = "the KV cache of a pruned model"
@@ -176,6 +183,7 @@ class _PrunedCache(Unpicklable, _Cache):
     hooked: Any = None
     last_layer: int = sys.maxsize
     callers_mask: Any = ...
+    begins_turn: bool | None = None
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         layer = args[2] if len(args) > 2 else kwargs["layer_idx"]

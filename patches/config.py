@@ -19,6 +19,8 @@ from ..policies.stages import Stage
 from .cache import cache_name
 from .families.base import Family
 from .families.registry import UnsupportedModelError
+from .kept_history import History
+from .masks import window_at
 from .modules import base_of, heads_of
 
 
@@ -70,6 +72,7 @@ class PruningConfig:
         cuts: decoder layers before which tokens may leave, and how many; None without a decoder stage.
         text_arguments, base_arguments: names that the text model's and the base model's forward take.
         cache_name: what they call the KV cache.
+        history: what becomes of pictures of earlier turns; None: they stay as they are.
     """
 
     base: Any
@@ -85,6 +88,7 @@ class PruningConfig:
     text_arguments: frozenset[str]
     base_arguments: frozenset[str]
     cache_name: str
+    history: History | None = None
 
     @classmethod
     def of(
@@ -93,6 +97,7 @@ class PruningConfig:
         family: Family,
         acting: Mapping[str, tuple[Policy, TokenBudget]],
         positions: Positions,
+        history: History | None = None,
     ) -> PruningConfig:
         """From the arguments of `apply_pruning`.
 
@@ -102,6 +107,7 @@ class PruningConfig:
             acting: by stage (`"pixels"`, `"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its
                 budget.
             positions: of surviving tokens.
+            history: of earlier turns.
 
         Raises:
             ValueError: if the decoder stage does not fit the model.
@@ -132,6 +138,7 @@ class PruningConfig:
             text_arguments=accepted,
             base_arguments=frozenset(inspect.signature(base.forward).parameters),
             cache_name=cache,
+            history=_checked_history(history, text),
         )
 
     @property
@@ -162,6 +169,16 @@ class PruningConfig:
     def uses_flash_attention(self) -> bool:
         """Whether the text model's attention is FlashAttention; it may be changed at any time."""
         return "flash" in (self.text.config._attn_implementation or "")
+
+
+def _checked_history(history: History | None, text: Any) -> History | None:
+    """Raise `ValueError` for a model whose layers count the columns that they hold."""
+    if history is not None and any(window_at(text.config, i) is not None for i in range(len(text.layers))):
+        raise ValueError(
+            f"history={history.keep!r} lets columns leave the KV cache between turns, which layers with a sliding "
+            "window do not allow: they count the columns that they hold; leave history out for this model"
+        )
+    return history
 
 
 def allows_decoder_stage(base: nn.Module, family: Family) -> bool:

@@ -36,10 +36,20 @@ class RowView(DecoderView):
         past = total - decoder.valid.shape[1]
         key = key[row : row + 1, :, :total]  # a static cache holds empty columns after them
 
+        def visible(rows: Tensor) -> Tensor:
+            order = torch.arange(total, device=device)
+            return (valid.to(device) & (order <= (rows + past)[:, None]))[None]
+
         def received(rows: Tensor) -> Tensor:
-            rows, order = to_device(rows, device), torch.arange(total, device=device)
-            visible = valid.to(device) & (order <= (rows + past)[:, None])
-            return attention_received(query[:, :, rows], key, mask=visible[None], scaling=scaling)[0, past:]
+            rows = to_device(rows, device)
+            return attention_received(query[:, :, rows], key, mask=visible(rows), scaling=scaling)[0, past:]
+
+        def received_by_head(rows: Tensor) -> Tensor:
+            rows = to_device(rows, device)
+            heads = query[0, :, None, rows]  # each head as a row of a batch
+            keys = key[0].repeat_interleave(len(heads) // key.shape[1], 0)[:, None]
+            mask = visible(rows).expand(len(heads), -1, -1)
+            return attention_received(heads, keys, mask=mask, scaling=scaling)[:, past:]
 
         def embeds() -> Tensor:
             fed = prefill.embeds[row] if packing is None else prefill.embeds[row, packing.index[row]]
@@ -52,6 +62,7 @@ class RowView(DecoderView):
             visual=[to_device(each.columns, device) for each in inputs],
             n_keep=[each.n_keep for each in inputs],
             received=received,
+            received_by_head=received_by_head,
             hidden=lambda: config.text.norm(hidden[row]).to(device),
             embeds=embeds,
             layer=layer,

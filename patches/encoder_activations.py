@@ -18,6 +18,7 @@ class EncoderActivations:
         features: (N, D_v) each.
         patches: (N, D_v) each, means over the patches that a merger made a token of.
         padding: (N,) bool each, on the host, True at patches that pad a picture; None where there are none.
+        entropy: (N,) each, of the grey levels of a token's pixels; None where it is not known.
         kept: by stage (`"pixels"`, `"encoder"`), (N,) bool each, on the host, False at tokens that had left after it;
             without stages at which all stayed.
         select_ms: by stage, time spent on choosing them, milliseconds, shared out by tokens.
@@ -28,6 +29,7 @@ class EncoderActivations:
     features: list[Tensor] | None = None
     patches: list[Tensor] | None = None
     padding: list[Tensor] | None = None
+    entropy: list[Tensor] | None = None
     kept: dict[str, list[Tensor]] = field(default_factory=dict)
     select_ms: dict[str, list[float]] = field(default_factory=dict)
 

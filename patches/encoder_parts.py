@@ -13,6 +13,7 @@ from .encoder_capture import EncoderCapture, Recording
 from .encoder_stage import EncoderStage
 from .families.base import Family, Kind
 from .padded_patches import padded_patches
+from .patch_entropy import patch_entropies
 from .pixel_stage import PixelCall, PixelStage
 
 
@@ -83,6 +84,8 @@ class EncoderRun:
             found = parts.capture.by_input(self.recording, self.kind, lengths, arguments, **raster)
             if parts.capture.looks_for_padding:
                 found.padding = padded_patches(base, family, self.kind, lengths, named)
+            if parts.capture.spec.entropy:
+                found.entropy = patch_entropies(base, self.kind, lengths, named)
         if parts.pixels is not None and self.pixels is not None:
             found = found or EncoderActivations()
             parts.pixels.mark_kept(self.pixels, found, lengths)

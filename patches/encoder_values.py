@@ -58,11 +58,11 @@ def encoder_values(
         )
     activations, index = visual.activations
     values: dict[str, Any] = {}
-    for name in ("attention", "keys", "features", "patches"):
+    for name in ("attention", "keys", "features", "patches", "entropy"):
         by_input = getattr(activations, name)
         if by_input is not None:
             value = by_input[index] if offered is None else index_rows(by_input[index], offered)
-            values[f"encoder_{name}"] = value.to(device)
+            values["patch_entropy" if name == "entropy" else f"encoder_{name}"] = value.to(device)
             if len(value) != n:
                 raise ValueError(f"the encoder gave {len(value)} {name} for {n} visual tokens")
     if activations.padding is not None:

@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from .cache import cache_among, layout_of
 from .config import PruningConfig
 from .feature_source import FeatureSource
 from .visual_inputs import feeds_pictures
+
+#: Attribute of a draft: inputs of pictures that it encodes itself, by name.
+OWN_PIXELS = "_tokenprune_pixels"
 
 #: Where features that `generate` has computed came from, as far as that was noted.
 Sources = Callable[[Mapping[Any, Any]], list[FeatureSource]]
@@ -64,21 +68,55 @@ class PrefillGuard(StandIn):
 class PreparationNotes(StandIn):
     """Notes what `generate` prepares a call from.
 
-    On a pruned cache: the caller's padding mask, before a 4-D mask is made of it for a static cache. Without a cache:
-    how much of the sequence is the prompt.
+    On a pruned cache: the caller's padding mask, before a 4-D mask is made of it for a static cache; and whether a turn
+    begins. Without a cache: how much of the sequence is the prompt.
+
+    The prefill of an assistant in assisted decoding is prepared as one that sees the pictures.
     """
 
     NAME = "prepare_inputs_for_generation"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = cache_among(kwargs)
+        if self._drafts_blind(cache, kwargs):
+            kwargs = self._with_pictures(kwargs)
         if layout_of(cache) is not None:
             cache.callers_mask = kwargs.get("attention_mask")
+            if self.config.history is not None:  # else nobody would take the note
+                cache.begins_turn = kwargs.get("is_first_iteration")
         elif kwargs.get("use_cache") is False:
             ids: Any = args[0] if args else kwargs.get("input_ids")
             for source in self.sources(kwargs.get("mm_encoder_outputs") or {}):
                 source.generation.prepare(ids.shape[1], bool(kwargs.get("is_first_iteration")))
         return self.original(*args, **kwargs)
+
+    def _drafts_blind(self, cache: Any, arguments: Mapping[str, Any]) -> bool:
+        """Whether this is the prefill of an assistant, for which `generate` says that it is none, so that pictures are
+        left out."""
+        if arguments.get("is_first_iteration") is not False or arguments.get("use_cache") is False:
+            return False
+        return cache is None or int(cache.get_seq_length()) == 0
+
+    def _with_pictures(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a prefill that sees pictures.
+
+        Raises:
+            ValueError: for features of a model of another width.
+        """
+        own = getattr(self.config.heads[-1], OWN_PIXELS, None)
+        seeing = {**arguments, "is_first_iteration": True}
+        if own is not None:
+            seeing.pop("mm_encoder_outputs", None)
+            return seeing | own
+        width = self.config.text.get_input_embeddings().weight.shape[-1]
+        for kind, output in (arguments.get("mm_encoder_outputs") or {}).items():
+            found = {each.shape[-1] for each in tree_leaves(getattr(output, "pooler_output", output))}
+            if found and width not in found:
+                raise ValueError(
+                    f"the features of {kind}s are {max(found)} wide, of another model, and this draft's are {width} "
+                    "wide; give it the pictures themselves: tokenprune.draft(model, ..., pixels=inputs)"
+                )
+        return seeing
 
 
 #: What is put on a head, by the name of the method it takes the place of.

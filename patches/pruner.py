@@ -25,6 +25,8 @@ from .families.base import Family, Kind
 from .feature_source import FeatureSource
 from .feature_tap import encoding
 from .head import LogitsToKeep, keep_columns, labels_among
+from .history import marked_layout, shrink_earlier_pictures
+from .kept_history import History
 from .modules import arguments_by_name
 from .packing import Packing
 from .past import Past
@@ -62,6 +64,7 @@ class Pruner(Unpicklable):
         family: the facts about its type.
         acting: by stage (`"pixels"`, `"encoder"`, `"vision"`, `"decoder"`), who chooses tokens there, and its budget.
         positions: `"original"` or `"compact"`.
+        history: what becomes of pictures of earlier turns.
 
     Attributes:
         config: what is applied.
@@ -84,8 +87,9 @@ class Pruner(Unpicklable):
         family: Family,
         acting: Mapping[str, tuple[Policy, TokenBudget]],
         positions: Positions,
+        history: History | None = None,
     ):
-        config = PruningConfig.of(model, family, acting, positions)
+        config = PruningConfig.of(model, family, acting, positions, history)
         self.config = config
         self.calls = Calls(config.heads)
         self.since = datetime.now().astimezone()
@@ -179,6 +183,8 @@ class Pruner(Unpicklable):
                 "call remove_pruning(model) first and export the stock model"
             )
         config, (_, arguments) = self.config, arguments_by_name(module, args, kwargs)
+        if config.history is not None and (cache := cache_among(arguments)) is not None:
+            shrink_earlier_pictures(config, cache, tokens_among(arguments).shape[1])
         visual = VisualInputs.of(config.base, config.family, arguments, self._attachment.source_of)
         if visual is None and config.family.masks == "text" and self.calls.current() is None:
             return None  # as at every decode step
@@ -236,6 +242,9 @@ class Pruner(Unpicklable):
             self.records = selection.records
             if selection.packing is not None:
                 kwargs = prune_text_inputs(config, call, selection, kwargs)
+            if config.history is not None:
+                call.layout = marked_layout(config, call.visual, cache, selection, call.layout)
+            if selection.packing is not None:
                 if loss_is_outside(config, call):
                     self._warn_of_loss()
                 return args, kwargs

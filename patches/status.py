@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..budget import AdaptiveBudget, Budget, IntermediateBudget, TokenBudget
+from ..adaptive_budget import EnergyBudget
+from ..budget import Budget, IntermediateBudget, PolicysBudget, TokenBudget
 from ..mean_budget import MeanBudget, MeanBudgetBefore
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from .config import Positions
+from .kept_history import History
 from .pruner import Pruner
 
 
@@ -40,12 +42,14 @@ class PruningStatus:
         stages: what acts, in the order in which tokens pass.
         positions: `"original"` or `"compact"` position ids of surviving tokens.
         since: when `apply_pruning` or `pruning` was called, local time with its zone.
+        history: what becomes of pictures of earlier turns; None: they stay as they are.
     """
 
     model_type: str
     stages: tuple[StageStatus, ...]
     positions: Positions
     since: datetime
+    history: History | None = None
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -54,7 +58,8 @@ class PruningStatus:
 
     def __str__(self) -> str:
         head = f"{self.model_type}, pruned since {self.since:%Y-%m-%d %H:%M:%S}, {self.positions} positions"
-        return "\n".join([head, *(f"  {stage}" for stage in self.stages)])
+        earlier = [] if self.history is None else [f"  pictures of earlier turns: {self.history}"]
+        return "\n".join([head, *(f"  {stage}" for stage in self.stages), *earlier])
 
 
 def status_of(pruner: Pruner) -> PruningStatus:
@@ -71,12 +76,15 @@ def status_of(pruner: Pruner) -> PruningStatus:
         stages=tuple(StageStatus(stage, *each) for stage, each in acting.items() if each is not None),
         positions=config.positions,
         since=pruner.since,
+        history=config.history,
     )
 
 
 def _budget(budget: TokenBudget) -> str:
-    if isinstance(budget, AdaptiveBudget):
+    if isinstance(budget, PolicysBudget):
         return "as many tokens as it finds necessary"
+    if isinstance(budget, EnergyBudget):
+        return f"as many tokens as singular values hold {budget.share:g} of their energy"
     if isinstance(budget, IntermediateBudget):
         keep, exponent = budget.final.keep, budget.exponent
         if isinstance(keep, int):

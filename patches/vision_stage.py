@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adaptive_budget import AdaptiveBudget
 from ..device import index_rows, to_device
 from ..policies.run import run_policy
 from ..policies.types import Selection, VisualTokens
 from .cache import cache_among
-from .call import unchanged
+from .call import guarded, unchanged
 from .config import PruningConfig
 from .decoder_call import DecoderInput
 from .encoder_values import encoder_values, kept_in_encoder
@@ -179,6 +180,11 @@ class _Work:
             **words,
             **encoder_values(self.config, visual, len(candidates), offered, self.embeds.device),
         )
+        if self.config.vision is not None and isinstance(self.config.vision.budget, AdaptiveBudget):
+            with guarded():
+                n_keep = self.config.vision.budget.checked(tokens.features)
+            if n_keep == len(candidates):
+                return _Input(visual, i, candidates=candidates, newlines=newlines, fixed=True, visible=visible)
         n_keep = None if n_keep is None else n_keep - spare
         return _Input(visual, i, tokens, n_keep, candidates, newlines[:spare], visible=visible)
 

@@ -24,6 +24,10 @@ POLICIES = {
     "evs": ("evs", {}),
     "vidcom2": ("vidcom2", {}),
     "fastvid": ("fastvid", {}),
+    "flashvid": ("flashvid", {}),
+    "holitom": ("holitom", {"clustered": 0.5}),
+    "coverpruner": ("coverpruner", {}),
+    "erase": ("erase", {}),
 }
 
 #: Policies that act inside the vision tower by label: policies and options.
@@ -48,7 +52,16 @@ PIXELS = {
 }
 
 #: Those that feed the language model other features than it would have seen.
-CHANGES_FEATURES = {"tokenflex", "recoverable", "visionzip", "prumerge", "prumerge_plus", "fastvid"}
+CHANGES_FEATURES = {
+    "tokenflex",
+    "recoverable",
+    "visionzip",
+    "prumerge",
+    "prumerge_plus",
+    "fastvid",
+    "flashvid",
+    "holitom",
+}
 
 #: Policies with a decoder stage by label: policies and options.
 DEEP = {
@@ -60,5 +73,8 @@ DEEP = {
     "sparsevlm": ("sparsevlm@final", {}),
     "vtw": ("vtw@final", {}),
     "dart": ("dart@final", {}),
+    "priortr": ("priortr@final", {}),
+    "sieve": ("sieve@final", {}),
+    "coverpruner-decoder": ("coverpruner@final", {"weights": "decoder"}),
     "auto": ("auto", {}),
 }

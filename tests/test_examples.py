@@ -93,3 +93,16 @@ def test_the_tables_of_the_project_do_not_change_when_they_are_installed(with_bo
         [sys.executable, "-m", *command], env=with_both_examples, cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr
+
+
+def test_screenshots_of_earlier_turns_shrink(capsys):
+    spec = importlib.util.spec_from_file_location("agent", ROOT / "examples" / "agent_screenshots" / "agent.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    everything, pruned, shrunk = module.main(["--turns", "3"]).values()
+    text = everything[1][0] - 2 * 144  # what the first two turns hold beside their pictures
+    assert pruned[1][0] == text + 2 * 36
+    assert shrunk[0] == pruned[0]
+    assert shrunk[1][0] == text + 36 + 7
+    assert all(size == columns * 4096 for columns, size in (*everything, *pruned, *shrunk))
+    assert "| 3 | " in capsys.readouterr().out

@@ -13,11 +13,14 @@ from tokenprune import cli, ops, policies
 from tokenprune.serve import settings
 
 PUBLIC = {
+    "AdaptiveBudget",
+    "EnergyBudget",
     "DecoderView",
     "EncoderFacts",
     "EncoderSpec",
     "EncoderValues",
     "Family",
+    "History",
     "InputFacts",
     "Keep",
     "Policy",
@@ -39,6 +42,7 @@ PUBLIC = {
     "VisualTokens",
     "__version__",
     "apply_pruning",
+    "draft",
     "expand_logits",
     "list_policies",
     "list_supported_models",
@@ -67,21 +71,26 @@ POLICIES = {
     "Auto",
     "BatchedPolicy",
     "CDPruner",
+    "CoverPruner",
     "DART",
     "DivPrune",
     "Downsample",
     "EADP",
     "EVS",
+    "Erase",
     "FastV",
     "FastVID",
+    "FlashVID",
     "FlowCut",
     "FoPru",
     "Grid",
+    "HoliTom",
     "HoloV",
     "MMTok",
     "PixelPrune",
     "Policy",
     "Preset",
+    "PriorTR",
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",
@@ -90,6 +99,7 @@ POLICIES = {
     "Recoverable",
     "ScheduledPolicy",
     "Scope",
+    "Sieve",
     "SparseVLM",
     "Stage",
     "ToDRE",
@@ -207,8 +217,17 @@ def test_public_functions_take_these_arguments():
     def arguments(function):
         return list(inspect.signature(function).parameters)
 
-    assert arguments(tokenprune.apply_pruning) == ["model", "policy", "keep", "budget", "positions", "options"]
-    assert arguments(tokenprune.pruning) == ["model", "policy", "keep", "budget", "positions", "options"]
+    assert arguments(tokenprune.apply_pruning) == [
+        "model",
+        "policy",
+        "keep",
+        "budget",
+        "positions",
+        "history",
+        "options",
+    ]
+    assert arguments(tokenprune.pruning) == ["model", "policy", "keep", "budget", "positions", "history", "options"]
+    assert arguments(tokenprune.draft) == ["model", "policy", "keep", "positions", "pixels", "options"]
     assert arguments(tokenprune.remove_pruning) == ["model"]
     assert arguments(tokenprune.pruning_report) == ["model"]
     assert arguments(tokenprune.prune_labels) == ["model", "labels"]

@@ -11,10 +11,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: From the bottom up: a module imports from its own level and from those below, never from one above.
 LEVELS = (
-    ("_version", "arguments", "budget", "device", "mean_budget", "pickling", "plugins", "schedule", "validate", "ops"),
+    (
+        "_version",
+        "adaptive_budget",
+        "arguments",
+        "budget",
+        "device",
+        "mean_budget",
+        "pickling",
+        "plugins",
+        "schedule",
+        "validate",
+        "ops",
+    ),
     ("policies",),
     ("patches", "visual"),
-    ("api", "composition", "serve"),
+    ("api", "composition", "drafting", "serve"),
     ("eval",),
     ("commands", "cli", "__main__"),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .adaptive_budget import AdaptiveBudget, EnergyBudget
     from .api import (
         apply_pruning,
         expand_logits,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         remove_pruning,
     )
     from .arguments import BudgetMeaning, Keep, Positions
+    from .drafting import draft
     from .mean_budget import UnreachableBudgetError
     from .patches import (
         EncoderFacts,
@@ -39,12 +41,14 @@ if TYPE_CHECKING:
         register_family,
     )
     from .patches.cache import PrunedCacheError
+    from .patches.kept_history import History
     from .policies import Policy, UnknownPolicyError, register
     from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
     from .schedule import Schedule
 
 #: Public names by the module that has them.
 _HOMES = {
+    "adaptive_budget": ("AdaptiveBudget", "EnergyBudget"),
     "api": (
         "apply_pruning",
         "expand_logits",
@@ -57,6 +61,7 @@ _HOMES = {
         "remove_pruning",
     ),
     "arguments": ("BudgetMeaning", "Keep", "Positions"),
+    "drafting": ("draft",),
     "mean_budget": ("UnreachableBudgetError",),
     "patches": (
         "EncoderFacts",
@@ -72,6 +77,7 @@ _HOMES = {
         "register_family",
     ),
     "patches.cache": ("PrunedCacheError",),
+    "patches.kept_history": ("History",),
     "policies": ("Policy", "UnknownPolicyError", "register"),
     "policies.types": ("DecoderView", "EncoderSpec", "Selection", "TowerCut", "TowerView", "VisualTokens"),
     "schedule": ("Schedule",),
@@ -81,12 +87,15 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = ("api", "arguments", "budget", "device", "ops", "patches", "pickling", "policies", "schedule", "validate")
 
 __all__ = [
+    "AdaptiveBudget",
     "BudgetMeaning",
     "DecoderView",
     "EncoderFacts",
     "EncoderSpec",
     "EncoderValues",
+    "EnergyBudget",
     "Family",
+    "History",
     "InputFacts",
     "Keep",
     "Policy",
@@ -107,6 +116,7 @@ __all__ = [
     "VisualTokens",
     "__version__",
     "apply_pruning",
+    "draft",
     "expand_logits",
     "list_policies",
     "list_supported_models",

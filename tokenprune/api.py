@@ -17,6 +17,7 @@ from .composition import PolicyLike as PolicyLike
 from .composition import compose, settle
 from .patches import Pruner, PruningReport, PruningStatus, family_of, status_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
+from .patches.kept_history import History, history_of
 from .patches.modules import base_of
 from .policies import registry
 
@@ -30,6 +31,7 @@ def apply_pruning(
     *,
     budget: BudgetMeaning | None = None,
     positions: Positions | None = None,
+    history: float | int | History | None = None,
     **options: Any,
 ) -> M:
     """Make a vision-language model drop visual tokens.
@@ -51,12 +53,17 @@ def apply_pruning(
             hold more than half of it; or what an adaptive policy finds. For a list of policies also a list:
             what is left of the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`, with None
             for what an adaptive one finds, `["pixelprune", "divprune"], keep=[None, 0.25]`.
+            With a policy of the vision stage also `"energy:0.98"` or an `AdaptiveBudget`, which finds the
+            number for each input from its tokens (`EnergyBudget`).
         budget: what a single `keep` counts: `"mean"`, as said, met as nearly as whole tokens allow and
             reported as `Record.mean`; or `"final"`, the tokens that are left after the last cut. None: as a
             preset says, else `"mean"`.
         positions: `"original"`: surviving tokens keep their position ids; `"compact"`: they are
             renumbered without gaps (on mRoPE as if they were text, so they lose their coordinates). Tokens
             that leave inside the decoder leave gaps in any case. None: as a preset says, else `"original"`.
+        history: what stays in the KV cache of pictures of earlier turns when a new turn arrives, on all layers:
+            a ratio in (0, 1) or a number of each picture's tokens, 0 for none, or a `History` with a policy of its
+            own. What stays keeps its positions, and nothing is encoded again. None: they stay as they are.
         **options: hyper-parameters of a policy given by name.
 
     Returns:
@@ -65,15 +72,15 @@ def apply_pruning(
     Raises:
         UnknownPolicyError: no policy of that name.
         UnsupportedModelError: the model's type is not supported.
-        ValueError: a bad keep, budget, positions or policy option, a policy that cannot act on this model, or a
-            mean below what the decoder's first layers must hold (with a number of tokens, on the forward call).
+        ValueError: a bad keep, budget, positions, history or policy option, a policy that cannot act on this model, or
+            a mean below what the decoder's first layers must hold (with a number of tokens, on the forward call).
             Nothing has changed then: what was applied before still is.
         RuntimeError: while the model runs, in this thread or in another.
     """
     family = family_of(model)
     asked = settle(policy, keep, budget, positions)
     acting = compose(base_of(model), family, policy, options, asked)
-    pruner, before = Pruner(model, family, acting, asked.positions), _pruner(model)
+    pruner, before = Pruner(model, family, acting, asked.positions, history_of(history)), _pruner(model)
     remove_pruning(model)
     try:
         pruner.attach()
@@ -108,6 +115,7 @@ def pruning(
     *,
     budget: BudgetMeaning | None = None,
     positions: Positions | None = None,
+    history: float | int | History | None = None,
     **options: Any,
 ) -> Iterator[M]:
     """`apply_pruning` for a `with` block; afterwards the model is as it was, pruned or not. Blocks nest.
@@ -116,7 +124,7 @@ def pruning(
         RuntimeError: at the end of a block inside which another began that has not ended, as in two threads.
     """
     block = _Block(_pruner(model))
-    apply_pruning(model, policy, keep, budget=budget, positions=positions, **options)
+    apply_pruning(model, policy, keep, budget=budget, positions=positions, history=history, **options)
     _BLOCKS.setdefault(base_of(model), []).append(block)
     try:
         yield model

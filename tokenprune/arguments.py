@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-#: Budgets: a ratio, a number of tokens, one for each policy of a list, or None for the family's default or
-#: what an adaptive policy finds.
-Keep = float | int | Sequence[float | int | None] | None
+from .adaptive_budget import AdaptiveBudget
+
+#: A budget: a ratio, a number of tokens, or one that is found for each input, as "energy:0.98".
+OneKeep = float | int | str | AdaptiveBudget
+#: Budgets: one, one for each policy of a list, or None for the family's default or what an adaptive policy finds.
+Keep = OneKeep | Sequence[OneKeep | None] | None
 
 #: What becomes of the position ids of surviving tokens.
 Positions = Literal["original", "compact"]

@@ -15,14 +15,14 @@ _ACCEPTED = "accepted: a float in (0, 1] (keep ratio), an int >= 1 (tokens per v
 
 
 class TokenBudget(Protocol):
-    """How many visual tokens stay: `Budget`, `IntermediateBudget` or `AdaptiveBudget`."""
+    """How many visual tokens stay: `Budget`, `IntermediateBudget`, `AdaptiveBudget` or `PolicysBudget`."""
 
     @property
     def keeps_all(self) -> bool:
         """Whether everything stays, whatever the input."""
 
     def count(self, n: int) -> int | None:
-        """Tokens kept of an input of `n`; None: the policy decides."""
+        """Tokens kept of an input of `n`; None: the policy decides, or the input's tokens do."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class IntermediateBudget:
 
 
 @dataclass(frozen=True)
-class AdaptiveBudget:
+class PolicysBudget:
     """No number: the policy decides how many tokens stay."""
 
     @property

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .arguments import BUDGETS, POSITIONS, BudgetMeaning, Keep, Positions
-from .budget import AdaptiveBudget, Budget, TokenBudget
+from .adaptive_budget import AdaptiveBudget, parsed
+from .arguments import BUDGETS, POSITIONS, BudgetMeaning, Keep, OneKeep, Positions
+from .budget import Budget, PolicysBudget, TokenBudget
 from .mean_budget import MeanBudget, MeanBudgetBefore
 from .patches.config import allows_decoder_stage, decoder_cuts
 from .patches.families.base import Family
@@ -53,7 +54,7 @@ def settle(policy: PolicyLike, keep: Keep, budget: BudgetMeaning | None, positio
         keep, budget = presets[0].keep, budget or presets[0].budget
     if len(several) == 1 and presets:
         positions = positions or presets[0].positions
-    return Asked(keep, budget or "mean", positions or "original")
+    return Asked(parsed(keep), budget or "mean", positions or "original")
 
 
 def _one_by_one(policy: PolicyLike) -> list[str | Policy]:
@@ -76,23 +77,50 @@ def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str,
     """
     keep = asked.keep
     policies, keeps = _policies(policy, options, keep, allows_decoder_stage(base, family))
-    budgets = [Budget(family.default_keep if each is None else each) for each in keeps]
+    budgets = [_budget(family.default_keep if each is None else each) for each in keeps]
     for each in policies:
         _check_needs(each, base, family)
     shared: list[Mapping[Stage, TokenBudget]]
-    if isinstance(keep, list | tuple):
+    if isinstance(keep, list | tuple | AdaptiveBudget):
+        _check_adaptive(policies, budgets)
         shared = [dict.fromkeys(each.stages, one) for each, one in zip(policies, budgets, strict=True)]
-    elif asked.budget == "final" or budgets[0].keeps_all:
-        shared = _shares(policies, budgets[0])
     else:
-        if keep is not None and len(policies) == 1:
-            policies = [_with_mean(policies[0], budgets[0], base, family)]
-        shared = _shares_of_mean(policies, budgets[0], base, family, keep is None)
+        (budget,) = budgets
+        assert isinstance(budget, Budget)
+        if asked.budget == "final" or budget.keeps_all:
+            shared = _shares(policies, budget)
+        else:
+            if keep is not None and len(policies) == 1:
+                policies = [_with_mean(policies[0], budget, base, family)]
+            shared = _shares_of_mean(policies, budget, base, family, keep is None)
     return {
-        str(where): (each, AdaptiveBudget() if own is None and each.adaptive else share)
+        str(where): (each, PolicysBudget() if own is None and each.adaptive else share)
         for each, own, shares in zip(policies, keeps * len(policies) if len(keeps) == 1 else keeps, shared, strict=True)
         for where, share in shares.items()
     }
+
+
+def _budget(keep: OneKeep) -> Budget | AdaptiveBudget:
+    return keep if isinstance(keep, AdaptiveBudget) else Budget(keep)  # type: ignore[arg-type]  # it refuses text
+
+
+def _check_adaptive(policies: Sequence[Policy], budgets: Sequence[Budget | AdaptiveBudget]) -> None:
+    """Raise `ValueError` where a budget that is found from tokens goes with a policy that acts elsewhere."""
+    found = next((each for each in budgets if isinstance(each, AdaptiveBudget)), None)
+    if found is None:
+        return
+    if len(budgets) < len(policies):
+        raise ValueError(
+            f"keep={str(found)!r} is found from the tokens of each input and cannot be shared by "
+            f"{len(policies)} policies; accepted: one budget for each of them, as [{str(found)!r}, 0.1]"
+        )
+    for policy, budget in zip(policies, budgets, strict=True):
+        if isinstance(budget, AdaptiveBudget) and policy.stages != (Stage.VISION,):
+            raise ValueError(
+                f"keep={str(budget)!r} is found from the tokens that the language model would get, and policy "
+                f"{policy.label!r} acts at the {' and '.join(policy.stages)} stage; accepted: a policy that acts at "
+                "the vision stage alone, as 'divprune', or a number"
+            )
 
 
 def _check_needs(policy: Policy, base: Any, family: Family) -> None:
@@ -156,7 +184,7 @@ def _shares_of_mean(
 
 def _policies(
     policy: PolicyLike, options: Mapping[str, Any], keep: Keep, deep: bool
-) -> tuple[list[Policy], list[float | int | None]]:
+) -> tuple[list[Policy], list[OneKeep | None]]:
     """The policies in the order they act, at most one at each stage; and their budgets, or the one they share.
 
     `deep` says whether a policy may go on in the decoder if it likes.
@@ -169,7 +197,11 @@ def _policies(
         raise ValueError("expected a policy, got an empty list")
     for each in stages:
         check_policy(each)
-    if deep and not isinstance(keep, list | tuple) and not any(Stage.DECODER in s.stages for s in stages):
+    if (
+        deep
+        and not isinstance(keep, list | tuple | AdaptiveBudget)
+        and not any(Stage.DECODER in s.stages for s in stages)
+    ):
         follow_ups = [more for s in stages if (more := s.decoder_follow_up()) is not None]
         for each in follow_ups:
             check_policy(each)
@@ -183,7 +215,8 @@ def _policies(
     if isinstance(keep, list | tuple) and isinstance(policy, Sequence) and not isinstance(policy, str):
         if len(keep) != len(stages):
             raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
-        keeps = [None if keep[i] is None else Budget(keep[i]).keep for i in order]
+        given_keeps = [keep[i] for i in order]
+        keeps = [each if isinstance(each, AdaptiveBudget | None) else Budget(each).keep for each in given_keeps]
         for (a, one), (b, other) in itertools.pairwise(zip((stages[i].label for i in order), keeps, strict=True)):
             # Ratios and numbers of tokens cannot be compared.
             if one is not None and type(one) is type(other) and other > one:

@@ -54,14 +54,15 @@ class Plan:
 
 
 def settings(
-    policies: Sequence[str], keeps: Sequence[float | int], positions: Sequence[Positions]
+    policies: Sequence[str], keeps: Sequence[float | int | str], positions: Sequence[Positions]
 ) -> tuple[PruningSetting, ...]:
     """The full model, then per keep ratio the downsampled images, and per positions the baselines and the policies."""
     names = [name for name in dict.fromkeys(("random", "grid", *policies)) if name != "downsample"]
     out: list[PruningSetting] = [PruningSetting()]
     own = {name: own_keep(name) for name in names}
     for keep in keeps:
-        out.append(Downsampled(keep=keep))
+        if not isinstance(keep, str):  # there is no number to resize to
+            out.append(Downsampled(keep=keep))
         out += [PruningSetting(name, keep, each) for each in positions for name in names if own[name] is None]
     return (*out, *(PruningSetting(name) for name in names if own[name] is not None))
 

@@ -104,7 +104,7 @@ def _former_names(identity: dict[str, Any]) -> dict[str, Any]:
         "backend": identity["backend"],
         "arguments": ",".join(f"{name}={value}" for name, value in given.items()),
         "policy": FULL if policy == NO_POLICY else policy + options,
-        "keep": None if keep is None else int(keep) if keep.isdigit() else float(keep),
+        "keep": None if keep is None else keep if ":" in keep else int(keep) if keep.isdigit() else float(keep),
         "positions": positions,
         "task": identity["task"],
     }

@@ -74,7 +74,7 @@ class Costs:
 
     def prefill(self, setting: PruningSetting) -> float:
         """Of a prefill under a setting."""
-        keep = 0.5 if setting.keep is None else setting.keep
+        keep = 0.5 if setting.keep is None or isinstance(setting.keep, str) else setting.keep
         share = keep if isinstance(keep, float) else min(1.0, keep / max(1, self.n_visual))
         return self.text + share * self.visual
 

@@ -16,8 +16,8 @@ TABLE = {**POLICIES, **TOWER, **DEEP}
 # Between them: text, what the encoder says, features that change, and the decoder.
 FEW = ["auto", "visionzip"]
 # Waits that a method itself cannot do without, for each picture, or for each row in the decoder.
-PER_PICTURE = {"random": 1, "holov": 1, "vidcom2": 1, "fastvid": 1}
-PER_ROW = {"todre": 1, "sparsevlm": 1}
+PER_PICTURE = {"random": 1, "holov": 1, "vidcom2": 1, "fastvid": 1, "flashvid": 1, "holitom": 1}
+PER_ROW = {"todre": 1, "sparsevlm": 1, "priortr": 1}
 
 
 def check(family, video, name, options, second=()):

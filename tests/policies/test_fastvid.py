@@ -3,15 +3,16 @@
 import torch
 
 from tokenprune.policies import FastVID
+from tokenprune.policies.segments import segments
 
 from .inputs import directions, picks, video
 
 
 def test_fastvid_cuts_where_the_picture_changes():
     frames = directions(0, 1, 2, 90, 91, 92)
-    assert FastVID(segments=1)._segments(frames) == [(0, 3), (3, 6)]
-    assert FastVID(segments=3)._segments(frames) == [(0, 1), (1, 3), (3, 6)]
-    assert FastVID(segments=9)._segments(frames) == [(i, i + 1) for i in range(6)]
+    assert segments(frames, 1, 0.9) == [(0, 3), (3, 6)]
+    assert segments(frames, 3, 0.9) == [(0, 1), (1, 3), (3, 6)]
+    assert segments(frames, 9, 0.9) == [(i, i + 1) for i in range(6)]
 
 
 def test_fastvid_by_hand():

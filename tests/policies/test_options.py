@@ -53,13 +53,16 @@ BAD = {
 #: What is bad elsewhere and means something here.
 GOOD = {
     ("fastvid", "threshold"): {"below zero"},  # a cosine: no cut at all
+    ("flashvid", "threshold"): {"below zero"},
+    ("flashvid", "linked"): {"below zero"},  # everything is linked
+    ("holitom", "static"): {"below zero"},  # everything stands still
     ("vtw", "depth"): {"None"},  # as the budget says
 }
 GOOD_BOOLS = {"true", "NumPy bool"}
 
 
 def test_there_are_policies_to_test():
-    assert len(OURS) == 30
+    assert len(OURS) == 36
     assert len(FIELDS) > 50
 
 
@@ -124,6 +127,25 @@ def test_a_bool_is_no_number(policy, option, value):
         ("fastvid", "every", 0),
         ("fastvid", "neighbours", 0),
         ("fastvid", "anchor", 1.01),
+        ("coverpruner", "weights", "Encoder"),
+        ("erase", "least", 0),
+        ("erase", "least", 0.9),
+        ("erase", "most", 1.01),
+        ("erase", "busy", 0),
+        ("flashvid", "segments", 0),
+        ("flashvid", "threshold", 1.01),
+        ("flashvid", "alpha", 0),
+        ("flashvid", "linked", -1.01),
+        ("flashvid", "neighbours", 0),
+        ("holitom", "static", 1.01),
+        ("holitom", "clustered", 1.01),
+        ("holitom", "neighbours", 0),
+        ("holitom", "anchor", 1.01),
+        ("priortr", "layer", 0),
+        ("priortr", "query", "all"),
+        ("sieve", "layer", 0),
+        ("sieve", "heads", 0),
+        ("sieve", "energy", 0),
         ("flowcut", "every", 0),
         ("flowcut", "momentum", 1),
         ("fopru", "strategy", "Rank"),

@@ -200,8 +200,9 @@ def _refusals(heard):
 def test_every_policy_is_served_or_refused_with_a_reason():
     reasons = {
         "inside the vision tower": {"tome", "flowcut", "downsample"},
-        "inside the decoder": {"fastv", "pyramiddrop", "sparsevlm", "vtw", "dart", "todre"},
+        "inside the decoder": {"fastv", "pyramiddrop", "sparsevlm", "vtw", "dart", "todre", "priortr", "sieve"},
         "only after it has chosen": {"tokenflex", "holov"},
+        "reads the pixels": {"erase"},
     }
     on_clip, on_qwen = _refusals(CLIP), _refusals(None)
     for reason, names in reasons.items():
@@ -213,6 +214,7 @@ def test_every_policy_is_served_or_refused_with_a_reason():
     assert all("does not build" in on_clip[name] for name in set(on_clip) - always)
     assert set(on_qwen) - always == {
         "prumerge", "prumerge_plus", "recoverable", "fopru", "scope", "visionzip", "vispruner", "fastvid",
+        "flashvid", "holitom", "coverpruner",
     }  # fmt: skip
     assert all("not heard" in on_qwen[name] for name in set(on_qwen) - always)
 

@@ -23,7 +23,7 @@ from ..builders import EOS, IMAGE, VIDEO, spread_weights
 from ..families import FAMILIES, make_batch, text_of
 from .hiding import Hiding, Seen, listening
 from .talks import EXPANDED, Setting, Turn, stages
-from .verdicts import account, compare, hold_hybrid, refusal, says
+from .verdicts import account, compare, forget, hold_hybrid, refusal, says
 
 _MODELS: dict[str, tuple[Any, Any]] = {}
 
@@ -131,6 +131,7 @@ class Talk:
             return False
         visible = inputs["attention_mask"].bool()
         self.seen = self.seen.longer(visible.shape[1])
+        forget(self, self.visuals[: len(self.visuals) - len(visuals)], ran.past_key_values, EXPANDED.get(turn.how, 1))
         lost = account(self, turn, visuals, visible) if turn.pictures else torch.zeros_like(visible)
         compact, changed = self.setting.positions == "compact", stages(self.setting.policy)[1]
         with Hiding(self.stock, self.seen, lost, visible, compact, fed, changed) as hiding:
@@ -150,9 +151,11 @@ class Talk:
     def apply(self, setting: Setting) -> None:
         policies, _ = stages(setting.policy)
         policies = policies if len(policies) > 1 else policies[0]
-        apply_pruning(self.pruned, policies, setting.keep, budget="final", positions=setting.positions)
+        apply_pruning(
+            self.pruned, policies, setting.keep, budget="final", positions=setting.positions, history=setting.history
+        )
         self.setting = setting
-        self.faithful &= isinstance(setting.keep, float) and setting.keep == 1.0
+        self.faithful &= isinstance(setting.keep, float) and setting.keep == 1.0 and setting.history is None
 
     def _crop(self, n: int) -> None:
         length = self.past - n

@@ -40,6 +40,7 @@ class Setting(_Brief):
     policy: str
     keep: Any
     positions: str = "original"
+    history: Any = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,7 +174,13 @@ def _later(draw, family: str, before: Setting) -> Setting | None:
         return before
     if kind == "other":
         return _settings(draw, family)
-    return Setting(before.policy, draw(_KEEP), draw(st.sampled_from(["original", "compact"])))
+    positions = draw(st.sampled_from(["original", "compact"]))
+    return Setting(before.policy, draw(_KEEP), positions, before.history)
+
+
+_HISTORY = st.one_of(st.just(0), st.floats(0.02, 0.6), st.integers(1, 8))
+#: Families whose layers have no sliding window.
+_SHRINK_HISTORY = ("llava", "llava_next", "paligemma", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3")
 
 
 @st.composite
@@ -186,6 +193,8 @@ def talks(draw, families: list[str]) -> dict:
     several = 1 if hybrid or cache == "none" else draw(st.sampled_from([1, 2, 2, 3, 3, 4]))
     turns: list[Turn] = []
     setting = _settings(draw, family)
+    if several > 1 and cache == "dynamic" and family in _SHRINK_HISTORY and _chance(draw, 4):
+        setting = dataclasses.replace(setting, history=draw(_HISTORY))
     for i in range(several):
         last = i == several - 1
         pictures = (i == 0 and not _chance(draw, 6)) or (i > 0 and draw(st.booleans()))

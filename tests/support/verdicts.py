@@ -92,6 +92,27 @@ def account(talk: Any, turn: Turn, visuals: list, visible: torch.Tensor) -> torc
     return lost
 
 
+def forget(talk: Any, earlier: list, cache: Any, copies: int) -> None:
+    """Note what is left of pictures of earlier turns, as the layout of the pruned cache says.
+
+    Args:
+        talk: its `seen` is written.
+        earlier: (row, columns, ...) of these pictures.
+        cache: of the pruned model, after the turn.
+        copies: rows of it for each row of the talk.
+    """
+    layout = None if talk.setting.history is None else layout_of(cache)
+    if layout is None:
+        return
+    parts = {0: layout, **layout.by_decoder_layer}
+    for row, columns, *_ in earlier:
+        for first, part in sorted(parts.items()):
+            at = row * copies
+            held = torch.zeros(talk.seen.layers.shape[2], dtype=torch.bool)
+            held[part.columns[at][part.valid[at]]] = True
+            talk.seen.layers[first:, row, columns] &= held[columns]
+
+
 def _read(
     talk: Any, record: Any, row: int, columns: torch.Tensor, kind: str, visible: torch.Tensor, lost: torch.Tensor
 ) -> None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _ALIASES = [f"`{name}` or `{folder.name}`" for name, folder in EMBEDDED.items() if name not in NAMES]
 _EMBEDDED = f"{', '.join(_ALIASES[:-1])}, and {_ALIASES[-1]}, ship with us"
 #: What `--keep` is.
-KEEP_HELP = "visual tokens that a decoder layer holds, mean over layers: ratios in (0, 1] or whole numbers"
+KEEP_HELP = (
+    "visual tokens that a decoder layer holds, mean over layers: ratios in (0, 1] or whole numbers; or energy:0.98"
+)
 #: Where `-v` (1) and `-q` (-1) are collected before the command's name, and after it.
 VERBOSITY = ("verbosity", "verbosity_of_command")
 
@@ -134,13 +136,17 @@ def policy(text: str) -> str:
     return listed[0]
 
 
-def keeps(text: str) -> list[float | int]:
-    """Keep ratios or numbers of tokens, by comma."""
+def keeps(text: str) -> list[float | int | str]:
+    """Keep ratios, numbers of tokens or `energy:SHARE`, by comma."""
+    from ..adaptive_budget import parsed
     from ..budget import Budget
 
-    out: list[float | int] = []
+    out: list[float | int | str] = []
     for part in text.split(","):
         try:
+            if part.strip().startswith("energy:"):
+                out.append(str(parsed(part.strip())))
+                continue
             value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
             out.append(Budget(value).keep)
         except ValueError as error:

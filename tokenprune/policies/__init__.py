@@ -18,20 +18,25 @@ from .at_pixels import AtPixels
 from .auto import Auto
 from .base import BatchedPolicy, Policy
 from .cdpruner import CDPruner
+from .coverpruner import CoverPruner
 from .dart import DART
 from .divprune import DivPrune
 from .downsample import Downsample
 from .eadp import EADP
+from .erase import Erase
 from .evs import EVS
 from .fastv import FastV
 from .fastvid import FastVID
+from .flashvid import FlashVID
 from .flowcut import FlowCut
 from .fopru import FoPru
 from .grid import Grid
+from .holitom import HoliTom
 from .holov import HoloV
 from .mmtok import MMTok
 from .pixelprune import PixelPrune
 from .presets import Preset
+from .priortr import PriorTR
 from .prumerge import PruMerge, PruMergePlus
 from .pyramiddrop import PyramidDrop
 from .random import Random
@@ -40,6 +45,7 @@ from .registration import UnknownPolicyError, make_policy, register, registry
 from .rlt import RLT
 from .scheduled import ScheduledPolicy
 from .scope import Scope
+from .sieve import Sieve
 from .sparsevlm import SparseVLM
 from .stages import Stage
 from .todre import ToDRE
@@ -60,18 +66,23 @@ __all__ = [
     "Auto",
     "BatchedPolicy",
     "CDPruner",
+    "CoverPruner",
     "DivPrune",
     "Downsample",
+    "Erase",
     "FastV",
     "FastVID",
+    "FlashVID",
     "FlowCut",
     "FoPru",
     "Grid",
+    "HoliTom",
     "HoloV",
     "MMTok",
     "PixelPrune",
     "Policy",
     "Preset",
+    "PriorTR",
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",
@@ -79,6 +90,7 @@ __all__ = [
     "Recoverable",
     "ScheduledPolicy",
     "Scope",
+    "Sieve",
     "SparseVLM",
     "Stage",
     "ToDRE",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,9 +14,11 @@ from ..budget import apportion_by_weight
 from ..ops import topk_select
 from ..validate import real, whole
 from .base import Policy
+from .density import density_peaks
 from .merging import group_sum, with_merged
 from .presets import Preset, presets_of
 from .registration import register
+from .segments import segments
 from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
 
@@ -100,27 +100,15 @@ class FastVID(Policy):
         unit = F.normalize(tokens.features.float(), dim=-1)
         rest = complement(salient, len(tokens)).split([size - quota for quota in quotas])  # by frame
         anchors, merged = [], []
-        for start, stop in self._segments(unit.view(t, size, -1).mean(1)):
+        for start, stop in segments(unit.view(t, size, -1).mean(1), self.segments, self.threshold):
             members = torch.cat(rest[start:stop])
             counts = self._by_anchor_frame(by_frame * (stop - start), [len(each) for each in rest[start:stop]])
             for frame, count in zip(rest[start:stop], counts, strict=True):
                 if count:
-                    chosen = frame[self._anchors(tokens.features[frame].float(), count)]
+                    chosen = frame[density_peaks(tokens.features[frame], count, self.neighbours)[0]]
                     anchors.append(chosen)
                     merged.append(self._merge(tokens.features, unit, members, chosen))
         return with_merged(tokens, salient, torch.cat(anchors), torch.cat(merged))
-
-    def _segments(self, frames: Tensor) -> list[tuple[int, int]]:
-        """First frame and end of each segment, from (T, D) mean features."""
-        t = len(frames)
-        frames = F.normalize(frames, dim=-1)
-        similarity = (frames[1:] * frames[:-1]).sum(-1)
-        cut = similarity < self.threshold
-        fewest = min(self.segments, t) - 1
-        if fewest:
-            cut[topk_select(-similarity, fewest)] = True
-        borders = [0, *(i for i, is_cut in enumerate(cut.tolist(), 1) if is_cut), t]
-        return list(itertools.pairwise(borders))
 
     def _by_anchor_frame(self, count: int, sizes: list[int]) -> list[int]:
         """How many of a segment's `count` anchors each of its frames gets, from how many tokens each can take."""
@@ -134,17 +122,6 @@ class FastVID(Policy):
                 shares[i] = share
             count -= given
         return shares
-
-    def _anchors(self, features: Tensor, count: int) -> Tensor:
-        """`count` indices of (M, D) tokens of a frame by density times distance to denser ones."""
-        m = len(features)
-        distance = torch.cdist(features, features) / math.sqrt(features.shape[1])
-        near = distance.topk(min(self.neighbours, m), largest=False).values
-        density = torch.exp(-near.square().mean(1))
-        index = torch.arange(m, device=features.device)
-        denser = (density[None] > density[:, None]) | (density[None] == density[:, None]) & (index < index[:, None])
-        to_denser = torch.where(denser, distance, distance.max()).amin(1)
-        return topk_select(density * to_denser, count)
 
     def _merge(self, features: Tensor, unit: Tensor, members: Tensor, anchors: Tensor) -> Tensor:
         """(A, D) anchors of a frame, averaged with the tokens of their segment that join them.

@@ -33,6 +33,7 @@ class EncoderSpec:
         features: whether tokens before the projector are read.
         patches: whether patches are read as they are before a merger that makes one token of several.
         padding: whether patches that pad a picture to a square are looked for.
+        entropy: whether the grey levels of each token's pixels are looked at.
     """
 
     layer: Literal["feature", "last"] = "feature"
@@ -44,6 +45,7 @@ class EncoderSpec:
     features: bool = False
     patches: bool = False
     padding: bool = False
+    entropy: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class VisualTokens:
             `encoder_spec` asks for them; None if there are none, or if it is not known.
         pixel_shape: at the stage `"pixels"` with raw pixels, how `features` are laid out: patches of a token, channels,
             frames, pixels of a patch, whose product is D; None otherwise.
+        patch_entropy: (N,) float32 in [0, 1], entropy of the grey levels of each token's pixels, over the largest
+            possible one, if `encoder_spec` asks for it; None where it is not known which pixels are whose.
     """
 
     features: Tensor
@@ -94,6 +98,7 @@ class VisualTokens:
     question_ids: Tensor | None = None
     is_padding: Tensor | None = None
     pixel_shape: tuple[int, int, int, int] | None = None
+    patch_entropy: Tensor | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -130,6 +135,7 @@ class VisualTokens:
             encoder_patches=taken(self.encoder_patches),
             tile_borders=None,
             is_padding=taken(self.is_padding),
+            patch_entropy=taken(self.patch_entropy),
         )
 
 
@@ -157,6 +163,8 @@ class DecoderView:
         counts: for each visual input, how many of its remaining tokens the budget leaves at this layer; None: unknown.
         memory: a dictionary for the policy's own use, kept for the row from cut to cut of one prefill; None in a view
             that is not of a model's call.
+        received_by_head: `received_by_head(rows)`: as `received`, of each query head by itself, (H, M) float32; None in
+            a view that is not of a model's call.
     """
 
     visual: list[Tensor]
@@ -173,6 +181,7 @@ class DecoderView:
     entered: list[int]
     counts: list[int] | None = None
     memory: dict[str, Any] | None = None
+    received_by_head: Callable[[Tensor], Tensor] | None = None
 
     def best(self, scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The best-scored tokens of each visual input, as an answer of `Policy.decoder_select`.

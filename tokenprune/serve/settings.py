@@ -205,6 +205,8 @@ def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
         UnservablePolicyError: naming what is missing.
     """
     spec, name = policy.encoder_spec(), policy.name
+    if spec is not None and spec.entropy:
+        raise UnservablePolicyError(name, "pixels", "reads the pixels of pictures, which are not handed on here")
     if spec is None or (spec.rows is None and spec.keys is None):
         return
     if readable is None:

@@ -1,0 +1,102 @@
+"""The whole procedure: rank chains on one half of the prompts, test the best ones on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from .ranking import Chain, Ranked, halve
+from .risk import prompts_needed
+from .sequence import Goal, Tested, affordable_chains, run_chain
+
+S = TypeVar("S", bound=Hashable)
+
+#: Policies that are tested at most.
+FINALISTS = 3
+
+
+class Source(Protocol[S]):
+    """Where losses come from.
+
+    Attributes:
+        ranking: number of prompts in each group of those that rank.
+        testing: likewise of those that test.
+    """
+
+    ranking: Sequence[int]
+    testing: Sequence[int]
+
+    def ranked(self, setting: S, groups: int, exact: bool) -> np.ndarray:
+        """Losses on the first groups of the ranking prompts; without `exact` a measure that takes less time will do."""
+
+    def tested(self, setting: S, group: int) -> np.ndarray:
+        """Losses on a group of the test prompts."""
+
+    def cost(self, setting: S) -> float:
+        """What a setting costs, once it has been asked something."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[S]):
+    """What was found.
+
+    Attributes:
+        goal: what was asked for.
+        ranked: the chains of the last round of the ranking, the best first.
+        tested: per chain that was tested, its settings from safe to cheap.
+        n: number of prompts of the test.
+        complete: whether every chain was tested to its end; not if time ran out.
+    """
+
+    goal: Goal
+    ranked: Sequence[Ranked[S]]
+    tested: dict[str, list[Tested[S]]]
+    n: int
+    complete: bool = True
+
+    @property
+    def certified(self) -> list[Tested[S]]:
+        """All settings that are certified. They are so together: any choice among them is."""
+        return [each for chain in self.tested.values() for each in chain if each.certified]
+
+    def prompts_needed(self) -> int | None:
+        """How many test prompts would do, if losses went on as they were for the safest settings; None: no number."""
+        found = [
+            prompts_needed(chain[0].risk, self.goal.tolerance, chain[0].level, self.goal.p)
+            for chain in self.tested.values()
+            if chain
+        ]
+        return min((n for n in found if n is not None), default=None)
+
+
+def certify(
+    source: Source[S],
+    chains: Sequence[Chain[S]],
+    goal: Goal,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Outcome[S]:
+    """Rank chains, and test the best.
+
+    The probability, over the draw of the test prompts, that any setting of `Outcome.certified` has a risk above the
+    tolerance is at most one minus the confidence: which chains are tested, and in which order their settings, is
+    decided on other prompts.
+
+    Args:
+        source: of the losses.
+        chains: of at least one setting each, from safe to cheap.
+        goal: what is to be certified.
+        go_on: whether there is time to test a further setting.
+    """
+    n = sum(source.testing)
+    finalists = affordable_chains(n, goal, min(FINALISTS, len(chains)))
+    ranked = halve(chains, source.ranked, len(source.ranking), goal.tolerance, source.cost, finalists)
+    level, tested, complete = goal.level(finalists), dict[str, list[Tested[S]]](), True
+    for each in ranked[:finalists]:
+        settings = each.chain.settings
+        found = run_chain(settings, source.tested, source.testing, goal, level, go_on)
+        tested[each.chain.name] = found
+        complete = complete and (len(found) == len(settings) or any(not one.certified for one in found))
+    return Outcome(goal, ranked, tested, n, complete)

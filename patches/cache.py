@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..pickling import Unpicklable
+from .cache_errors import PrunedCacheError
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -46,10 +47,6 @@ def cache_among(arguments: Mapping[str, Any]) -> Any:
     """The KV cache in a model's keyword arguments, under its name or its former one; None without one."""
     cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
-
-
-class PrunedCacheError(RuntimeError):
-    """A cache that was filled under pruning is used in a way it cannot support."""
 
 
 @dataclass

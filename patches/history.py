@@ -16,7 +16,8 @@ from torch import Tensor
 from ..device import to_device
 from ..policies.run import run_policy
 from ..policies.types import VisualTokens
-from .cache import ColumnLayout, Layout, PrunedCacheError, adopt, layout_of, physical_length
+from .cache import ColumnLayout, Layout, adopt, layout_of, physical_length
+from .cache_errors import PrunedCacheError
 from .call import guarded
 from .config import PruningConfig
 from .packing import Packing

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .cache import PrunedCacheError, cache_among, cache_name, layout_of
+from .cache import cache_among, cache_name, layout_of
+from .cache_errors import PrunedCacheError
 from .packing import Packing
 from .past import Past
 

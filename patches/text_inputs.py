@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..device import to_device
-from .cache import Layout, PrunedCacheError, cache_among, layout_of
+from .cache import Layout, cache_among, layout_of
+from .cache_errors import PrunedCacheError
 from .call import ForwardCall
 from .config import PruningConfig
 from .decoder_call import DecoderCall, DecoderContinuation, Prefill

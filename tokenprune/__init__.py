@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         VisualShape,
         register_family,
     )
-    from .patches.cache import PrunedCacheError
+    from .patches.cache_errors import PrunedCacheError
     from .patches.kept_history import History
     from .policies import Policy, UnknownPolicyError, register
     from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
@@ -76,7 +76,7 @@ _HOMES = {
         "VisualShape",
         "register_family",
     ),
-    "patches.cache": ("PrunedCacheError",),
+    "patches.cache_errors": ("PrunedCacheError",),
     "patches.kept_history": ("History",),
     "policies": ("Policy", "UnknownPolicyError", "register"),
     "policies.types": ("DecoderView", "EncoderSpec", "Selection", "TowerCut", "TowerView", "VisualTokens"),

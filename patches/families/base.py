@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ...policies.types import Grid, TileBorders
-from ..cache import PrunedCacheError
+from ..cache_errors import PrunedCacheError
 from ..packing import Packing
 
 Kind = Literal["image", "video"]

@@ -41,7 +41,7 @@ def test_the_chains_with_the_cheapest_settings_win(frontiers, finalists):
 
 def test_only_the_last_round_asks_everything_and_measures_exactly():
     _, calls = rank([0.1, 0.3, 0.5, 0.7, 0.9, 0.9, 0.9, 0.9], 2)
-    assert [count for count in dict.fromkeys(count for _, count, _ in calls)] == [2, 4, 8]
+    assert list(dict.fromkeys(count for _, count, _ in calls)) == [2, 4, 8]
     assert all(exact == (count == 8) for _, count, exact in calls)
     assert {setting[0] for setting, count, _ in calls if count == 4} == {0, 1, 2, 3}
     assert {setting[0] for setting, count, _ in calls if count == 8} == {0, 1}

@@ -50,6 +50,25 @@ def budget(keep: float) -> str:
     return "\n".join([f"| | {heads} | mean |", "|---|" + "--:|" * (len(NAMES) + 1), *lines])
 
 
+def lead(keeps: tuple[float, ...] = (0.25, 0.1)) -> str:
+    """`auto` beside the best other policy of each model, with the paired difference."""
+    lines = []
+    for model in NAMES:
+        pruned = {(r["policy"], float(r["keep"])): r for r in rows(model) if r["policy"] != "full"}
+        whole = next(100 * float(r["exact_match"]) for r in rows(model) if r["policy"] == "full")
+        for keep in keeps:
+            others = [row for (policy, at), row in pruned.items() if at == keep and policy != "auto"]
+            other = max(others, key=lambda row: (float(row["exact_match"]), row["policy"]))
+            ours, theirs = (100 * float(row["exact_match"]) for row in (pruned["auto", keep], other))
+            gain, high, low = (-100 * float(other[f"vs_auto{end}"]) for end in ("", "_low", "_high"))
+            lines.append(
+                f"| {_HEADS[model]}, {other['n']} questions | {keep:g} | {ours:.1f} | `{other['policy']}` {theirs:.1f} "
+                f"| {gain:+.1f} [{low:+.1f}, {high:+.1f}] | {whole:.1f} |"
+            )
+    heads = "| | keep | `auto` | best other policy | `auto` is ahead by | full model |"
+    return "\n".join([heads, "|---|--:|--:|--:|--:|--:|", *lines])
+
+
 def full() -> str:
     """The full models: questions, visual tokens per question and exact match."""
     lines = []

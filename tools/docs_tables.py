@@ -23,7 +23,8 @@ from .models_table import models
 ROOT = Path(__file__).parents[1]
 #: Tables by page and marker.
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"models": models, "policies": summary},
+    "README.md": {"bench auto": bench_tables.lead, "models": models, "policies": summary},
+    "docs/choosing.md": {"bench auto": bench_tables.lead},
     "docs/models.md": {"models": models},
     "docs/policies.md": {"policies: tokenprune policies --markdown": markdown},
     "docs/serving.md": {"served": served},

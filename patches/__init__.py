@@ -13,7 +13,8 @@ been pruned. `Pruner.enter_text` finds the layout on the cache, and `continue_pr
 to the columns that are there. Where the base model builds masks, `base_inputs_on_pruned_cache` has done so before.
 
 **A second turn with pictures** is a prefill on a cache that has a layout: `Past.of` says what it holds, and
-`prune_text_inputs` joins the two.
+`prune_text_inputs` joins the two. With `history`, `marked_layout` has noted on the cache where its pictures are, and
+`shrink_earlier_pictures` lets tokens of earlier ones leave all layers before anything of the new turn is read.
 
 What is hung on objects that are not ours, all by `Attachment` and all taken off again by `remove_pruning`:
 

@@ -104,10 +104,10 @@ class PreparationNotes(StandIn):
             ValueError: for features of a model of another width.
         """
         own = getattr(self.config.heads[-1], OWN_PIXELS, None)
-        seeing = {**arguments, "is_first_iteration": True}
+        seeing: dict[str, Any] = {**arguments, "is_first_iteration": True}
         if own is not None:
             seeing.pop("mm_encoder_outputs", None)
-            return seeing | own
+            return {**seeing, **own}
         width = self.config.text.get_input_embeddings().weight.shape[-1]
         for kind, output in (arguments.get("mm_encoder_outputs") or {}).items():
             found = {each.shape[-1] for each in tree_leaves(getattr(output, "pooler_output", output))}

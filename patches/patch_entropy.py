@@ -45,7 +45,7 @@ def patch_entropies(base: Any, kind: Kind, lengths: list[int], arguments: Mappin
 def _grey_of_patches(base: Any, pixels: Tensor, n: int) -> Tensor | None:
     """(N, pixels) of (patches, channels * pixels)."""
     vision = base.config.vision_config
-    channels: int = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    channels: Any = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
     if len(pixels) % n or pixels.shape[1] % channels:
         return None
     grey: Tensor = pixels.unflatten(1, (channels, -1)).mean(1).reshape(n, -1)

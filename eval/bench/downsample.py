@@ -39,7 +39,7 @@ class Downsampled(PruningSetting):
     """
 
     def __post_init__(self) -> None:
-        Budget(1.0 if self.keep is None else self.keep)
+        Budget(1.0 if self.keep is None else self.keep)  # type: ignore[arg-type]  # it refuses text
         object.__setattr__(self, "policies", ())
         object.__setattr__(self, "labels", ())
 
@@ -72,7 +72,8 @@ class Downsampled(PruningSetting):
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
-        n_tokens = Budget(1.0 if self.keep is None else self.keep).count(height * width)
+        keep = 1.0 if self.keep is None else self.keep
+        n_tokens = Budget(keep).count(height * width)  # type: ignore[arg-type]  # it refuses text
         rows, columns = raster(height, width, n_tokens)
         size = (columns * PATCH, rows * PATCH)
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

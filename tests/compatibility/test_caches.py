@@ -11,10 +11,12 @@ import transformers
 from tokenprune import pruning
 
 from .. import test_silent_failures
-from ..families import ENCODES_FIRST, FAMILIES, get_model, one_row, ragged_batch
+from ..families import ENCODES_FIRST, FAMILIES, Picture, get_model, one_row, ragged_batch
 from ..oracles import assert_same, generate
 from ..patches import test_cache, test_copies, test_later_turns, test_sliding_windows
 from ..patches import test_static_cache as static_caches
+from ..support.conversations import hold
+from ..support.talks import Setting, Turn
 from .cells import area
 
 AREA = "Caches"
@@ -77,6 +79,14 @@ def test_second_picture(family):
         pytest.skip("this transformers drops the pixels of a second turn")
     for positions in ("original", "compact"):
         test_later_turns.test_second_turn_with_a_new_image(positions)
+
+
+@cell("pictures of earlier turns that shrink (`history`)", "as if masked from the new turn on", families=("llava",))
+def test_history(family):
+    if not ENCODES_FIRST:
+        pytest.skip("this transformers drops the pixels of a second turn")
+    first = Turn([[3, Picture((24, 24)), 4]], setting=Setting("divprune", 0.5, "original", 0.1))
+    assert hold(family, [first, Turn([[2]])]) == []
 
 
 @cell("cropping a cache", "after the pictures; else an error that says so", families=("llava",))

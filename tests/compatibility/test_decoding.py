@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tokenprune import list_policies, pruning, pruning_report
+from tokenprune import draft, list_policies, pruning, pruning_report
 from tokenprune.policies import make_policy
 
 from ..builders import TEXT
@@ -82,6 +82,18 @@ def test_assisted(family):
     assistant = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT)).double().eval()
     assistant.generation_config.eos_token_id = None
     alike(family, one_row(family, 20), do_sample=False, build=lambda: {"assistant_model": assistant})
+
+
+@cell("a pruned draft for assisted generation (`tokenprune.draft`)", "the text of the model alone")
+def test_draft(family):
+    if not ENCODES_FIRST:
+        pytest.skip("this transformers hands no features to an assistant")
+    model, inputs = get_model(family), one_row(family, 20).inputs
+    how = dict(do_sample=False, max_new_tokens=6, min_new_tokens=6)
+    assistant = draft(model, "divprune", 0.25)
+    drafted = model.generate(**inputs, **how, assistant_model=assistant)
+    assert drafted.tolist() == model.generate(**inputs, **how).tolist()
+    assert pruning_report(assistant)
 
 
 @cell(

@@ -95,14 +95,14 @@ class HoliTom(Policy):
         shares = apportion_by_weight(n_keep, sizes, sizes)
         kept, targets, merged = [indices[:0] for indices, _, _ in groups[:1]], [], []
         for (indices, features, by_attention), share in zip(groups, shares, strict=True):
-            first = share - round(self.clustered * share) if by_attention else 0
-            if first:
-                chosen = topk_select(tokens.encoder_attention[indices].float(), first)
+            best = share - round(self.clustered * share) if by_attention else 0
+            if best:
+                chosen = topk_select(tokens.encoder_attention[indices].float(), best)
                 kept.append(indices[chosen])
                 rest = complement(chosen, len(indices))
                 indices, features = indices[rest], features[rest]
-            if share > first:
-                centres, new = self._centres(features.float(), share - first)
+            if share > best:
+                centres, new = self._centres(features.float(), share - best)
                 targets.append(indices[centres])
                 merged.append(new)
         if not targets:

@@ -96,7 +96,8 @@ class Sieve(Policy):
         k = (energies.cumsum(0) < self.energy * energies.sum()).sum().clamp(max=len(energies) - 1)
         weight = energies.index_select(0, k[None]) + 1e-6 * energies[:1] + 1e-12
         ridge = gram + weight * torch.eye(len(gram), device=gram.device)
-        return tokens - tokens @ text.T @ torch.linalg.solve(ridge, text)
+        rest: Tensor = tokens - tokens @ text.T @ torch.linalg.solve(ridge, text)
+        return rest
 
 
 def _centred(vectors: Tensor) -> Tensor:

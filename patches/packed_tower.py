@@ -68,7 +68,7 @@ class KeptTokens:
     @property
     def patches(self) -> Tensor:
         """(K * merge ** 2,) indices of their patches."""
-        unit = self.tower.spatial_merge_size**2
+        unit: int = self.tower.spatial_merge_size**2
         return (self.tokens[:, None] * unit + torch.arange(unit)).flatten()
 
     def arguments(self, given: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

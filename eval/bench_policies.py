@@ -73,7 +73,7 @@ def selection(name: str, n: int) -> Callable[[], Any]:
         x = torch.randn(n, WIDTH, generator=generator)
         return lambda: sum(float((part @ x.T)[0, 0]) for part in x.split(1024))
     policy = make_policy(name)
-    if Stage.VISION in policy.stages:
+    if not {Stage.VISION, Stage.PIXELS}.isdisjoint(policy.stages):
         tokens = visual_tokens(n, 1 if policy.per_frame else 8, generator)
         return lambda: run_policy(policy, [tokens], [k])
     heads = {part: torch.randn(1, HEADS, n, HEAD_WIDTH, generator=generator) for part in ("query", "key", "value")}

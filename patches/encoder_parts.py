@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .config import PruningConfig
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
 from .encoder_capture import EncoderCapture, Recording
@@ -14,7 +15,30 @@ from .encoder_stage import EncoderStage
 from .families.base import Family, Kind
 from .padded_patches import padded_patches
 from .patch_entropy import patch_entropies
+from .patch_stage import PatchStage
 from .pixel_stage import PixelCall, PixelStage
+
+
+def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, EncoderStage | None]:
+    """What lets tokens leave before the first layer of a packed tower, and what does between embeddings and projector.
+
+    Raises:
+        ValueError: where the model's vision encoder does not allow a stage, or not both.
+    """
+    base, family, encoder = config.base, config.family, config.family.encoder
+    if config.pixels is None:
+        return None, None if config.encoder is None else EncoderStage(base, family, *config.encoder)
+    packed = encoder is not None and encoder.packed_tower is not None
+    if packed or encoder is None or encoder.layers is None or encoder.projector is None:
+        # the packed towers there are have no stage inside
+        inside = None if config.encoder is None else EncoderStage(base, family, *config.encoder)
+        return PixelStage(base, family, *config.pixels), inside
+    if config.encoder is not None:
+        raise ValueError(
+            f"policies {config.pixels.policy!r} and {config.encoder.policy!r} act before and inside the vision tower, "
+            f"of which model type {base.config.model_type!r} takes one; leave one out"
+        )
+    return None, PatchStage(base, family, *config.pixels)
 
 
 @dataclass(frozen=True)
@@ -23,8 +47,8 @@ class EncoderParts:
 
     Attributes:
         capture: what a policy reads of it.
-        pixels: lets tokens leave before its first layer.
-        stage: lets tokens leave between its layers.
+        pixels: lets tokens leave before the first layer of a packed tower.
+        stage: lets tokens leave between embeddings and projector.
     """
 
     capture: EncoderCapture | None = None

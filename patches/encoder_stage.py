@@ -24,6 +24,7 @@ from ..device import to_host
 from ..mean_budget import MeanBudgetBefore
 from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
+from ..policies.stages import Stage
 from ..policies.types import TowerCut, TowerView
 from .attention_tap import AttentionTap
 from .call import guarded
@@ -53,9 +54,15 @@ class EncoderStage:
         ValueError: where the model's vision encoder, or its attention implementation, does not allow it.
     """
 
+    #: Which stage it is, and where that is.
+    stage: Stage = Stage.ENCODER
+    where = "inside"
+
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
-            raise ValueError(f"policy {policy!r} acts inside the vision tower, where it needs a number: pass keep")
+            raise ValueError(
+                f"policy {policy!r} acts {self.where} the vision tower, where it needs a number: pass keep"
+            )
         self.base, self.policy, self.budget = base, policy, budget
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
         if encoder is None or encoder.layers is None:
@@ -137,8 +144,8 @@ class EncoderStage:
         checks = [torch.stack(call.orderly)] if call.orderly else []
         on_host = to_host([*kept, *(check.to(kept[0].device) for check in checks)])
         total = sum(map(len, kept))
-        activations.select_ms["encoder"] = [call.select_ms * len(each) / total for each in kept]
-        activations.kept["encoder"] = on_host[: len(kept)]
+        activations.select_ms[str(self.stage)] = [call.select_ms * len(each) / total for each in kept]
+        activations.kept[str(self.stage)] = on_host[: len(kept)]
         if checks and not bool(on_host[-1].all()):
             raise ValueError(
                 f"policy {self.policy.label!r} must return ascending, distinct indices for every picture, within range "

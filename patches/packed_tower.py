@@ -62,12 +62,13 @@ class KeptTokens:
     @property
     def tokens(self) -> Tensor:
         """(K,) indices of the tokens that are left, ascending, on the host."""
-        return self.keep.nonzero()[:, 0]
+        tokens: Tensor = self.keep.nonzero()[:, 0]
+        return tokens
 
     @property
     def patches(self) -> Tensor:
         """(K * merge ** 2,) indices of their patches."""
-        unit = self.tower.spatial_merge_size**2
+        unit: int = self.tower.spatial_merge_size**2
         return (self.tokens[:, None] * unit + torch.arange(unit)).flatten()
 
     def arguments(self, given: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -165,5 +166,5 @@ def whole_raster(values: Tensor, places: Tensor, n: int) -> Tensor:
 def patch_embeddings(tower: Any, pixels: Tensor) -> Tensor:
     """(N, D), for each token the mean of the tower's embeddings of its patches, of pixels (N * merge ** 2, C)."""
     embedded: Tensor = tower.patch_embed(pixels).reshape(len(pixels), -1)
-    by_token: Tensor = embedded.unflatten(0, (-1, tower.spatial_merge_size**2))  # type: ignore[no-untyped-call]
+    by_token: Tensor = embedded.unflatten(0, (-1, tower.spatial_merge_size**2))
     return by_token.mean(1)

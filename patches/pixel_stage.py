@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import TokenBudget
+from ..policies.answers import refuse_features
 from ..policies.base import Policy
 from ..policies.run import run_policy
-from ..policies.types import Grid, Selection, VisualTokens
+from ..policies.types import Grid, VisualTokens
 from .call import unchanged
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
@@ -150,8 +151,8 @@ class PixelStage:
         with torch.no_grad(), unchanged(pixels, self.policy.label):
             tokens = [self._tokens(by_input[i], shapes[i], kind, sum(t for t, _, _ in shapes[:i])) for i in asked]
             answers = run_policy(self.policy.chooser, tokens, [counts[i] for i in asked])
+        refuse_features(self.policy.label, answers)
         for i, answer in zip(asked, answers, strict=True):
-            self._check(answer)
             keeps[i] = torch.zeros(sizes[i], dtype=torch.bool).index_fill_(0, answer.indices, True)
         return torch.cat(keeps)
 
@@ -163,13 +164,6 @@ class PixelStage:
         frames, area = tower.config.temporal_patch_size, tower.config.patch_size**2
         shape = unit, pixels.shape[1] // (frames * area), frames, area
         return VisualTokens(pixels.reshape(len(pixels) // unit, -1), (grid,), kind, index, pixel_shape=shape)
-
-    def _check(self, answer: Selection) -> None:
-        if answer.features is not None:
-            raise ValueError(
-                f"policy {self.policy.label!r} gave new features, and there are none before the vision tower; use a "
-                "policy that only selects, as divprune@pixels"
-            )
 
     def _leave_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the tower: features of the whole raster, with zeros where tokens have left."""

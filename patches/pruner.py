@@ -19,8 +19,7 @@ from .call import Calls, calling_frame
 from .config import Positions, PruningConfig
 from .decoder_stage import DecoderStage
 from .encoder_capture import EncoderCapture
-from .encoder_parts import EncoderParts
-from .encoder_stage import EncoderStage
+from .encoder_parts import EncoderParts, encoder_stages
 from .families.base import Family, Kind
 from .feature_source import FeatureSource
 from .feature_tap import encoding
@@ -30,7 +29,6 @@ from .kept_history import History
 from .modules import arguments_by_name
 from .packing import Packing
 from .past import Past
-from .pixel_stage import PixelStage
 from .report import Record
 from .text_inputs import (
     base_inputs_on_pruned_cache,
@@ -98,8 +96,7 @@ class Pruner(Unpicklable):
         self._warned_of_loss = False
         spec = None if config.vision is None else config.vision.policy.encoder_spec()
         self.capture = EncoderCapture(config.base, family.encoder, spec) if spec and family.encoder else None
-        self.pixels = None if config.pixels is None else PixelStage(config.base, family, *config.pixels)
-        self.encoder = None if config.encoder is None else EncoderStage(config.base, family, *config.encoder)
+        self.pixels, self.encoder = encoder_stages(config)
         self.decoder = None if config.decoder is None else DecoderStage(config, self.calls)
         hooks = Hooks(
             self.enter_head,

@@ -9,7 +9,7 @@ from tokenprune.patches.packed_tower import no_packed_geometry
 from tokenprune.policies import AtPixels, DivPrune, FastV, PixelPrune, make_policy
 
 from ..builders import PATCH
-from ..families import FAMILIES, get_model, ragged_batch
+from ..families import FAMILIES, TOWER_FAMILIES, get_model, ragged_batch
 from ..oracles import assert_same, generate, keep_mask, masked, native_short, prune
 from ..policies_table import PIXELS
 from ..support.hidden_patches import PIXEL_FAMILIES, hidden_patches, keeps_by_kind
@@ -223,7 +223,7 @@ def test_features_from_before_are_refused():
         model(**inputs)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in PIXEL_FAMILIES])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in (*PIXEL_FAMILIES, *TOWER_FAMILIES)])
 def test_other_families_say_why_not(family):
     with pytest.raises(ValueError, match=f"'{family}' does not allow: .* before the language model"):
         apply_pruning(get_model(family), "divprune@pixels", 0.5)

@@ -46,6 +46,15 @@ def checked_selections(
     return chosen
 
 
+def refuse_features(name: str, answers: Sequence[Selection]) -> None:
+    """Raise `ValueError` for new features from the policy of that name, as there are none before the vision tower."""
+    if any(answer.features is not None for answer in answers):
+        raise ValueError(
+            f"policy {name!r} gave new features, and there are none before the vision tower; use a policy that only "
+            "selects, as divprune@pixels"
+        )
+
+
 def checked_masks(name: str, views: Sequence[DecoderView], answers: Any) -> list[list[Tensor] | None]:
     """The answers of `decoder_select_many`, checked.
 

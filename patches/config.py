@@ -18,7 +18,7 @@ from ..policies.cuts import planned_cuts
 from .cache import cache_name
 from .families.base import Family
 from .families.registry import UnsupportedModelError
-from .modules import base_of, heads_of
+from .modules import base_of, heads_of, text_model_of
 
 
 class Acting(NamedTuple):
@@ -106,7 +106,7 @@ class PruningConfig:
         """
         base = base_of(model)
         heads = heads_of(model)
-        text: Any = base.get_submodule(family.text_model)
+        text: Any = text_model_of(base, family)
         accepted = frozenset(inspect.signature(text.forward).parameters)
         cache = cache_name()
         if cache not in accepted:  # under a third name the cache would go unnoticed
@@ -164,7 +164,7 @@ class PruningConfig:
 
 def allows_decoder_stage(base: nn.Module, family: Family) -> bool:
     """Whether tokens can leave between decoder layers of a model."""
-    layers: Any = base.get_submodule(family.text_model).layers
+    layers: Any = text_model_of(base, family).layers
     return family.no_decoder_stage is None and family.first_decoder_cut(base.config) < len(layers)
 
 
@@ -180,5 +180,5 @@ def decoder_cuts(policy: Policy, base: Any, family: Family) -> DecoderCuts:
             f"not allow: {family.no_decoder_stage}; use a policy that acts before the language model "
             "(todre: removal=False)"
         )
-    n_layers = len(base.get_submodule(family.text_model).layers)
+    n_layers = len(text_model_of(base, family).layers)
     return planned_cuts(policy, n_layers, family.first_decoder_cut(base.config))

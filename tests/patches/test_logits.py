@@ -10,7 +10,6 @@ from tokenprune import pruning, pruning_report
 from ..families import CASES, ENCODES_FIRST, get_model, make_batch, picture, ragged_batch
 from ..oracles import assert_same, generate, keep_mask
 
-
 GEMMA_4 = [name for name in CASES if name.startswith("gemma4")]  # whose head compares lengths
 
 

@@ -84,7 +84,7 @@ def _runs(pooled: int):
 
 def _inputs_of_layers(model, tokens):
     text = model.model.language_model
-    return {"per_layer_inputs": text.get_per_layer_inputs(tokens)} if text.hidden_size_per_layer_input else {}
+    return {"per_layer_inputs": text.get_per_layer_inputs(tokens, None)} if text.hidden_size_per_layer_input else {}
 
 
 GEMMA = FamilyCase(

@@ -21,7 +21,7 @@ from .families.base import Family
 from .families.registry import UnsupportedModelError
 from .kept_history import History
 from .masks import window_at
-from .modules import base_of, heads_of
+from .modules import base_of, heads_of, text_model_of
 
 
 class Acting(NamedTuple):
@@ -115,7 +115,7 @@ class PruningConfig:
         """
         base = base_of(model)
         heads = heads_of(model)
-        text: Any = base.get_submodule(family.text_model)
+        text: Any = text_model_of(base, family)
         accepted = frozenset(inspect.signature(text.forward).parameters)
         cache = cache_name()
         if cache not in accepted:  # under a third name the cache would go unnoticed
@@ -172,8 +172,18 @@ class PruningConfig:
 
 
 def _checked_history(history: History | None, text: Any) -> History | None:
-    """Raise `ValueError` for a model whose layers count the columns that they hold."""
-    if history is not None and any(window_at(text.config, i) is not None for i in range(len(text.layers))):
+    """Raise `ValueError` for a model whose layers count the columns that they hold, or hold no columns."""
+    if history is None:
+        return None
+    kinds = set(getattr(text.config, "layer_types", None) or ())
+    others = {each for each in kinds if each == "linear_attention" or not each.endswith("_attention")}
+    if others:
+        raise ValueError(
+            f"history={history.keep!r} lets columns leave the KV cache between turns, and this model has layers "
+            f"({', '.join(sorted(others))}) that keep a state instead, from which nothing can leave; leave history out "
+            "for this model"
+        )
+    if any(window_at(text.config, i) is not None for i in range(len(text.layers))):
         raise ValueError(
             f"history={history.keep!r} lets columns leave the KV cache between turns, which layers with a sliding "
             "window do not allow: they count the columns that they hold; leave history out for this model"
@@ -183,7 +193,7 @@ def _checked_history(history: History | None, text: Any) -> History | None:
 
 def allows_decoder_stage(base: nn.Module, family: Family) -> bool:
     """Whether tokens can leave between decoder layers of a model."""
-    layers: Any = base.get_submodule(family.text_model).layers
+    layers: Any = text_model_of(base, family).layers
     return family.no_decoder_stage is None and family.first_decoder_cut(base.config) < len(layers)
 
 
@@ -199,5 +209,5 @@ def decoder_cuts(policy: Policy, base: Any, family: Family) -> DecoderCuts:
             f"not allow: {family.no_decoder_stage}; use a policy that acts before the language model "
             "(todre: removal=False)"
         )
-    n_layers = len(base.get_submodule(family.text_model).layers)
+    n_layers = len(text_model_of(base, family).layers)
     return planned_cuts(policy, n_layers, family.first_decoder_cut(base.config))

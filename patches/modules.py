@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .families.base import Family
 from .families.registry import UnsupportedModelError
 
 
@@ -29,6 +30,21 @@ def base_of(model: Any) -> Any:
         if isinstance(candidate, nn.Module) and not {"language_model", "text_model"}.isdisjoint(candidate._modules):
             return candidate
     return model
+
+
+def text_model_of(base: nn.Module, family: Family) -> Any:
+    """The text model of a base model.
+
+    Raises:
+        UnsupportedModelError: for a class that wraps a model of the family.
+    """
+    try:
+        return base.get_submodule(family.text_model)
+    except AttributeError:
+        raise UnsupportedModelError(
+            f"{type(base).__name__} is not supported: it has no {family.text_model!r}, where the text model of its "
+            "model type is; prune the model inside it that generates text"
+        ) from None
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:

@@ -199,13 +199,13 @@ def qwen3_5_moe():
     return transformers.Qwen3_5MoeForConditionalGeneration(config)
 
 
-def gemma3():
+def gemma3(config=transformers.Gemma3Config):
     text = transformers.Gemma3TextConfig(
         **TEXT, head_dim=8, sliding_window=4096, query_pre_attn_scalar=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )  # fmt: skip
     return transformers.Gemma3ForConditionalGeneration(
-        transformers.Gemma3Config(
+        config(
             vision_config=SiglipVisionConfig(vision_use_head=False, **SIGLIP), text_config=text,
             image_token_index=IMAGE, boi_token_index=VISION_START, eoi_token_index=VISION_END, mm_tokens_per_image=9,
             tie_word_embeddings=False,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import transformers
+from packaging.version import Version
 
 from tokenprune.patches.families.base import Family
 from tokenprune.patches.families.registry import family_by_type
@@ -84,7 +85,12 @@ ALIKE = {
 
 def _known(cases: dict[str, FamilyCase]) -> dict[str, FamilyCase]:
     """Those that the installed transformers has."""
-    return {name: case for name, case in cases.items() if hasattr(transformers, case.config or "LlavaConfig")}
+    here = Version(transformers.__version__)
+    return {
+        name: case
+        for name, case in cases.items()
+        if hasattr(transformers, case.config or "LlavaConfig") and here >= Version(case.since or "0")
+    }
 
 
 NEWER = {name: case for name, case in {**FAMILIES, **ALIKE, **MORE}.items() if case.config}  # than some versions

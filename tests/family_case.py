@@ -183,6 +183,7 @@ class FamilyCase:
         blocks: what attends to itself both ways, each `"picture"` or the whole `"prompt"`. Pictures as
             `mm_token_type_ids` tell them: `"sliding"`, in sliding-window layers alone, or `"both"`, in all.
         config: its class of configs in transformers; "" where all supported versions have it.
+        since: the first tested transformers that has it in the form that the library knows; "" where all do.
         model_type: of the family, where it is not the name of the case.
         pixels: vision inputs of a batch, as the family's processor would shape them.
         runs: placeholders of each visual input of a kind, by unbroken run.
@@ -205,6 +206,7 @@ class FamilyCase:
     hybrid: bool = False
     blocks: str = ""
     config: str = ""
+    since: str = ""
     model_type: str = ""
     pixels: Callable[[Rows, Any], dict[str, Tensor]] = square_pictures
     runs: Callable[[Any, dict[str, Tensor], str], Runs] = runs_of_features

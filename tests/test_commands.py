@@ -14,6 +14,7 @@ from tokenprune.eval import bench, minivlm, profile
 from tokenprune.eval.bench import tasks
 from tokenprune.eval.policy_names import make_named_policy
 from tokenprune.eval.profile.shapes import SHAPES
+from tokenprune.patches.families.refusals import image_text_types
 from tokenprune.patches.families.registry import families
 from tokenprune.policies import Stage, registry
 
@@ -122,9 +123,19 @@ def test_models_as_json_and_one_in_full(capsys):
     assert [each["no_decoder_stage"] for each in listed] == [family.no_decoder_stage for family in families().values()]
 
 
+def test_all_models_are_listed_with_reasons(capsys):
+    listed = json.loads(printed(capsys, "models", "--all", "--json"))
+    assert {each["model_type"] for each in listed} >= {*list_supported_models(), *image_text_types()}
+    text = " ".join(printed(capsys, "models", "--all").split())
+    for each in listed:
+        assert each["model_type"] in text and each.get("not_supported", "") in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["models", "llava", "--all"], "leave out the name, or --all"),
+        (["models", "mllama"], "'mllama' is not supported: its language model reads pictures by cross-attention"),
         (["policies", "fastvv"], "Did you mean 'fastv'"),
         (["policies", "fastv", "--stage", "vision"], "go with the list"),
         (["policies", "--markdown", "--needs", "text"], "goes with the whole list"),
@@ -207,7 +218,7 @@ def completions(line):
         ("tokenprune policies --stage ", ["pixels", "encoder", "vision", "decoder"]),
         ("tokenprune show --model embedded-", ["embedded-qwen", "embedded-qwen3"]),
         ("tokenprune bench --tasks word,tab", ["word,table"]),
-        ("tokenprune models qwen2", ["qwen2_5_vl", "qwen2_vl"]),
+        ("tokenprune models qwen2_", ["qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl"]),
         ("tokenprune profile --config qwen3", ["qwen3-vl-2b", "qwen3-vl-8b"]),
     ],
 )

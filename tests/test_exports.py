@@ -169,7 +169,7 @@ COMMANDS = {
     "no-full out compare",
     "play": "model policy keep positions new-tokens device dtype host port share no-browser",
     "policies": "stage needs json markdown",
-    "models": "json",
+    "models": "all json",
     "completion": "",
     "report": "bench eval profile no-gallery model image question policy keep positions new-tokens device title out",
 }

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import GitConfig, GitForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import tokenprune
 from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, register_family, remove_pruning
 from tokenprune.patches.families import registry
 from tokenprune.patches.families.base import feature_layer, layers_below_feature
+from tokenprune.patches.families.refusals import REASONS, image_text_types
 from tokenprune.plugins import use_builtin_only
 
 from .families import CASES, get_model, ragged_batch
@@ -152,3 +153,17 @@ def test_the_feature_layer_is_the_one_whose_output_is_that_hidden_state(index, l
 @pytest.mark.parametrize(("index", "count"), [(-1, 5), (-2, 4), (1, 1), (5, 5), ([1, -2], 0)])
 def test_layers_below_a_feature_end_with_its_layer(index, count):
     assert list(layers_below_feature(range(5), index)) == list(range(count))
+
+
+def test_every_image_text_type_of_transformers_is_supported_or_refused_by_name():
+    known = set(registry.families())
+    assert set(image_text_types()) <= known | set(REASONS)
+    assert not known & set(REASONS)
+    assert set(registry.refused_types()) == set(REASONS)
+
+
+def test_a_refused_type_is_told_why():
+    config = GitConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
+    config.vision_config.update({"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16})
+    with pytest.raises(UnsupportedModelError, match=r"'git' is not supported: it puts pictures before the text.*llava"):
+        apply_pruning(GitForCausalLM(config), "divprune")

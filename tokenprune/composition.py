@@ -12,6 +12,7 @@ from .budget import Budget, PolicysBudget, TokenBudget
 from .mean_budget import MeanBudget, MeanBudgetBefore
 from .patches.config import allows_decoder_stage, decoder_cuts
 from .patches.families.base import Family
+from .patches.modules import text_model_of
 from .policies import Policy, make_policy
 from .policies.base import check_policy
 from .policies.presets import FINAL_PRESET
@@ -140,7 +141,7 @@ def _with_mean(policy: Policy, budget: Budget, base: Any, family: Family) -> Pol
     """The policy, with options solved for a mean over decoder layers if it has such."""
     if Stage.DECODER not in policy.stages:
         return policy
-    n_layers = len(base.get_submodule(family.text_model).layers)
+    n_layers = len(text_model_of(base, family).layers)
     return policy.with_mean(budget.keep, n_layers, family.first_decoder_cut(base.config))
 
 

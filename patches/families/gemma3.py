@@ -1,4 +1,4 @@
-"""Gemma 3: 256 tokens per image, which attend to each other both ways; sliding-window layers."""
+"""Gemma 3 and ShieldGemma 2: 256 tokens per image, which attend to each other both ways; sliding-window layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
 
 FAMILY = register_family(
     Family(
-        model_types=("gemma3",),
+        model_types=("gemma3", "shieldgemma2"),
         default_keep=0.5,
         masks="base",
         no_decoder_stage="its pictures attend to themselves both ways, which masks of single layers do not follow",

@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6: slices of any resolution, patches merged 4 x 4 or 2 x 2, over the text model of Qwen3.5."""
+"""MiniCPM-V 4.6 and MiniCPM-OCR: slices of any resolution, patches merged 4 x 4 or 2 x 2, over Qwen3.5's text model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def regroup(output: EncoderValues) -> list[Tensor]:
 FAMILY = register_family(
     replace(
         qwen3_5.FAMILY,
-        model_types=("minicpmv4_6",),
+        model_types=("minicpmv4_6", "minicpm_ocr"),
         positions="1d",
         shape=shape,
         encoder=EncoderFacts(attention=vision_attention, regroup=regroup),

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...plugins import builtin_only
 from .base import Family
+from .refusals import REASONS, UNTRIED, image_text_types
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,12 @@ def supported_model_types() -> list[str]:
     return list(families())
 
 
+def refused_types() -> dict[str, str]:
+    """Why each image-text type is refused that is not supported: of the installed transformers, and all known ones."""
+    named = {name: REASONS.get(name, UNTRIED) for name in (*image_text_types(), *REASONS)}
+    return {name: reason for name, reason in sorted(named.items()) if name not in families()}
+
+
 def family_by_type(model_type: str) -> Family:
     """The family of a supported model type.
 
@@ -109,5 +116,6 @@ def family_of(model: Any) -> Family:
     known = families()
     if not isinstance(model, nn.Module) or model_type not in known:
         what = f"model type {model_type!r}" if model_type else f"{type(model).__name__} object"
-        raise UnsupportedModelError(f"{what} is not supported; supported model types: {', '.join(known)}")
+        why = f": {REASONS[model_type]}" if model_type in REASONS else ""
+        raise UnsupportedModelError(f"{what} is not supported{why}; supported model types: {', '.join(known)}")
     return known[model_type].with_tower(model.config)

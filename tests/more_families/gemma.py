@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..builders import IMAGE, PATCH, TEXT, VIDEO
+from ..builders import IMAGE, PATCH, TEXT, VIDEO, gemma3
 from ..family_case import FamilyCase, Rows, types_of_placeholders
 
 _IDS = dict(
@@ -84,14 +84,21 @@ def _runs(pooled: int):
 
 def _inputs_of_layers(model, tokens):
     text = model.model.language_model
-    return {"per_layer_inputs": text.get_per_layer_inputs(tokens)} if text.hidden_size_per_layer_input else {}
+    return {"per_layer_inputs": text.get_per_layer_inputs(tokens, None)} if text.hidden_size_per_layer_input else {}
 
 
 GEMMA = FamilyCase(
     gemma4, ((4, 6), (8, 4), (6, 6)), video=True, config="Gemma4Config", pixels=_padded, runs=_runs(4), fenced=True,
     further=types_of_placeholders, aligned=("per_layer_inputs",), step=_inputs_of_layers, as_padding=True,
 )  # fmt: skip
+
+
+def shieldgemma2():
+    return gemma3(transformers.ShieldGemma2Config)
+
+
 CASES = {
+    "shieldgemma2": FamilyCase(shieldgemma2, config="ShieldGemma2Config", blocks="picture"),
     "gemma4": GEMMA,
     "gemma4_vision": replace(
         GEMMA, build=gemma4_vision, model_type="gemma4", blocks="sliding", aligned=(), step=lambda *args: {}

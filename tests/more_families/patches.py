@@ -157,12 +157,14 @@ def kimi_k25():
     return transformers.Kimi_K25ForConditionalGeneration(config)
 
 
-def minimax_m3_vl():
-    text = TEXT | dict(
-        head_dim=8, num_local_experts=4, num_experts_per_tok=2, dense_intermediate_size=48, shared_intermediate_size=24,
+def lfm3_vl():
+    text = TEXT | dict(model_type="lfm3", layer_types=["conv", "full_attention", "conv"])
+    vision = {k: v for k, v in _TOWER.items() if k != "image_size"}
+    config = transformers.Lfm3VlConfig(
+        vision_config=vision | dict(num_key_value_heads=1, layer_types=["conv", "full_attention"]), text_config=text,
+        projector_hidden_size=24, vision_start_token_id=92, vision_end_token_id=93, **_IDS,
     )  # fmt: skip
-    config = transformers.MiniMaxM3VLConfig(vision_config=_TOWER, text_config=text, **_IDS)
-    return transformers.MiniMaxM3SparseForConditionalGeneration(config)
+    return transformers.Lfm3VlForConditionalGeneration(config)
 
 
 def video_llama_3():
@@ -197,13 +199,13 @@ PLAIN = FamilyCase(exaone4_5, SIZES, video=True, pixels=patches, runs=runs_of_pa
 MROPE = replace(PLAIN, fenced=True, further=types_of_placeholders)
 CASES = {
     "paddleocr_vl": replace(
-        MROPE, build=paddleocr_vl, config="PaddleOCRVLConfig", video=False, pixels=_as_pictures
+        MROPE, build=paddleocr_vl, config="PaddleOCRVLConfig", since="5.17", video=False, pixels=_as_pictures
     ),
     "qwen2_5_omni_thinker": replace(
-        MROPE, build=qwen2_5_omni_thinker, config="Qwen2_5OmniThinkerConfig", pixels=_with_seconds
+        MROPE, build=qwen2_5_omni_thinker, config="Qwen2_5OmniThinkerConfig", since="5.24", pixels=_with_seconds
     ),
     "qwen3_omni_moe_thinker": replace(
-        MROPE, build=qwen3_omni_moe_thinker, config="Qwen3OmniMoeThinkerConfig", pixels=_with_seconds
+        MROPE, build=qwen3_omni_moe_thinker, config="Qwen3OmniMoeThinkerConfig", since="5.24", pixels=_with_seconds
     ),
     "cosmos3_omni": replace(MROPE, build=cosmos3_omni, config="Cosmos3OmniConfig", runs=runs_by_frame),
     "cosmos3_edge": replace(
@@ -219,11 +221,12 @@ CASES = {
         PLAIN, build=kimi_k25, config="Kimi_K25Config", pixels=_as_pictures, runs=runs_of_features, frames=1,
         as_padding=True,
     ),
-    "minimax_m3_vl": replace(PLAIN, build=minimax_m3_vl, config="MiniMaxM3VLConfig"),
+    "lfm3_vl": replace(PLAIN, build=lfm3_vl, config="Lfm3VlConfig", hybrid=True),
     "video_llama_3": replace(
         PLAIN, build=video_llama_3, config="VideoLlama3Config", pixels=_with_merge_sizes, runs=runs_of_features
     ),
     "hunyuan_vl": replace(
-        MROPE, build=hunyuan_vl, config="HunYuanVLConfig", video=False, pixels=_single_frames, runs=runs_of_features
+        MROPE, build=hunyuan_vl, config="HunYuanVLConfig", since="5.24", video=False, pixels=_single_frames,
+        runs=runs_of_features,
     ),
 }  # fmt: skip

@@ -19,8 +19,8 @@ from tokenprune import (
     remove_pruning,
 )
 
-from ..builders import IMAGE, TRANSFORMERS_4
-from ..families import BOTH, get_model, make_batch, picture, ragged_batch, text_of
+from ..builders import IMAGE
+from ..families import BOTH, CASES, get_model, make_batch, picture, ragged_batch, text_of
 from ..oracles import keep_mask, text_inputs
 
 
@@ -144,14 +144,29 @@ def test_a_trainer_whose_loss_is_its_own(caplog):
             transformers.Trainer(model, options, train_dataset=rows).train()
 
 
-def test_heads_that_read_one_place_of_a_row_are_refused():
-    if TRANSFORMERS_4:
-        pytest.skip("this transformers has no such class")
-    config = get_model("gemma3").config
-    model = transformers.Gemma3ForSequenceClassification(copy.deepcopy(config))
-    with pytest.raises(UnsupportedModelError, match="Gemma3ForSequenceClassification is not supported"):
+HEADS = [
+    ("gemma3", "Gemma3ForSequenceClassification"),
+    ("qwen3_5", "Qwen3_5ForSequenceClassification"),
+    ("qwen3_5", "Qwen3_5ForTokenClassification"),
+]
+
+
+@pytest.mark.parametrize(("family", "name"), [head for head in HEADS if hasattr(transformers, head[1])])
+def test_heads_that_read_one_place_of_a_row_are_refused(family, name):
+    model = getattr(transformers, name)(copy.deepcopy(get_model(family).config))
+    with pytest.raises(UnsupportedModelError, match=f"{name} is not supported"):
         apply_pruning(model, "divprune")
     assert apply_pruning(model.model, "divprune") is model.model  # its base model gives what is left
+    remove_pruning(model.model)
+
+
+def test_a_class_that_wraps_a_model_is_refused_and_the_model_in_it_is_not():
+    if "shieldgemma2" not in CASES:
+        pytest.skip("this transformers has no such class")
+    model = transformers.ShieldGemma2ForImageClassification(copy.deepcopy(get_model("shieldgemma2").config))
+    with pytest.raises(UnsupportedModelError, match=r"ShieldGemma2ForImageClassification .* prune the model inside"):
+        apply_pruning(model, "divprune")
+    assert apply_pruning(model.model, "divprune") is model.model
     remove_pruning(model.model)
 
 

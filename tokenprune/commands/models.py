@@ -23,6 +23,9 @@ def add(commands: arguments.Commands) -> None:
     )
     name = models.add_argument("name", nargs="?", metavar="TYPE", help="show this model type in full")
     completers.complete(name, completers.model_type)
+    models.add_argument(
+        "--all", action="store_true", help="also the types of transformers that are not supported, and why"
+    )
     models.add_argument("--json", action="store_true", help="as JSON")
     models.set_defaults(run=_run)
 
@@ -44,21 +47,36 @@ def facts(name: str) -> dict[str, Any]:
     }
 
 
+def refused() -> list[dict[str, Any]]:
+    """Image-text types of transformers that are not supported, with the reason, as JSON values."""
+    from ..patches.families.registry import refused_types
+
+    return [{"model_type": name, "not_supported": reason} for name, reason in refused_types().items()]
+
+
 def _run(args: argparse.Namespace) -> None:
     from ..patches import supported_model_types
 
     known = supported_model_types()
+    if args.name is not None and args.all:
+        raise CommandError("--all lists all types; leave out the name, or --all")
     if args.name is not None and args.name not in known:
+        reason = next((each["not_supported"] for each in refused() if each["model_type"] == args.name), None)
+        if reason is not None:
+            raise CommandError(f"model type {args.name!r} is not supported: {reason}")
         near = difflib.get_close_matches(args.name.lower(), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise CommandError(f"model type {args.name!r} is not supported{hint} Supported: {', '.join(known)}")
     found = [facts(name) for name in ([args.name] if args.name else known)]
+    others = refused() if args.all else []
     if args.json:
-        arguments.write_stdout(json.dumps(found, indent=1))
+        arguments.write_stdout(json.dumps([*found, *others], indent=1))
     elif args.name:
         _show(args, found[0])
     else:
         _list(args, found)
+        if args.all:
+            _list_refused(args, others)
 
 
 def _list(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
@@ -80,6 +98,18 @@ def _list(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     console.print(table)
     note = "ids: position ids. keep: the default ratio. also acts in: stages besides vision that policies can act at."
     console.print(note, style="dim", highlight=False)
+
+
+def _list_refused(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="not supported", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("model type", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for each in found:
+        table.add_row(each["model_type"], each["not_supported"])
+    arguments.console(args).print(table)
 
 
 def _further_stages(known: dict[str, Any]) -> list[str]:

@@ -134,6 +134,8 @@ def test_policies_that_cannot_choose_from_a_cache(policy):
 def test_models_and_caches_that_cannot_follow():
     with pytest.raises(ValueError, match="layers with a sliding window"):
         apply_pruning(get_model("gemma3"), "divprune", 0.5, history=0.1)
+    with pytest.raises(ValueError, match=r"layers \(linear_attention\) that keep a state"):
+        apply_pruning(get_model("qwen3_5"), "divprune", 0.5, history=0.1)
     model, batch = get_model("llava"), make_batch("llava", [[3, A, 4]], 0)
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=80)
     with pruning(model, "divprune", 0.5, history=0.1):

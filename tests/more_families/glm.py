@@ -58,6 +58,6 @@ CASES = {
     "glm4v": GLM,
     "glm46v": replace(GLM, build=glm46v, config="Glm46VConfig"),
     "glmga": replace(GLM, build=glmga, config="GlmgaConfig"),
-    "glm4v_moe": replace(GLM, build=glm4v_moe, config="Glm4vMoeConfig", since="5.0"),
+    "glm4v_moe": replace(GLM, build=glm4v_moe, config="Glm4vMoeConfig"),
     "glm_ocr": replace(GLM, build=glm_ocr, config="GlmOcrConfig"),
 }

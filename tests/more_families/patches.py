@@ -199,13 +199,13 @@ PLAIN = FamilyCase(exaone4_5, SIZES, video=True, pixels=patches, runs=runs_of_pa
 MROPE = replace(PLAIN, fenced=True, further=types_of_placeholders)
 CASES = {
     "paddleocr_vl": replace(
-        MROPE, build=paddleocr_vl, config="PaddleOCRVLConfig", since="5.17", video=False, pixels=_as_pictures
+        MROPE, build=paddleocr_vl, config="PaddleOCRVLConfig", video=False, pixels=_as_pictures
     ),
     "qwen2_5_omni_thinker": replace(
-        MROPE, build=qwen2_5_omni_thinker, config="Qwen2_5OmniThinkerConfig", since="5.24", pixels=_with_seconds
+        MROPE, build=qwen2_5_omni_thinker, config="Qwen2_5OmniThinkerConfig", pixels=_with_seconds
     ),
     "qwen3_omni_moe_thinker": replace(
-        MROPE, build=qwen3_omni_moe_thinker, config="Qwen3OmniMoeThinkerConfig", since="5.24", pixels=_with_seconds
+        MROPE, build=qwen3_omni_moe_thinker, config="Qwen3OmniMoeThinkerConfig", pixels=_with_seconds
     ),
     "cosmos3_omni": replace(MROPE, build=cosmos3_omni, config="Cosmos3OmniConfig", runs=runs_by_frame),
     "cosmos3_edge": replace(
@@ -226,7 +226,7 @@ CASES = {
         PLAIN, build=video_llama_3, config="VideoLlama3Config", pixels=_with_merge_sizes, runs=runs_of_features
     ),
     "hunyuan_vl": replace(
-        MROPE, build=hunyuan_vl, config="HunYuanVLConfig", since="5.24", video=False, pixels=_single_frames,
+        MROPE, build=hunyuan_vl, config="HunYuanVLConfig", video=False, pixels=_single_frames,
         runs=runs_of_features,
     ),
 }  # fmt: skip

@@ -190,7 +190,7 @@ CASES = {
         runs=runs_by_raster_row,
     ),
     "qianfan_ocr": replace(ONE, config="QianfanOCRConfig"),
-    "ovis2": replace(ONE, build=ovis2, config="Ovis2Config", since="5.0"),
+    "ovis2": replace(ONE, build=ovis2, config="Ovis2Config"),
     "janus": replace(ONE, build=janus, config="JanusConfig"),
     "deepseek_vl_hybrid": replace(
         ONE, build=deepseek_vl_hybrid, config="DeepseekVLHybridConfig", pixels=_in_two_sizes
@@ -198,14 +198,15 @@ CASES = {
     "got_ocr2": replace(ONE, build=got_ocr2, config="GotOcr2Config", pixels=_large),
     "pp_chart2table": replace(ONE, build=pp_chart2table, config="PPChart2TableConfig", pixels=_large),
     "lfm2_vl": replace(
-        ONE, build=lfm2_vl, sizes=((4, 6), (8, 4), (6, 6)), hybrid=True, config="Lfm2VlConfig", since="5.17", pixels=_padded_patches
+        ONE, build=lfm2_vl, sizes=((4, 6), (8, 4), (6, 6)), hybrid=True, config="Lfm2VlConfig",
+        pixels=_padded_patches,
     ),
     "minicpmv4_6": SLICES,
     "minicpm_ocr": replace(
         SLICES, build=minicpm_ocr, config="MiniCPMOcrConfig", sizes=((4, 6), (8, 4), (6, 6)), scale=1
     ),
     "minicpmv4_7": replace(SLICES, build=minicpmv4_7, config="MiniCPMV4_7Config"),
-    "aria": replace(ONE, build=aria, config="AriaConfig", since="5.24", raster=False),
+    "aria": replace(ONE, build=aria, config="AriaConfig", raster=False),
     "idefics2": replace(
         ONE, build=idefics2, config="Idefics2Config", pixels=by_row, runs=runs_of_tiles, raster=False
     ),

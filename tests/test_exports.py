@@ -23,10 +23,13 @@ PUBLIC = {
     "Policy",
     "BudgetMeaning",
     "Positions",
+    "Prompt",
     "PrunedCacheError",
     "PrunedSequence",
     "PruningReport",
     "PruningStatus",
+    "Recipe",
+    "RecipeWarning",
     "Record",
     "Schedule",
     "Selection",
@@ -49,6 +52,7 @@ PUBLIC = {
     "register",
     "register_family",
     "remove_pruning",
+    "tune",
 }
 OPS = {
     "TokenCover",
@@ -147,6 +151,8 @@ PATCHES = {"Family", "Pruner", "Record", "UnsupportedModelError", "family_of", "
 COMMANDS = {
     "demo": "policy keep positions samples out json",
     "bench": "model policy keep positions tasks samples split against out json",
+    "tune": "model data question samples tolerance confidence metric policy keep positions cost minutes batch-size "
+    "new-tokens dtype attn device device-map work plot out",
     "show": "image model policy keep positions question new-tokens device out json",
     "profile": "model config layers policy keep batch image-size images frames new-tokens rounds dtype attn device "
     "engine concurrency requests json plot",

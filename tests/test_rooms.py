@@ -14,7 +14,7 @@ LEVELS = (
     ("_version", "arguments", "budget", "device", "mean_budget", "pickling", "plugins", "schedule", "validate", "ops"),
     ("policies",),
     ("patches", "visual"),
-    ("api", "composition", "serve"),
+    ("api", "composition", "recipe", "serve"),
     ("eval",),
     ("commands", "cli", "__main__"),
 )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         remove_pruning,
     )
     from .arguments import BudgetMeaning, Keep, Positions
+    from .eval.tune import Prompt, tune
     from .mean_budget import UnreachableBudgetError
     from .patches import (
         EncoderFacts,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .patches.cache import PrunedCacheError
     from .policies import Policy, UnknownPolicyError, register
     from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
+    from .recipe import Recipe, RecipeWarning
     from .schedule import Schedule
 
 #: Public names by the module that has them.
@@ -56,6 +58,7 @@ _HOMES = {
         "pruning_status",
         "remove_pruning",
     ),
+    "eval.tune": ("Prompt", "tune"),
     "arguments": ("BudgetMeaning", "Keep", "Positions"),
     "mean_budget": ("UnreachableBudgetError",),
     "patches": (
@@ -74,6 +77,7 @@ _HOMES = {
     "patches.cache": ("PrunedCacheError",),
     "policies": ("Policy", "UnknownPolicyError", "register"),
     "policies.types": ("DecoderView", "EncoderSpec", "Selection", "TowerCut", "TowerView", "VisualTokens"),
+    "recipe": ("Recipe", "RecipeWarning"),
     "schedule": ("Schedule",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -91,10 +95,13 @@ __all__ = [
     "Keep",
     "Policy",
     "Positions",
+    "Prompt",
     "PrunedCacheError",
     "PrunedSequence",
     "PruningReport",
     "PruningStatus",
+    "Recipe",
+    "RecipeWarning",
     "Record",
     "Schedule",
     "Selection",
@@ -117,6 +124,7 @@ __all__ = [
     "register",
     "register_family",
     "remove_pruning",
+    "tune",
 ]
 
 

@@ -165,7 +165,13 @@ COMMANDS = {
     "report": "bench eval profile no-gallery model image question policy keep positions new-tokens device title out",
 }
 OF_ALL_COMMANDS = {"-h", "--help", "-v", "--verbose", "-q", "--quiet"}
-VARIABLES = {"TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS", "TOKENPRUNE_PER_FRAME"}
+VARIABLES = {
+    "TOKENPRUNE_POLICY",
+    "TOKENPRUNE_KEEP",
+    "TOKENPRUNE_OPTIONS",
+    "TOKENPRUNE_PER_FRAME",
+    "TOKENPRUNE_RECIPE",
+}
 ENTRY_POINTS = {
     ("console_scripts", "tokenprune", "tokenprune.cli:main"),
     ("lmms_eval.models", "tokenprune", "tokenprune.eval.lmms.manifests:manifests"),
@@ -228,7 +234,8 @@ def test_commands_take_these_options():
 
 
 def test_an_engine_reads_these_variables():
-    assert {settings.POLICY, settings.KEEP, settings.OPTIONS, settings.PER_FRAME} == VARIABLES
+    names = settings.POLICY, settings.KEEP, settings.OPTIONS, settings.PER_FRAME, settings.RECIPE
+    assert set(names) == VARIABLES
 
 
 def test_entry_points_name_what_is_there():

@@ -51,7 +51,8 @@ def test_two_processes_find_the_recipe_of_one(prompts, tmp_path):
         out = tmp_path / f"{processes}.json"
         launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if processes > 1 else []
         command = [sys.executable, *launch, "-m", "tokenprune", "tune", "--data", str(data), "--out", str(out)]
-        given = "--tolerance 0.15 --policy divprune,random --keep 0.9,0.5,0.1 --cost flops --batch-size 8".split()
+        given = ["--tolerance", "0.15", "--policy", "divprune,random", "--keep", "0.9,0.5,0.1"]
+        given += ["--cost", "flops", "--batch-size", "8"]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         subprocess.run([*command, *given], check=True, env=environment, capture_output=True, timeout=600)
         recipe = json.loads(out.read_text())

@@ -162,7 +162,8 @@ COMMANDS = {
     "policies": "stage needs json markdown",
     "models": "json",
     "completion": "",
-    "report": "bench eval profile no-gallery model image question policy keep positions new-tokens device title out",
+    "report": "bench eval profile tune no-gallery model image question policy keep positions new-tokens device title "
+    "out",
 }
 OF_ALL_COMMANDS = {"-h", "--help", "-v", "--verbose", "-q", "--quiet"}
 VARIABLES = {

@@ -15,7 +15,8 @@ from ..curves import GRID, INK, MARKERS, MUTED, SERIES
 from .metrics import METRICS
 from .tuned import Tuned
 
-_UNITS = {"time": "time to the first token", "flops": "FLOPs of the prefill"}
+#: Costs in words.
+UNITS = {"time": "time to the first token", "flops": "FLOPs of the prefill"}
 
 
 def table(tuned: Tuned) -> Table:
@@ -23,7 +24,7 @@ def table(tuned: Tuned) -> Table:
     options = tuned.options
     found = Table(
         title=f"{METRICS[options.metric].what}, {tuned.tested} test prompts",
-        caption=f"cost: {_UNITS[options.cost]}, all tokens 100 %; interval: of one setting, {options.confidence:.0%}",
+        caption=f"cost: {UNITS[options.cost]}, all tokens 100 %; interval: of one setting, {options.confidence:.0%}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         title_justify="left",
@@ -56,7 +57,7 @@ def verdict(tuned: Tuned) -> Iterator[str]:
     full, pruned = cost["full"], cost["pruned"]
     yield (
         f"{chosen.setting} holds {pruned['visual_tokens']:.0f} of {full['visual_tokens']:.0f} visual tokens, and costs "
-        f"{chosen.cost:.0%} of the full model's {_UNITS[options.cost]}."
+        f"{chosen.cost:.0%} of the full model's {UNITS[options.cost]}."
     )
     yield f"{tuned.measured['certificate']['promise']} On the {chosen.n} test prompts the mean was {chosen.risk:.3g}."
     accuracy = tuned.measured.get("accuracy")
@@ -128,7 +129,7 @@ def plot(figure: Figure, rows: Sequence[Mapping[str, Any]], tolerance: float, un
         textcoords="offset points",
         color=MUTED,
     )
-    axes.set_xlabel(f"{_UNITS[unit]}, all tokens 100 %")
+    axes.set_xlabel(f"{UNITS[unit]}, all tokens 100 %")
     axes.set_ylabel("lost on the test prompts; filled: certified")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1))

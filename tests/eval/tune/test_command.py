@@ -33,6 +33,12 @@ def test_a_recipe_a_picture_and_results_are_written(data, tmp_path, capsys):
     results = json.loads((tmp_path / "r.tune" / "results.json").read_text())
     assert [row["certified"] for row in results["tested"]] == [True, False]
     assert results["certificate"] == Recipe.read(out).measured["certificate"]
+    page = tmp_path / "report.html"
+    cli.main(["report", "--no-gallery", "--tune", str(tmp_path / "r.tune"), "--out", str(page)])
+    html = page.read_text()
+    assert "divprune 0.9 holds 130 of 144 visual tokens" in html
+    assert '<h2 id="tuned">Tuning</h2>' in html
+    assert html.count("<svg") == 2
 
 
 def test_where_nothing_is_certified_there_is_no_recipe_and_a_status_of_1(data, tmp_path, capsys):
@@ -44,6 +50,23 @@ def test_where_nothing_is_certified_there_is_no_recipe_and_a_status_of_1(data, t
     assert "Nothing can be certified" in told
     assert "about 102 more prompts would certify it" in told  # 2 * 59 of them, and 16 are there
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "no such file"),
+        ("{", "is no JSON"),
+        ('{"rows": []}', "is not what `tokenprune tune` writes"),
+        ("[]", "lacks"),
+    ],
+)
+def test_a_report_wants_what_tuning_wrote(tmp_path, capsys, content, told):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--no-gallery", "--tune", str(tmp_path), "--out", str(tmp_path / "report.html")])
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

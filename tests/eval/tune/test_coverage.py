@@ -15,6 +15,8 @@ from tokenprune.eval.tune.metrics import METRICS
 from tokenprune.eval.tune.ranking import Chain
 from tokenprune.eval.tune.sequence import Goal
 
+from ...support.products import FULL
+
 RECORDED = np.load(Path(__file__).with_name("recorded_losses.npz"))
 SETTINGS = RECORDED["settings"].tolist()
 POLICIES = list(dict.fromkeys(setting.partition("|")[0] for setting in SETTINGS))
@@ -22,6 +24,8 @@ CHAINS = [
     Chain(policy, tuple(i for i, setting in enumerate(SETTINGS) if setting.startswith(policy))) for policy in POLICIES
 ]
 DRAWS, PROMPTS, CONFIDENCE, TOLERANCES = 200, 600, 0.9, (0.01, 0.02, 0.05)
+#: The losses of `accuracy` are those of `answer` here, where the full model is right about everything.
+TRIED = [name for name in METRICS if FULL or name != "accuracy"]
 #: Of 200 draws, what a certificate that is wrong with probability 0.1 exceeds once in a thousand times.
 MOST_WRONG = int(stats.binom.ppf(0.999, DRAWS, 1 - CONFIDENCE))
 
@@ -61,13 +65,13 @@ def chosen(metric, tolerance, p_value=None):
     return np.array(risks)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", TRIED)
 @pytest.mark.parametrize("tolerance", TOLERANCES)
 def test_a_certificate_is_wrong_no_more_often_than_it_says(metric, tolerance):
     assert (chosen(metric, tolerance) > tolerance).sum() <= MOST_WRONG
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", TRIED)
 def test_a_certificate_with_a_wrong_p_value_is_wrong_more_often(metric):
     assert max((chosen(metric, each, mean_is_enough) > each).sum() for each in TOLERANCES) > MOST_WRONG
 

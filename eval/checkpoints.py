@@ -16,7 +16,9 @@ from .model_names import check_attention, find_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None) -> tuple[Any, Any]:
+def load_checkpoint(
+    name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None, device_map: str | None = None
+) -> tuple[Any, Any]:
     """Model and processor.
 
     Args:
@@ -24,6 +26,7 @@ def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: s
         dtype: of the weights.
         device: where the model goes.
         attn: attention implementation; None: transformers' default.
+        device_map: spreads the model over several devices, as in transformers; None: it goes to `device`.
 
     Raises:
         CommandError: there is no such checkpoint, it is no vision-language model, or a package that it needs is not
@@ -33,19 +36,23 @@ def load_checkpoint(name: str, dtype: torch.dtype, device: torch.device, attn: s
     path = find_checkpoint(name)
     with _one_line(name):
         processor = minivlm.load_processor(path)  # first: it fails sooner
-    return load_model(name, dtype, device, attn), processor
+    return load_model(name, dtype, device, attn, device_map), processor
 
 
-def load_model(name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None) -> Any:
+def load_model(
+    name: str, dtype: torch.dtype, device: torch.device, attn: str | None = None, device_map: str | None = None
+) -> Any:
     """The model of `load_checkpoint`."""
     from transformers import AutoModelForImageTextToText
 
     check_attention(attn)
     path = find_checkpoint(name)
-    logger.info("loading %s as %s on %s", path, dtype, device)
+    logger.info("loading %s as %s on %s", path, dtype, device_map or device)
     with _one_line(name):
-        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attn)
-    return model.to(device).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation=attn, device_map=device_map
+        )
+    return (model if device_map else model.to(device)).eval()
 
 
 @contextlib.contextmanager

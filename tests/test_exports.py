@@ -26,10 +26,13 @@ PUBLIC = {
     "Policy",
     "BudgetMeaning",
     "Positions",
+    "Prompt",
     "PrunedCacheError",
     "PrunedSequence",
     "PruningReport",
     "PruningStatus",
+    "Recipe",
+    "RecipeWarning",
     "Record",
     "Schedule",
     "Selection",
@@ -53,6 +56,7 @@ PUBLIC = {
     "register",
     "register_family",
     "remove_pruning",
+    "tune",
 }
 OPS = {
     "TokenCover",
@@ -162,6 +166,8 @@ PATCHES = {"Family", "Pruner", "Record", "UnsupportedModelError", "family_of", "
 COMMANDS = {
     "demo": "policy keep positions samples out json",
     "bench": "model policy keep positions tasks samples split against out json",
+    "tune": "model data question samples tolerance confidence metric policy keep positions cost minutes batch-size "
+    "new-tokens dtype attn device device-map work plot out",
     "show": "image model policy keep positions question new-tokens device out json",
     "profile": "model config layers vision-layers policy keep batch image-size images frames new-tokens rounds dtype "
     "attn device engine concurrency requests json plot",
@@ -171,10 +177,17 @@ COMMANDS = {
     "policies": "stage needs json markdown",
     "models": "all json",
     "completion": "",
-    "report": "bench eval profile no-gallery model image question policy keep positions new-tokens device title out",
+    "report": "bench eval profile tune no-gallery model image question policy keep positions new-tokens device title "
+    "out",
 }
 OF_ALL_COMMANDS = {"-h", "--help", "-v", "--verbose", "-q", "--quiet"}
-VARIABLES = {"TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS", "TOKENPRUNE_PER_FRAME"}
+VARIABLES = {
+    "TOKENPRUNE_POLICY",
+    "TOKENPRUNE_KEEP",
+    "TOKENPRUNE_OPTIONS",
+    "TOKENPRUNE_PER_FRAME",
+    "TOKENPRUNE_RECIPE",
+}
 ENTRY_POINTS = {
     ("console_scripts", "tokenprune", "tokenprune.cli:main"),
     ("lmms_eval.models", "tokenprune", "tokenprune.eval.lmms.manifests:manifests"),
@@ -246,7 +259,8 @@ def test_commands_take_these_options():
 
 
 def test_an_engine_reads_these_variables():
-    assert {settings.POLICY, settings.KEEP, settings.OPTIONS, settings.PER_FRAME} == VARIABLES
+    names = settings.POLICY, settings.KEEP, settings.OPTIONS, settings.PER_FRAME, settings.RECIPE
+    assert set(names) == VARIABLES
 
 
 def test_entry_points_name_what_is_there():

@@ -26,7 +26,7 @@ LEVELS = (
     ),
     ("policies",),
     ("patches", "visual"),
-    ("api", "composition", "drafting", "serve"),
+    ("api", "composition", "drafting", "recipe", "serve"),
     ("eval",),
     ("commands", "cli", "__main__"),
 )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from .arguments import BudgetMeaning, Keep, Positions
     from .drafting import draft
+    from .eval.tune import Prompt, tune
     from .mean_budget import UnreachableBudgetError
     from .patches import (
         EncoderFacts,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .patches.kept_history import History
     from .policies import Policy, UnknownPolicyError, register
     from .policies.types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
+    from .recipe import Recipe, RecipeWarning
     from .schedule import Schedule
 
 #: Public names by the module that has them.
@@ -60,6 +62,7 @@ _HOMES = {
         "pruning_status",
         "remove_pruning",
     ),
+    "eval.tune": ("Prompt", "tune"),
     "arguments": ("BudgetMeaning", "Keep", "Positions"),
     "drafting": ("draft",),
     "mean_budget": ("UnreachableBudgetError",),
@@ -80,6 +83,7 @@ _HOMES = {
     "patches.kept_history": ("History",),
     "policies": ("Policy", "UnknownPolicyError", "register"),
     "policies.types": ("DecoderView", "EncoderSpec", "Selection", "TowerCut", "TowerView", "VisualTokens"),
+    "recipe": ("Recipe", "RecipeWarning"),
     "schedule": ("Schedule",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -100,10 +104,13 @@ __all__ = [
     "Keep",
     "Policy",
     "Positions",
+    "Prompt",
     "PrunedCacheError",
     "PrunedSequence",
     "PruningReport",
     "PruningStatus",
+    "Recipe",
+    "RecipeWarning",
     "Record",
     "Schedule",
     "Selection",
@@ -127,6 +134,7 @@ __all__ = [
     "register",
     "register_family",
     "remove_pruning",
+    "tune",
 ]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from os import PathLike
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -20,13 +21,17 @@ from .patches.cache import STATE_ATTRIBUTE
 from .patches.kept_history import History, history_of
 from .patches.modules import base_of
 from .policies import registry
+from .recipe import Recipe, recipe_of
 
 M = TypeVar("M", bound=nn.Module)
+
+#: What can be applied: policies, a recipe, or the path of a recipe.
+Applicable = PolicyLike | Recipe | PathLike[str]
 
 
 def apply_pruning(
     model: M,
-    policy: PolicyLike = "auto",
+    policy: Applicable = "auto",
     keep: Keep = None,
     *,
     budget: BudgetMeaning | None = None,
@@ -45,7 +50,10 @@ def apply_pruning(
             `tokenprune policies`) or with `@pixels` to choose before the vision tower (`"divprune@pixels"`), or a
             `Policy` instance; by default `auto`; or a list of them that act at different stages (before and
             in the vision tower, before the language model, in the decoder) and share the way to the budget:
-            of two, the first keeps the geometric mean of all tokens and of the final number.
+            of two, the first keeps the geometric mean of all tokens and of the final number. Or a
+            recipe of `tokenprune tune`: its file, whose name ends in `.json`, or a `Recipe`. It brings everything
+            else but `history`, and a `RecipeWarning` says if it was measured on another model or with other
+            versions.
         keep: visual tokens that a decoder layer holds of each visual input, in the mean over all layers: a
             ratio in (0, 1], or a number of tokens >= 1. Where all tokens leave before the decoder, this is
             how many stay. A video is one visual input. None: the family's default (0.25 on LLaVA, 0.5 on
@@ -72,14 +80,22 @@ def apply_pruning(
     Raises:
         UnknownPolicyError: no policy of that name.
         UnsupportedModelError: the model's type is not supported.
-        ValueError: a bad keep, budget, positions, history or policy option, a policy that cannot act on this model, or
-            a mean below what the decoder's first layers must hold (with a number of tokens, on the forward call).
-            Nothing has changed then: what was applied before still is.
+        OSError: the file of a recipe cannot be read.
+        ValueError: a bad keep, budget, positions, history or policy option, a policy that cannot act on this model, a
+            file that is no recipe, a recipe beside other arguments, or a mean below what the decoder's first layers
+            must hold (with a number of tokens, on the forward call). Nothing has changed then: what was applied
+            before still is.
         RuntimeError: while the model runs, in this thread or in another.
     """
     family = family_of(model)
-    asked = settle(policy, keep, budget, positions)
-    acting = compose(base_of(model), family, policy, options, asked)
+    recipe = recipe_of(policy)
+    if recipe is not None:
+        _check_alone(keep, budget, positions, options)
+        recipe.warn(recipe.differences(model))
+        policy, keep, budget, positions = list(recipe.policies), recipe.keep, recipe.budget, recipe.positions
+    policies = cast(PolicyLike, policy)
+    asked = settle(policies, keep, budget, positions)
+    acting = compose(base_of(model), family, policies, options, asked)
     pruner, before = Pruner(model, family, acting, asked.positions, history_of(history)), _pruner(model)
     remove_pruning(model)
     try:
@@ -89,6 +105,14 @@ def apply_pruning(
             before.attach()
         raise
     return model
+
+
+def _check_alone(keep: Keep, budget: object, positions: object, options: Mapping[str, object]) -> None:
+    """Raise `ValueError` if anything is given beside a recipe."""
+    given = {"keep": keep, "budget": budget, "positions": positions, **options}
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ValueError(f"a recipe brings its own {', '.join(names)}; give a policy in its place to choose them")
 
 
 def _pruner(model: nn.Module) -> Pruner | None:
@@ -110,7 +134,7 @@ def remove_pruning(model: M) -> M:
 @contextlib.contextmanager
 def pruning(
     model: M,
-    policy: PolicyLike = "auto",
+    policy: Applicable = "auto",
     keep: Keep = None,
     *,
     budget: BudgetMeaning | None = None,

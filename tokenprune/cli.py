@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .commands import bench, completion, demo, evaluate, models, play, policies, profile, report, show
+from .commands import bench, completion, demo, evaluate, models, play, policies, profile, report, show, tune
 from .commands.arguments import VERBOSITY, add_verbosity
 from .commands.failures import Interruptions, failure
 
 logger = logging.getLogger(__package__)
 
-_COMMANDS = (demo, play, bench, show, profile, evaluate, report, policies, models, completion)
+_COMMANDS = (demo, play, tune, bench, show, profile, evaluate, report, policies, models, completion)
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         logger.debug("the error came from here", exc_info=error)
         if end.message:
             told = "tokenprune" if args.command is None else f"tokenprune {args.command}"
-            note = f"; the same command goes on from {args.out}" if end.status == 130 and "resumes" in args else ""
+            resumes = end.status == 130 and "resumes" in args
+            note = f"; the same command goes on from {getattr(args, 'work', args.out)}" if resumes else ""
             sys.stderr.write(f"{told}: {end.message}{note}\n")
         else:
             _drop_output()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import itertools
 import json
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from transformers.video_utils import load_video
 from ...api import remove_pruning
 from ...patches import UnsupportedModelError, supported_model_types
 from .. import minivlm
+from ..conversations import answer_lengths, encode_conversations
 from ..model_names import find_checkpoint
 from .options import reject_unknown, take_pruning
 from .statistics import Statistics
@@ -207,7 +207,7 @@ class PrunedModel(lmms):
         new = tokens[:, inputs["input_ids"].shape[1] :]
         texts = self._processor.batch_decode(new, skip_special_tokens=True)
         records = self._setting.records(self._model)
-        prompts, lengths = inputs["attention_mask"].sum(1).tolist(), _lengths(new, self._model.generation_config)
+        prompts, lengths = inputs["attention_mask"].sum(1).tolist(), answer_lengths(new, self._model.generation_config)
         dropped = [0] * len(requests)
         for record in records:
             dropped[record.sample] += record.n_before - record.n_after
@@ -241,20 +241,10 @@ class PrunedModel(lmms):
     def _encode(self, conversations: list[list[dict[str, Any]]]) -> Any:
         parts = [part for messages in conversations for message in messages for part in message["content"]]
         videos = [part.pop("metadata", None) for part in parts if part["type"] == "video"]
-        options: dict[str, Any] = {"padding": True, "padding_side": "left"}
+        options: dict[str, Any] = {}
         if videos:
-            options |= {"do_sample_frames": False, "video_metadata": videos}
-        apply = self._processor.apply_chat_template
-        if "processor_kwargs" in inspect.signature(apply).parameters:  # transformers 5
-            options = {"processor_kwargs": options}
-        inputs = apply(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **options,
-        )
+            options = {"do_sample_frames": False, "video_metadata": videos}
+        inputs = encode_conversations(self._processor, conversations, **options)
         return inputs.to(self.device, self._model.dtype)
 
 
@@ -270,12 +260,3 @@ def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
     else:
         out["do_sample"] = True
     return out
-
-
-def _lengths(new: torch.Tensor, config: Any) -> list[int]:
-    """Number of tokens generated in each row, up to and including the first end of sequence; padding follows."""
-    ends = config.eos_token_id
-    ends = torch.tensor([] if ends is None else [ends] if isinstance(ends, int) else ends, device=new.device)
-    ended = torch.isin(new, ends)
-    first = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
-    return first.tolist()

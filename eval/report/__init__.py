@@ -16,7 +16,7 @@ from ..errors import CommandError
 from ..files import check_file
 from ..machine import describe, device_and_threads
 from ..setting import PruningSetting
-from . import answer, inputs, measured, tables
+from . import answer, inputs, measured, tables, tuned
 from .charts import Charts
 from .gallery import gallery
 from .measured import Results
@@ -79,11 +79,12 @@ def run(options: argparse.Namespace, console: Console) -> None:
         ValueError: a policy that the gallery's model does not support.
     """
     check_file(options.out, "--out")
-    if options.no_gallery and not (options.bench or options.eval or options.profile):
-        raise CommandError("nothing to report: give --bench, --eval or --profile, or leave out --no-gallery")
+    if options.no_gallery and not (options.bench or options.eval or options.profile or options.tune):
+        raise CommandError("nothing to report: give --bench, --eval or --profile, or --tune, or leave out --no-gallery")
     benches = [inputs.read(path, inputs.BENCH) for path in options.bench]
     evaluations = [inputs.read(path, inputs.EVAL) for path in options.eval]
     profiles = [inputs.read(path, inputs.PROFILE) for path in options.profile]
+    tunings = [tuned.read(path) for path in options.tune]
     found = [results for one in benches for results in measured.of_bench(one["rows"])]
     found += [results for one in evaluations for results in measured.of_eval(one["rows"])]
     with console.status("looking at pictures"):
@@ -95,6 +96,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         machine=describe(options.device),
         accuracy=[accuracy(results, charts) for results in found],
         latency=[latency(one, charts) for one in profiles],
+        tuned=[tuned.section(one, charts) for one in tunings],
         gallery=pictures,
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from .. import curves
 from ..profile.report import draw_phases, draw_savings
+from ..tune.display import plot as risk_plot
 from .measured import Results
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -108,6 +109,15 @@ class Charts:
 
         text = "share of the full prefill saved, by the clock and by FLOPs; on the diagonal both are equal"
         return Chart(self._svg(draw, (6.2, 3.8), text), self._svg(draw, (4.0, 3.4), text), text)
+
+    def risk(self, rows: Sequence[dict[str, Any]], tolerance: float, unit: str) -> Chart:
+        """Loss against cost of the settings that `tokenprune tune` tested."""
+
+        def draw(figure: Figure) -> None:
+            risk_plot(figure, rows, tolerance, unit)
+
+        text = "loss on the test prompts against cost, a line per policy; filled marks are certified"
+        return Chart(self._svg(draw, (11.5, 5.0), text), self._svg(draw, (4.0, 4.0), text), text)
 
     def _svg(
         self, draw: Callable[[Figure], None], size: Size, text: str, titles: Mapping[str, str] | None = None

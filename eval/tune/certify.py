@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
-
-from .ranking import Chain, Ranked, halve
+from .ranking import Chain, Ranked, Source, halve
 from .risk import prompts_needed
 from .sequence import Goal, Tested, affordable_chains, run_chain
 
-S = TypeVar("S", bound=Hashable)
+S = TypeVar("S")
 
 #: Policies that are tested at most.
 FINALISTS = 3
-
-
-class Source(Protocol[S]):
-    """Where losses come from.
-
-    Attributes:
-        ranking: number of prompts in each group of those that rank.
-        testing: likewise of those that test.
-    """
-
-    ranking: Sequence[int]
-    testing: Sequence[int]
-
-    def ranked(self, setting: S, groups: int, exact: bool) -> np.ndarray:
-        """Losses on the first groups of the ranking prompts; without `exact` a measure that takes less time will do."""
-
-    def tested(self, setting: S, group: int) -> np.ndarray:
-        """Losses on a group of the test prompts."""
-
-    def cost(self, setting: S) -> float:
-        """What a setting costs, once it has been asked something."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +53,7 @@ def certify(
     source: Source[S],
     chains: Sequence[Chain[S]],
     goal: Goal,
-    go_on: Callable[[], bool] = lambda: True,
+    go_on: Callable[[bool], bool] = lambda testing: True,
 ) -> Outcome[S]:
     """Rank chains, and test the best.
 
@@ -88,15 +65,15 @@ def certify(
         source: of the losses.
         chains: of at least one setting each, from safe to cheap.
         goal: what is to be certified.
-        go_on: whether there is time to test a further setting.
+        go_on: whether there is time to try a further setting; it receives whether this is the test.
     """
     n = sum(source.testing)
     finalists = affordable_chains(n, goal, min(FINALISTS, len(chains)))
-    ranked = halve(chains, source.ranked, len(source.ranking), goal.tolerance, source.cost, finalists)
+    ranked = halve(source, chains, goal.tolerance, finalists, lambda: go_on(False))
     level, tested, complete = goal.level(finalists), dict[str, list[Tested[S]]](), True
     for each in ranked[:finalists]:
         settings = each.chain.settings
-        found = run_chain(settings, source.tested, source.testing, goal, level, go_on)
+        found = run_chain(settings, source.tested, source.testing, goal, level, lambda: go_on(True))
         tested[each.chain.name] = found
         complete = complete and (len(found) == len(settings) or any(not one.certified for one in found))
     return Outcome(goal, ranked, tested, n, complete)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-S = TypeVar("S", bound=Hashable)
+S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,33 @@ class Ranked(Generic[S]):
     risk: float
 
 
-#: The losses of a setting on the first prompts of the ranking, so many of their batches; in the last round (True) by
-#: the metric itself, before by one that takes less time.
-Ask = Callable[[S, int, bool], np.ndarray]
+class Source(Protocol[S_contra]):
+    """Where losses come from.
+
+    Attributes:
+        ranking: number of prompts in each group of those that rank.
+        testing: likewise of those that test.
+    """
+
+    ranking: Sequence[int]
+    testing: Sequence[int]
+
+    def ranked(self, setting: S_contra, groups: int, exact: bool) -> np.ndarray:
+        """Losses on the first groups of the ranking prompts; without `exact` a measure that takes less time will do."""
+
+    def tested(self, setting: S_contra, group: int) -> np.ndarray:
+        """Losses on a group of the test prompts."""
+
+    def cost(self, setting: S_contra) -> float:
+        """What a setting costs, once it has been asked something."""
 
 
 def halve(
+    source: Source[S],
     chains: Sequence[Chain[S]],
-    ask: Ask[S],
-    batches: int,
     tolerance: float,
-    cost: Callable[[S], float],
     finalists: int,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> list[Ranked[S]]:
     """Rank chains by the cost of their cheapest setting that seems to be within the tolerance.
 
@@ -61,39 +77,41 @@ def halve(
     `finalists`. Within a chain, that setting is found by bisection: cheaper settings are taken to lose more.
 
     Args:
+        source: of losses and costs.
         chains: of at least one setting each.
-        ask: the losses.
-        batches: number of batches of prompts.
         tolerance: largest mean loss.
-        cost: of a setting that was asked.
         finalists: how many chains are wanted.
+        go_on: whether there is time to rank a further chain.
 
     Returns:
-        The chains of the last round, the best first; more than `finalists` only if it is the only round.
+        The chains of the last round, the best first; more than `finalists` only if it is the only round. If time runs
+        out, those that were ranked last, at least one.
     """
-    left = list(chains)
+    left, ranked = list(chains), list[Ranked[S]]()
     rounds = 1 + max(0, math.ceil(math.log2(len(left) / finalists)))
     for i in range(rounds):
-        last = i == rounds - 1
-        count = max(1, math.ceil(batches / 2 ** (rounds - 1 - i)))
-        risk = lambda setting, count=count, last=last: float(np.mean(ask(setting, count, last)))
-        ranked = sorted(
-            (_rank(chain, risk, tolerance, cost) for chain in left), key=lambda each: (each.cost, each.risk)
-        )
-        if not last:
-            left = [each.chain for each in ranked[: max(finalists, math.ceil(len(ranked) / 2))]]
+        if ranked and not go_on():
+            break
+        last, groups = i == rounds - 1, max(1, math.ceil(len(source.ranking) / 2 ** (rounds - 1 - i)))
+        risk = lambda setting, groups=groups, last=last: float(np.mean(source.ranked(setting, groups, last)))
+        ranked = []
+        for chain in left:
+            if ranked and not go_on():
+                break
+            ranked.append(_rank(chain, risk, tolerance, source.cost))
+        ranked.sort(key=lambda each: (each.cost, each.risk))
+        left = [each.chain for each in ranked[: max(finalists, math.ceil(len(ranked) / 2))]]
     return ranked
 
 
 def _rank(chain: Chain[S], risk: Callable[[S], float], tolerance: float, cost: Callable[[S], float]) -> Ranked[S]:
     """Bisect a chain."""
-    risks: dict[S, float] = {}
+    risks: dict[int, float] = {}
     low, high = -1, len(chain.settings)  # the cheapest known to be within the tolerance, the safest known not to be
     while low + 1 < high:
         middle = (low + high) // 2
-        setting = chain.settings[middle]
-        risks[setting] = risk(setting)
-        low, high = (middle, high) if risks[setting] <= tolerance else (low, middle)
+        risks[middle] = risk(chain.settings[middle])
+        low, high = (middle, high) if risks[middle] <= tolerance else (low, middle)
     if low < 0:
-        return Ranked(chain, None, math.inf, risks[chain.settings[0]])
-    return Ranked(chain, chain.settings[low], cost(chain.settings[low]), risks[chain.settings[low]])
+        return Ranked(chain, None, math.inf, risks[0])
+    return Ranked(chain, chain.settings[low], cost(chain.settings[low]), risks[low])

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import optimize, stats
 
 #: A p-value of the mean of so many losses, their sum and the tolerance.
 PValue = Callable[[int, float, float], float]
@@ -26,7 +25,7 @@ def binomial_p(n: int, total: float, tolerance: float) -> float:
         total: their sum.
         tolerance: in (0, 1).
     """
-    return float(stats.binom.cdf(math.floor(total + 1e-9), n, tolerance)) if n else 1.0
+    return _at_most(math.floor(total + 1e-9), n, tolerance) if n else 1.0
 
 
 def hoeffding_bentkus_p(n: int, total: float, tolerance: float) -> float:
@@ -46,8 +45,15 @@ def hoeffding_bentkus_p(n: int, total: float, tolerance: float) -> float:
     below = mean * math.log(mean / tolerance) if mean else 0.0
     above = (1 - mean) * math.log((1 - mean) / (1 - tolerance))
     hoeffding = math.exp(-n * (below + above))
-    bentkus = math.e * float(stats.binom.cdf(math.ceil(total), n, tolerance))
+    bentkus = math.e * _at_most(math.ceil(total), n, tolerance)
     return min(1.0, hoeffding, bentkus)
+
+
+def _at_most(k: int, n: int, share: float) -> float:
+    """The probability of at most `k` ones among `n`, each of which is one with probability `share`."""
+    from scipy import special  # takes as long to import as the whole package
+
+    return 1.0 if k >= n else 0.0 if k < 0 else float(special.bdtr(k, n, share))
 
 
 def p_value_of(binary: bool) -> PValue:
@@ -106,6 +112,8 @@ def interval(losses: Sequence[float] | np.ndarray, confidence: float, binary: bo
         confidence: in (0, 1).
         binary: whether losses can only be 0 or 1.
     """
+    from scipy import stats
+
     n, total = len(losses), math.fsum(losses)
     if binary:
         ends = stats.binomtest(round(total), n).proportion_ci(confidence, method="exact")
@@ -116,6 +124,8 @@ def interval(losses: Sequence[float] | np.ndarray, confidence: float, binary: bo
 
 def _largest_risk(n: int, total: float, level: float) -> float:
     """The largest risk that bounded losses of this sum do not reject at a level."""
+    from scipy import optimize
+
     mean, last = min(1.0, max(0.0, total / n)), 1 - 1e-12
     excess: Callable[[float], float] = lambda risk: hoeffding_bentkus_p(n, total, risk) - level
     if mean >= last or excess(last) > 0:

@@ -26,6 +26,9 @@ def add(commands: arguments.Commands) -> None:
     report.add_argument(
         "--profile", type=Path, nargs="+", default=[], metavar="JSON", help="files of `tokenprune profile --json`"
     )
+    report.add_argument(
+        "--tune", type=Path, nargs="+", default=[], metavar="DIR", help="folders that `tokenprune tune --work` wrote"
+    )
     report.add_argument("--no-gallery", action="store_true", help="leave the pictures out")
     arguments.add_model(report, "checkpoint that looks at the gallery's pictures")
     report.add_argument("--image", nargs="+", metavar="FILE_OR_URL", help="the gallery's pictures; default drawn ones")

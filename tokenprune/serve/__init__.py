@@ -29,13 +29,13 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.logger import init_logger
 
-    from .settings import POLICY
+    from .settings import POLICY, RECIPE
 
-    asked = bool(os.environ.get(POLICY))
+    asked = next((name for name in (POLICY, RECIPE) if os.environ.get(name)), None)
     for name, path in ARCHITECTURES.items():
         ModelRegistry.register_model(PREFIX + name, path)
         if asked:
             ModelRegistry.register_model(name, path)
     if asked:
         logger = init_logger("vllm.tokenprune")  # ours has no handler in the engine's processes
-        logger.info("visual tokens will be pruned: %s=%s", POLICY, os.environ[POLICY])
+        logger.info("visual tokens will be pruned: %s=%s", asked, os.environ[asked])

@@ -15,9 +15,12 @@ from ..policies.base import Policy
 from ..policies.registration import UnknownPolicyError, make_policy, registry
 from ..policies.types import EncoderSpec
 from ..validate import shortened, shown
+from . import recipes
 
 POLICY, KEEP, OPTIONS = "TOKENPRUNE_POLICY", "TOKENPRUNE_KEEP", "TOKENPRUNE_OPTIONS"
 PER_FRAME = "TOKENPRUNE_PER_FRAME"
+#: The path of a recipe of `tokenprune tune`, in place of policy, budget and options.
+RECIPE = "TOKENPRUNE_RECIPE"
 #: The same by `--hf-overrides`: an attribute of the checkpoint's config.
 ATTRIBUTE = "tokenprune"
 
@@ -58,16 +61,18 @@ class Settings:
 
     @classmethod
     def of(cls, config: Any) -> Settings:
-        """The settings for a checkpoint: those in its config (`--hf-overrides`), else the environment's.
+        """The settings for a checkpoint: those in its config (`--hf-overrides`), else the environment's, which may name
+        a recipe.
 
         Raises:
+            OSError: the recipe cannot be read.
             ValueError: for a missing policy, an unknown one, or options or a budget that are none; it names the
                 variable or key.
             UnservablePolicyError: for a policy that the engine cannot have.
         """
         given, names = getattr(config, ATTRIBUTE, None), {key: f"--hf-overrides {ATTRIBUTE}.{key}" for key in _KEYS}
         if given is None:
-            given, names = _environment(), _VARIABLES
+            given, names = _environment(config), _VARIABLES
         elif not isinstance(given, Mapping) or not set(given) <= set(_KEYS):
             raise ValueError(f"{ATTRIBUTE}={shown(given)} is not understood; accepted keys: {', '.join(_KEYS)}")
         name = given.get("policy")
@@ -91,9 +96,16 @@ _KEYS = tuple(_VARIABLES)
 _MOST_TOKENS = 2**53  # a budget travels as a float64
 
 
-def _environment() -> dict[str, Any]:
-    """What is set of the variables; one that is empty is not."""
+def _environment(config: Any) -> dict[str, Any]:
+    """What is set of the variables, or what the recipe says that is; one that is empty is not."""
     given: dict[str, Any] = {key: os.environ[name] for key, name in _VARIABLES.items() if os.environ.get(name)}
+    if path := os.environ.get(RECIPE):
+        beside = [_VARIABLES[key] for key in given if key != "per_frame"]
+        if beside:
+            raise ValueError(f"{RECIPE}={path} brings its own {', '.join(beside)}; set one or the other")
+        given |= recipes.read(path, config, RECIPE)
+        given["keep"] = str(given["keep"])
+        given["options"] = json.dumps(given["options"])
     if "keep" in given:
         given["keep"] = parse_keep(given["keep"], KEEP)
     for key, example in (("options", '{"seed": 1}'), ("per_frame", "1")):

@@ -15,17 +15,26 @@ def chains(count):
     return [Chain(f"p{i}", tuple((i, keep) for keep in KEEPS)) for i in range(count)]
 
 
-def rank(frontiers, finalists, batches=8):
+class Asked:
+    """A source of eight groups of prompts: losses by a function of the setting, and keep ratios as costs."""
+
+    ranking = (10,) * 8
+
+    def __init__(self, loss):
+        self.loss, self.calls = loss, []
+
+    def ranked(self, setting, groups, exact):
+        self.calls.append((setting, groups, exact))
+        return np.full(10 * groups, self.loss(setting))
+
+    def cost(self, setting):
+        return setting[1]
+
+
+def rank(frontiers, finalists):
     """Chains that lose nothing down to a keep each, and everything below it."""
-    calls = []
-
-    def ask(setting, count, exact):
-        calls.append((setting, count, exact))
-        i, keep = setting
-        return np.full(10 * count, float(keep < frontiers[i]))
-
-    ranked = halve(chains(len(frontiers)), ask, batches, 0.02, lambda setting: setting[1], finalists)
-    return ranked, calls
+    source = Asked(lambda setting: float(setting[1] < frontiers[setting[0]]))
+    return halve(source, chains(len(frontiers)), 0.02, finalists), source.calls
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,7 +57,14 @@ def test_only_the_last_round_asks_everything_and_measures_exactly():
 
 
 def test_of_chains_that_are_never_within_the_tolerance_those_that_lose_least_go_on():
-    ask = lambda setting, count, exact: np.full(10, [0.5, 0.125, 0.25, 0.75][setting[0]])
-    ranked = halve(chains(4), ask, 8, 0.02, lambda setting: setting[1], 2)
+    source = Asked(lambda setting: [0.5, 0.125, 0.25, 0.75][setting[0]])
+    ranked = halve(source, chains(4), 0.02, 2)
     assert [each.chain.name for each in ranked] == ["p1", "p2"]
     assert [(each.best, each.cost, each.risk) for each in ranked] == [(None, math.inf, 0.125), (None, math.inf, 0.25)]
+
+
+def test_without_time_the_chains_that_were_ranked_last_are_left():
+    source = Asked(lambda setting: 0.0)
+    ranked = halve(source, chains(8), 0.02, 2, go_on=lambda: len({setting[0] for setting, *_ in source.calls}) < 3)
+    assert {each.chain.name for each in ranked} == {"p0", "p1", "p2"}
+    assert {groups for _, groups, _ in source.calls} == {2}

@@ -50,7 +50,7 @@ class Recipe:
     """
 
     policies: tuple[Policy, ...]
-    keep: float | int | None
+    keep: float | int | str | None
     budget: BudgetMeaning
     positions: Positions
     model: Mapping[str, str]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from ...adaptive_budget import parsed
 from ...arguments import Positions
 from ..errors import CommandError
 from ..reachable import refusal
@@ -29,7 +30,7 @@ POLICIES = (
     "divprune+fastv",
 )
 #: From safe to cheap.
-KEEPS: tuple[float | int, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
+KEEPS: tuple[float | int | str, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 
 #: A policy as text, which is tried at every keep ratio; or settings from safe to cheap, as those of one policy whose
 #: options, a threshold for example, say how much stays.
@@ -39,7 +40,7 @@ Candidate = str | Sequence[PruningSetting]
 def chains_of(
     model: nn.Module,
     candidates: Sequence[Candidate],
-    keeps: Sequence[float | int],
+    keeps: Sequence[float | int | str],
     positions: Sequence[Positions],
     note: Callable[[str], object] = lambda text: None,
 ) -> list[Chain[PruningSetting]]:
@@ -49,26 +50,25 @@ def chains_of(
         model: not pruned.
         candidates: what is tried.
         keeps: budgets of policies given as text. They are sorted from safe to cheap; numbers of tokens and ratios
-            cannot be mixed. A preset with a budget of its own has that one only.
+            cannot be mixed. Budgets that are found for each input ("energy:0.98") are chains of their own. A preset
+            with a budget of its own has that one only.
         positions: of surviving tokens, for policies given as text.
         note: receives, once per reason, why a candidate is left out.
 
     Raises:
         CommandError: no candidate can act on the model, or ratios and numbers of tokens are mixed.
     """
-    if len({isinstance(keep, int) for keep in keeps}) > 1:
-        raise CommandError("--keep mixes ratios and numbers of tokens, whose order from safe to cheap is not known")
-    ladder = sorted(set(keeps), reverse=True)
+    ladders = _ladders(keeps)
     chains, reasons = list[Chain[PruningSetting]](), list[str]()
     for candidate in candidates:
         for each in positions if isinstance(candidate, str) else positions[:1]:
-            settings = _settings(candidate, ladder, each)
-            refusals = [refusal(model, setting) for setting in settings]
-            found = tuple(one for one, error in zip(settings, refusals, strict=True) if error is None)
-            if found:
-                chains.append(Chain(_name(found), found))
-            else:
-                reasons += [str(error) for error in refusals[:1]]
+            for settings in _settings(candidate, ladders, each):
+                refusals = [refusal(model, setting) for setting in settings]
+                found = tuple(one for one, error in zip(settings, refusals, strict=True) if error is None)
+                if found:
+                    chains.append(Chain(_name(found), found))
+                else:
+                    reasons += [str(error) for error in refusals[:1]]
     for reason in dict.fromkeys(reasons):
         note(f"left out: {reason}")
     chains = list({str([each.identity() for each in chain.settings]): chain for chain in chains}.values())
@@ -82,15 +82,36 @@ def describe(setting: PruningSetting) -> str:
     return str(setting) + (", compact" if setting.positions == "compact" else "")
 
 
-def _settings(candidate: Candidate, ladder: Sequence[float | int], positions: Positions) -> list[PruningSetting]:
+def _ladders(keeps: Sequence[float | int | str]) -> list[list[float | int | str]]:
+    """Budgets from safe to cheap, those apart that are found for each input."""
+    numbers = {keep for keep in keeps if not isinstance(keep, str)}
+    if len({isinstance(keep, int) for keep in numbers}) > 1:
+        raise CommandError("--keep mixes ratios and numbers of tokens, whose order from safe to cheap is not known")
+    found = {keep: parsed(keep) for keep in keeps if isinstance(keep, str)}
+    ladders: list[list[float | int | str]] = [
+        [*sorted(numbers, reverse=True)],
+        [*sorted(found, key=lambda keep: -found[keep].share)],
+    ]
+    return [ladder for ladder in ladders if ladder]
+
+
+def _settings(
+    candidate: Candidate, ladders: Sequence[Sequence[float | int | str]], positions: Positions
+) -> list[list[PruningSetting]]:
+    """One list for each chain."""
     if not isinstance(candidate, str):
-        return list(candidate)
+        return [list(candidate)]
     own = own_keep(candidate)
-    return [PruningSetting(candidate, keep, positions) for keep in (ladder if own is None else [own])]
+    return [
+        [PruningSetting(candidate, keep, positions) for keep in ladder]
+        for ladder in (ladders if own is None else [[own]])
+    ]
 
 
 def _name(settings: Sequence[PruningSetting]) -> str:
     """What tables call a chain."""
     first, last = settings[0], settings[-1]
     name = first.name if first.name == last.name else f"{first.name} to {last.name}"
+    if isinstance(first.keep, str):
+        name += ", a budget for each input"
     return f"{name}, compact" if first.positions == "compact" else name

@@ -40,7 +40,7 @@ class Options:
     tolerance: float = 0.02
     confidence: float = 0.95
     policies: Sequence[Candidate] = POLICIES
-    keeps: Sequence[float | int] = KEEPS
+    keeps: Sequence[float | int | str] = KEEPS
     positions: Sequence[Positions] = ("original",)
     metric: str = "answer"
     score: Score | None = None

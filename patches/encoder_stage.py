@@ -60,8 +60,11 @@ class EncoderStage:
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
+            model_type = base.config.model_type  # type: ignore[union-attr]
             raise ValueError(
-                f"policy {policy!r} acts {self.where} the vision tower, where it needs a number: pass keep"
+                f"policy {policy!r} acts {self.where} the vision tower, which keeps the same number of every picture "
+                f"on model type {model_type!r}, so it cannot find its own there; give it a number, as "
+                "keep=0.25 or, in a list, keep=[0.5, 0.25]"
             )
         self.base, self.policy, self.budget = base, policy, budget
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]

@@ -18,6 +18,9 @@ def kept_in_encoder(config: PruningConfig, visual: VisualInput) -> Tensor | None
     Raises:
         ValueError: if the features were computed without what acts before or inside it.
     """
+    if visual.activations is not None and visual.activations[0].kept:  # under this pruning or, for a draft, another one
+        activations, index = visual.activations
+        return activations.survivors(index)
     n, stages = len(visual.columns), (("before", config.pixels), ("inside", config.encoder))
     acting = [(where, stage.policy) for where, stage in stages if stage is not None and stage.drops(n)]
     if not acting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,14 @@ from .visual_inputs import feeds_pictures
 
 #: Attribute of a draft: inputs of pictures that it encodes itself, by name.
 OWN_PIXELS = "_tokenprune_pixels"
+
+
+def forget_pixels(heads: Sequence[nn.Module]) -> None:
+    """Take pixels off the heads of a draft that it was given."""
+    for head in heads:
+        if OWN_PIXELS in vars(head):
+            delattr(head, OWN_PIXELS)
+
 
 #: Where features that `generate` has computed came from, as far as that was noted.
 Sources = Callable[[Mapping[Any, Any]], list[FeatureSource]]

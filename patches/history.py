@@ -80,15 +80,18 @@ def _shrink(config: PruningConfig, cache: Any, layout: Layout, marks: VisualMark
         device = parts[first].columns.device
         taken = to_device(packing.take(columns), device)
         new[first] = ColumnLayout(taken, to_device(packing.valid, device), logical)
+    made: list[tuple[Any, Tensor, Tensor]] = []
     for i, layer in enumerate(cache.layers):
         if isinstance(getattr(layer, "keys", None), Tensor):
             packing = packings[max(first for first in packings if first <= i)]
-            layer.keys, layer.values = _taken(layer.keys, packing), _taken(layer.values, packing)
+            made.append((layer, _taken(layer.keys, packing), _taken(layer.values, packing)))
     base = new.pop(0)
     shrunk = Layout(base.columns, base.valid, logical, layout.shift, weakref.ref(config.base))
     if new:
         shrunk.hold_above(new)
     shrunk.marks = VisualMarks(torch.zeros_like(marks.inputs), {})  # what is left of these pictures stays
+    for layer, keys, values in made:  # at once, when all are there: an interrupt before leaves the cache as it was
+        layer.keys, layer.values = keys, values
     adopt(cache, shrunk)
 
 

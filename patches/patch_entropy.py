@@ -46,7 +46,8 @@ def _grey_of_patches(base: Any, pixels: Tensor, n: int) -> Tensor | None:
     """(N, pixels) of (patches, channels * pixels)."""
     vision = base.config.vision_config
     channels: Any = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
-    if len(pixels) % n or pixels.shape[1] % channels:
+    # Only where each token is a square of patches, one after another: some families put frames or rows together.
+    if len(pixels) != n * getattr(vision, "spatial_merge_size", 1) ** 2 or pixels.shape[1] % channels:
         return None
     grey: Tensor = pixels.unflatten(1, (channels, -1)).mean(1).reshape(n, -1)
     return grey

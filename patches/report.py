@@ -153,7 +153,7 @@ class PruningReport(list[Record]):
         if len(self) > 1:
             lines.append(("all", str(len(self)), "", *_numbers(self, early)))
         rows = [(*_HEADS, *early, *_LATER_HEADS), *lines]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         text = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         if len(self) > _LONGEST:
             text.insert(_LONGEST + 1, f"... and {len(self) - _LONGEST} more")

@@ -4,8 +4,9 @@ import contextlib
 import os
 
 import pytest
+import torch
 
-from tokenprune import draft, pruning, pruning_report, pruning_status
+from tokenprune import draft, pruning, pruning_report, pruning_status, remove_pruning
 from tokenprune.eval import minivlm
 from tokenprune.eval.answers import encode, held_out
 
@@ -123,6 +124,24 @@ def test_a_draft_with_pictures_of_its_own():
 def test_policies_that_need_pictures_of_their_own(policy):
     with pytest.raises(ValueError, match=rf"policy '{policy}' reads the vision encoder.*pixels=inputs"):
         draft(get_model("llava"), policy, 0.25)
+    assert not pruning_status(get_model("llava"))
+
+
+@pytest.mark.parametrize("policy", ["pixelprune", "divprune@pixels"])
+def test_policies_before_the_tower_need_pictures_of_their_own(policy):
+    with pytest.raises(ValueError, match=r"acts before or in it.*pixels=inputs"):
+        draft(get_model("qwen2_5_vl"), policy, 0.25)
+
+
+def test_a_draft_of_a_draft_has_no_pictures_of_the_first():
+    model = get_model("llava")
+    first = draft(model, "visionzip", 0.25, pixels={"pixel_values": torch.zeros(1, 3, 32, 32)})
+    second = draft(first, "divprune", 0.25)
+    left = [name for each in (remove_pruning(first), second) for name in vars(each) if "tokenprune_pixels" in name]
+    assert left == []
+    for wrong in (torch.ones(1), {"input_ids": torch.ones(1)}):
+        with pytest.raises(ValueError, match="pixels must be a mapping with pixel_values"):
+            draft(model, "divprune", 0.25, pixels=wrong)
 
 
 def test_what_cannot_draft():

@@ -18,6 +18,7 @@ from .composition import PolicyLike as PolicyLike
 from .composition import compose, settle
 from .patches import Pruner, PruningReport, PruningStatus, family_of, status_of, supported_model_types
 from .patches.cache import STATE_ATTRIBUTE
+from .patches.generation import forget_pixels
 from .patches.kept_history import History, history_of
 from .patches.modules import base_of
 from .policies import registry
@@ -128,6 +129,7 @@ def remove_pruning(model: M) -> M:
     pruner = _pruner(model)
     if pruner is not None:
         pruner.detach()
+        forget_pixels(pruner.config.heads)
     return model
 
 

@@ -102,7 +102,14 @@ def compose(base: Any, family: Family, policy: PolicyLike, options: Mapping[str,
 
 
 def _budget(keep: OneKeep) -> Budget | AdaptiveBudget:
-    return keep if isinstance(keep, AdaptiveBudget) else Budget(keep)  # type: ignore[arg-type]  # it refuses text
+    if isinstance(keep, AdaptiveBudget):
+        return keep
+    if isinstance(keep, str):
+        raise ValueError(
+            f"keep={keep!r} is no budget; accepted: a float in (0, 1] (keep ratio), an int >= 1 (tokens per visual "
+            "input), 'energy:SHARE' as 'energy:0.98', an AdaptiveBudget, or None (family default)"
+        )
+    return Budget(keep)
 
 
 def _check_adaptive(policies: Sequence[Policy], budgets: Sequence[Budget | AdaptiveBudget]) -> None:
@@ -218,6 +225,12 @@ def _policies(
             raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
         given_keeps = [keep[i] for i in order]
         keeps = [each if isinstance(each, AdaptiveBudget | None) else Budget(each).keep for each in given_keeps]
+        for i, each in zip(order, given_keeps, strict=True):
+            if each is None and not stages[i].adaptive:
+                raise ValueError(
+                    f"keep={keep!r}: policy {stages[i].label!r} finds no number of its own; accepted: a ratio or a "
+                    "number of tokens for it, and None for policies that do, such as 'pixelprune'"
+                )
         for (a, one), (b, other) in itertools.pairwise(zip((stages[i].label for i in order), keeps, strict=True)):
             # Ratios and numbers of tokens cannot be compared.
             if one is not None and type(one) is type(other) and other > one:

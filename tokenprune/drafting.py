@@ -52,13 +52,17 @@ def draft(
     Raises:
         UnknownPolicyError, UnsupportedModelError: as in `apply_pruning`.
         ValueError: as in `apply_pruning`; a model without `generate`; without `pixels`, a policy that reads the vision
-            encoder or acts in it.
+            encoder or acts before or in it; `pixels` without pixel values.
     """
     family_of(model)
     if not hasattr(model, "generate") or not hasattr(model, "get_output_embeddings"):
         raise ValueError(
             f"{type(model).__name__} has no generate(), so it cannot draft; give the whole model, with its head"
         )
+    if pixels is not None and not (
+        isinstance(pixels, Mapping) and any(name.startswith("pixel_values") for name in pixels)
+    ):
+        raise ValueError("pixels must be a mapping with pixel_values or pixel_values_videos, as a processor returns it")
     memo: dict[int, Any] = {id(each): each for each in itertools.chain(model.parameters(), model.buffers())}
     made = remove_pruning(copy.deepcopy(model, memo))
     apply_pruning(made, policy, keep, positions=positions, **options)
@@ -66,12 +70,13 @@ def draft(
     assert status is not None
     if pixels is None:
         for stage in status.stages:
-            if stage.stage == Stage.ENCODER or (
+            if stage.stage in (Stage.PIXELS, Stage.ENCODER) or (
                 stage.stage == Stage.VISION and stage.policy.encoder_spec() is not None
             ):
                 raise ValueError(
-                    f"policy {stage.policy.label!r} reads the vision encoder, and a draft gets the features that its "
-                    "model has computed; accepted: a policy that reads tokens alone, as 'divprune', or pixels=inputs"
+                    f"policy {stage.policy.label!r} reads the vision encoder or acts before or in it, and a draft gets "
+                    "the features that its model has computed; accepted: a policy that reads tokens alone, as "
+                    "'divprune', or pixels=inputs"
                 )
     else:
         setattr(made, OWN_PIXELS, {name: value for name, value in pixels.items() if _is_of_pictures(name)})

@@ -18,12 +18,13 @@ def placeholder(config: Any, kind: Kind) -> int:
 
 assert qwen2_vl.FAMILY.encoder is not None
 #: Patches are merged by a convolution, before what is called the merger.
-ENCODER = replace(qwen2_vl.FAMILY.encoder, merger=lambda base: base.visual.downsample)
+ENCODER = replace(qwen2_vl.FAMILY.encoder, merger=lambda base: base.visual.downsample, packed_tower=None)
 FAMILY = register_family(
     replace(
         qwen2_vl.FAMILY,
         model_types=("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"),
         placeholder=placeholder,
         encoder=ENCODER,
+        no_pixel_stage="its vision tower takes the frames of a video as pictures of their own",
     )
 )

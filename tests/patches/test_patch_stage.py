@@ -104,7 +104,7 @@ def test_raw_pixels_are_those_of_the_patch():
 
 def test_what_cannot_be_is_said_at_once():
     model = get_model("llava")
-    with pytest.raises(ValueError, match="acts before the vision tower, where it needs a number: pass keep"):
+    with pytest.raises(ValueError, match="acts before the vision tower, which keeps the same number of every picture"):
         apply_pruning(model, "pixelprune")
     with pytest.raises(ValueError, match="act before and inside the vision tower, of which model type 'llava' takes"):
         apply_pruning(model, ["grid@pixels", "tome"], 0.5)

@@ -12,7 +12,7 @@ from ..builders import PATCH
 from ..families import FAMILIES, TOWER_FAMILIES, get_model, ragged_batch
 from ..oracles import assert_same, generate, keep_mask, masked, native_short, prune
 from ..policies_table import PIXELS
-from ..support.hidden_patches import PIXEL_FAMILIES, hidden_patches, keeps_by_kind
+from ..support.hidden_patches import DERIVED, PIXEL_FAMILIES, hidden_patches, keeps_by_kind
 from ..support.products import product
 
 #: Windows; and positions that are learned, with deepstack planes.
@@ -34,7 +34,9 @@ def features(model, batch) -> dict[str, torch.Tensor]:
 
 
 @supported
-@pytest.mark.parametrize(("family", "video"), [*((f, True) for f in PIXEL_FAMILIES), ("qwen2_5_vl", False)])
+@pytest.mark.parametrize(
+    ("family", "video"), [*((f, True) for f in PIXEL_FAMILIES), ("qwen2_5_vl", False), *((f, False) for f in DERIVED)]
+)
 @torch.no_grad()
 def test_the_tower_is_as_if_the_other_patches_were_hidden(family, video):
     model, batch = get_model(family), ragged_batch(family, video)

@@ -8,12 +8,23 @@ import copy
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..families import FAMILIES
+from tokenprune.patches.families.registry import families
+
+from ..families import CASES, FAMILIES
 
 NAME = "tokenprune_test_hidden_patches"
 
 #: Families whose tokens can leave before the vision tower.
 PIXEL_FAMILIES = [name for name in FAMILIES if name.startswith("qwen")]
+
+
+def _packed(name: str) -> bool:
+    family = families().get(name)  # some cases are a type of another name
+    return family is not None and family.encoder is not None and family.encoder.packed_tower is not None
+
+
+#: Others of which this holds, with the facts of those.
+DERIVED = [name for name in CASES if name not in PIXEL_FAMILIES and _packed(name)]
 
 
 def keeps_by_kind(batch, records) -> dict[str, list[torch.Tensor]]:

@@ -18,10 +18,12 @@ def built_in() -> dict[str, Family]:
 def _facts(family: Family) -> tuple[str, ...]:
     yes = lambda condition: "yes" if condition else ""
     encoder = family.encoder is not None and family.encoder.layers is not None
+    packed = family.encoder is not None and family.encoder.packed_tower is not None
     return (
         ", ".join(f"{kind}s" for kind in family.kinds),
         "1-D" if family.positions == "1d" else "mRoPE",
         f"{family.default_keep:g}",
+        "yes" if packed else "with a budget" if encoder else "",
         yes(encoder),
         yes(family.no_decoder_stage is None),
     )
@@ -32,6 +34,6 @@ def models() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for model_type, family in sorted(built_in().items()):
         rows.setdefault(_facts(family), []).append(f"`{model_type}`")
-    heads = ("model type", "inputs", "positions", "default keep", "encoder stage", "decoder stage")
+    heads = ("model type", "inputs", "positions", "default keep", "pixels stage", "encoder stage", "decoder stage")
     lines = [(", ".join(names), *facts) for facts, names in sorted(rows.items(), key=lambda row: row[1])]
     return "\n".join(markdown_table(heads, "l" * len(heads), lines)) + "\n"

@@ -11,6 +11,7 @@ from tokenprune import apply_pruning, pruning, pruning_report, pruning_status, r
 from tokenprune.budget import Budget
 from tokenprune.patches import Cut, PruningReport, Record
 from tokenprune.policies import DivPrune, FastV, registry
+from tokenprune.policies.stages import Stage
 
 from ..families import FAMILIES, get_model, ragged_batch
 from ..policies_table import DEEP
@@ -142,7 +143,7 @@ def test_a_model_of_which_the_family_decides():
 
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_every_policy_has_a_status_in_words(name):
-    model = get_model("llava")
+    model = get_model("qwen2_5_vl" if Stage.PIXELS in registry()[name]().stages else "llava")
     for keep in (None, 0.5, 8):
         with pruning(model, name, keep, budget="final"):
             text = str(pruning_status(model))

@@ -267,7 +267,7 @@ def test_verbosity_goes_before_or_after_the_command(capsys, arguments, level):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_verbosity(command):
     parser = cli.parser()
-    shell = ["bash"] if command == "completion" else []
+    shell = {"completion": ["bash"], "tune": ["--data", "questions.jsonl"]}.get(command, [])
     assert parser.parse_args(["-v", command, *shell, "-q", "-q"]).verbosity_of_command == [-1, -1]
 
 

@@ -61,7 +61,8 @@ def apply_pruning(
             Qwen-VL), which counts what is left after the last cut where the layers below the first cut alone
             hold more than half of it; or what an adaptive policy finds. For a list of policies also a list:
             what is left of the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`, with None
-            for what an adaptive one finds, `["pixelprune", "divprune"], keep=[None, 0.25]`.
+            for what an adaptive one finds (of others: the family's default), as in
+            `["pixelprune", "divprune"], keep=[None, 0.25]`.
             With a policy of the vision stage also `"energy:0.98"` or an `AdaptiveBudget`, which finds the
             number for each input from its tokens (`EnergyBudget`).
         budget: what a single `keep` counts: `"mean"`, as said, met as nearly as whole tokens allow and

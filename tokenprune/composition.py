@@ -225,12 +225,6 @@ def _policies(
             raise ValueError(f"keep={keep!r} must have one budget for each of {len(stages)} policies")
         given_keeps = [keep[i] for i in order]
         keeps = [each if isinstance(each, AdaptiveBudget | None) else Budget(each).keep for each in given_keeps]
-        for i, each in zip(order, given_keeps, strict=True):
-            if each is None and not stages[i].adaptive:
-                raise ValueError(
-                    f"keep={keep!r}: policy {stages[i].label!r} finds no number of its own; accepted: a ratio or a "
-                    "number of tokens for it, and None for policies that do, such as 'pixelprune'"
-                )
         for (a, one), (b, other) in itertools.pairwise(zip((stages[i].label for i in order), keeps, strict=True)):
             # Ratios and numbers of tokens cannot be compared.
             if one is not None and type(one) is type(other) and other > one:

@@ -25,7 +25,8 @@ def acting(model: nn.Module) -> tuple[dict[str, Policy], dict[str, str]]:
     refused: dict[str, str] = {}
     for name in registry():
         try:
-            with PruningSetting(name).context(model):
+            # The page always has a budget, which policies that find their own number need on some models.
+            with PruningSetting(name, 0.5 if make_policy(name).adaptive else None).context(model):
                 possible[name] = make_policy(name)
         except (ValueError, TypeError) as error:
             refused[name] = str(error)

@@ -134,7 +134,7 @@ def test_chunks(family):
     ("llava",),
 )
 def test_places_of_logits(family):
-    test_logits.test_logits_to_keep_names_places_of_the_prompt(["grid", "fastv"])
+    test_logits.test_logits_to_keep_names_places_of_the_prompt(family, ["grid", "fastv"])
     test_logits.test_places_that_differ_from_row_to_row_are_refused()
 
 

@@ -104,4 +104,4 @@ def test_packed(family):
 
 @cell("heads that classify or rate (`...ForSequenceClassification`)", "refused", families=("gemma3",))
 def test_classifiers(family):
-    test_labels.test_heads_that_read_one_place_of_a_row_are_refused()
+    test_labels.test_heads_that_read_one_place_of_a_row_are_refused(family, "Gemma3ForSequenceClassification")

@@ -212,7 +212,7 @@ def test_policies_that_cannot_act_are_refused_beforehand():
 
     for policy, message in (
         (Nothing(), r"'Nothing' acts at the vision stage and must define select\(\)"),
-        (Nowhere(), "'Nowhere' has the unknown stage 'nowhere'; accepted: 'encoder', 'vision', 'decoder'"),
+        (Nowhere(), "'Nowhere' has the unknown stage 'nowhere'; accepted: 'pixels', 'encoder', 'vision', 'decoder'"),
         (Twice(), "unknown stage 'vision, vision'"),
         (InTheDecoder(), r"must define decoder_select\(\)"),
         (InTheTower(), r"must define encoder_select\(\)"),

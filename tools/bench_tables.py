@@ -60,7 +60,7 @@ def lead(keeps: tuple[float, ...] = (0.25, 0.1)) -> str:
             others = [row for (policy, at), row in pruned.items() if at == keep and policy != "auto"]
             other = max(others, key=lambda row: (float(row["exact_match"]), row["policy"]))
             ours, theirs = (100 * float(row["exact_match"]) for row in (pruned["auto", keep], other))
-            gain, high, low = (-100 * float(other[f"vs_auto{end}"]) for end in ("", "_low", "_high"))
+            gain, high, low = (round(-100 * float(other[f"vs_auto{end}"]), 1) + 0.0 for end in ("", "_low", "_high"))
             lines.append(
                 f"| {_HEADS[model]}, {other['n']} questions | {keep:g} | {ours:.1f} | `{other['policy']}` {theirs:.1f} "
                 f"| {gain:+.1f} [{low:+.1f}, {high:+.1f}] | {whole:.1f} |"

@@ -112,7 +112,7 @@ def test_quantised_cache(family):
 
 @cell("sliding windows shorter than the prompt", "a shorter prompt's: windows count what is left", ("gemma3",))
 def test_windows(family):
-    test_sliding_windows.test_gemma_windows_count_what_is_left()
+    test_sliding_windows.test_gemma_windows_count_what_is_left(family)
 
 
 @cell("eight threads at once on one model", "each as alone", families=("llava",))

@@ -143,6 +143,24 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(text)
 
 
+def read_json(path: Path, missing: str) -> Any:
+    """What is in a JSON file.
+
+    Args:
+        path: of the file.
+        missing: what is said if there is none.
+
+    Raises:
+        CommandError: there is no such file, or it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CommandError(missing) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path} is no JSON: {error}") from None
+
+
 def markdown_table(heads: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table.
 

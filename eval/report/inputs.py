@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
+from ..files import read_json
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,7 @@ def read(path: Path, kind: Kind) -> dict[str, Any]:
         path = path / "results.json"
         if not path.exists():
             raise CommandError(f"{name} has no results.json; `{kind.command} --out` writes one")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CommandError(f"{name}: no such file or folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path} is no JSON: {error}") from None
+    content = read_json(path, f"{name}: no such file or folder")
     should = f"{path} is not {kind.what}: it should be what `{kind.command}` writes"
     rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
+from ..files import read_json
 from ..tune.display import UNITS
 from .charts import Charts
 from .tables import Cell, Head, Table, number, text
@@ -31,12 +31,7 @@ def read(path: Path) -> dict[str, Any]:
         CommandError: there is no such file, or it has something else.
     """
     file = path / _FILE if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CommandError(f"--tune {path}: no such file, or a folder without {_FILE}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file} is no JSON: {error}") from None
+    content = read_json(file, f"--tune {path}: no such file, or a folder without {_FILE}")
     missing = [name for name in _NEEDS if not isinstance(content, dict) or name not in content]
     if missing:
         raise CommandError(f"{file} is not what `tokenprune tune` writes into --work: it lacks {', '.join(missing)}")

@@ -241,6 +241,21 @@ class Family:
         return replace(self, encoder=None, no_encoder_stage=nothing)
 
 
+def last_attention(layers: str, name: str = "self_attn") -> Callable[[Any, Literal["feature", "last"]], nn.Module]:
+    """`EncoderFacts.attention` where the last layer is also the one whose features the language model gets.
+
+    Args:
+        layers: path of the layers of the vision encoder in the base model.
+        name: of a layer's attention.
+    """
+
+    def attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
+        found: nn.Module = getattr(base.get_submodule(layers)[-1], name)
+        return found
+
+    return attention
+
+
 def feature_layer(layers: Any, index: int | Sequence[int]) -> Any:
     """The layer whose output is hidden state `index` of a vision encoder, as `vision_feature_layer` counts them.
 

@@ -5,14 +5,24 @@ Of the larger models, pictures attend to themselves both ways in sliding-window 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...device import to_device
 from ..cache import cache_name
-from .base import EncoderFacts, EncoderValues, Family, InputFacts, MaskInputs, PrunedSequence, VisualShape
+from .base import (
+    EncoderFacts,
+    EncoderValues,
+    Family,
+    InputFacts,
+    MaskInputs,
+    PrunedSequence,
+    VisualShape,
+    last_attention,
+)
 from .registry import register_family
 
 #: (M, 2) x and y of the patches of a picture or frame, -1 at padding.
@@ -51,12 +61,6 @@ def pooled_shape(facts: InputFacts, kernel: int) -> VisualShape:
     return VisualShape((grid,) if len(frames) * height * width == facts.length else None)
 
 
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """What is pooled is the last layer."""
-    attention: nn.Module = base.vision_tower.encoder.layers[-1].self_attn
-    return attention
-
-
 def regroup(output: EncoderValues) -> list[Tensor]:
     """The mean over the patches that are pooled, wherever they stand."""
     kernel, pieces, inputs = output.base.config.vision_config.pooling_kernel_size, iter(output.values), _frames(output)
@@ -93,24 +97,25 @@ def block_ids(pruned: MaskInputs) -> Tensor | None:
 
 def masks(pruned: MaskInputs) -> Any:
     """As the model builds them, for the columns that stay; a padding mask, where its text model builds its own."""
+    from transformers.models.gemma4.modeling_gemma4 import create_masks_for_vision_model
+
+    return masks_by(create_masks_for_vision_model, pruned)
+
+
+def masks_by(build: Callable[..., Any], pruned: MaskInputs) -> Any:
+    """The same, by the function of transformers that the model calls."""
     ids = block_ids(pruned)
     if ids is None:
         return pruned.valid
     pruned.refuse_past()
-    from transformers.models.gemma4.modeling_gemma4 import create_masks_for_vision_model
-
-    return create_masks_for_vision_model(block_sequence_ids=ids, **mask_arguments(pruned))
-
-
-def mask_arguments(pruned: MaskInputs) -> dict[str, Any]:
-    """What transformers' builders of masks take."""
-    return {
-        "config": pruned.base.config.get_text_config(),
-        "inputs_embeds": pruned.embeds,
-        "attention_mask": pruned.valid,
-        cache_name(): pruned.cache,
-        "position_ids": None,
-    }
+    return build(
+        block_sequence_ids=ids,
+        config=pruned.base.config.get_text_config(),
+        inputs_embeds=pruned.embeds,
+        attention_mask=pruned.valid,
+        position_ids=None,
+        **{cache_name(): pruned.cache},
+    )
 
 
 FAMILY = register_family(
@@ -120,7 +125,7 @@ FAMILY = register_family(
         kinds=("image", "video"),
         shape=shape,
         extras=per_layer_inputs,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
+        encoder=EncoderFacts(attention=last_attention("vision_tower.encoder.layers"), regroup=regroup),
         masks="base",
         build_masks=masks,
         head_compares_lengths=True,

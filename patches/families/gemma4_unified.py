@@ -7,7 +7,7 @@ from typing import Any
 
 from . import gemma4
 from .base import InputFacts, MaskInputs, VisualShape
-from .gemma4 import block_ids, mask_arguments, pooled_shape
+from .gemma4 import masks_by, pooled_shape
 from .registry import register_family
 
 
@@ -18,13 +18,9 @@ def shape(facts: InputFacts) -> VisualShape:
 
 def masks(pruned: MaskInputs) -> Any:
     """As the model builds them, for the columns that stay; a padding mask, where its text model builds its own."""
-    ids = block_ids(pruned)
-    if ids is None:
-        return pruned.valid
-    pruned.refuse_past()
     from transformers.masking_utils import create_masks_for_generate
 
-    return create_masks_for_generate(block_sequence_ids=ids, **mask_arguments(pruned))
+    return masks_by(create_masks_for_generate, pruned)
 
 
 FAMILY = register_family(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
-
-from torch import nn
 
 from . import merged_patches, qwen2_vl
-from .base import EncoderFacts, InputFacts, VisualShape
+from .base import EncoderFacts, InputFacts, VisualShape, last_attention
 from .registry import register_family
 
 
@@ -23,18 +20,14 @@ def shape(facts: InputFacts) -> VisualShape:
     return VisualShape(((1, h, w),), (0, *(1 + y * (w + 1) + w for y in range(h)), facts.length - 1))
 
 
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """The merger reads the last layer."""
-    attention: nn.Module = base.vision_tower.layers[-1].self_attn
-    return attention
-
-
 FAMILY = register_family(
     replace(
         qwen2_vl.FAMILY,
         model_types=("hunyuan_vl",),
         kinds=("image",),
         shape=shape,
-        encoder=EncoderFacts(attention=vision_attention, regroup=merged_patches.regroup(by_row=True)),
+        encoder=EncoderFacts(
+            attention=last_attention("vision_tower.layers"), regroup=merged_patches.regroup(by_row=True)
+        ),
     )
 )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from torch import nn
-
-from .base import EncoderFacts, Family
+from .base import EncoderFacts, Family, last_attention
 from .registry import register_family
 from .square_tiles import regroup, square
 
@@ -17,12 +15,6 @@ def tiles(config: Any, returned: list[int]) -> list[int]:
     return [side * side for length in returned for _ in range(length // side**2)]
 
 
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """The connector reads the last layer."""
-    attention: nn.Module = base.vision_model.encoder.layers[-1].self_attn
-    return attention
-
-
 FAMILY = register_family(
     Family(
         model_types=("idefics3", "smolvlm"),
@@ -30,6 +22,6 @@ FAMILY = register_family(
         text_model="text_model",
         shape=square,
         lengths=tiles,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
+        encoder=EncoderFacts(attention=last_attention("vision_model.encoder.layers"), regroup=regroup),
     )
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from torch import nn
+from typing import Any
 
 from ...policies.types import Grid
 from . import merged_patches
-from .base import EncoderFacts, Family, InputFacts, Kind, VisualShape
+from .base import EncoderFacts, Family, InputFacts, Kind, VisualShape, last_attention
 from .registry import register_family
 
 
@@ -27,12 +25,6 @@ def shape(facts: InputFacts) -> VisualShape:
     return VisualShape(((1, h, w),) if h * w == facts.length else None)
 
 
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """The projector reads the last layer."""
-    attention: nn.Module = base.vision_tower.layers[-1].attn
-    return attention
-
-
 def regroup(output: Any) -> Any:
     """The mean over the patches that become one token, and over frames."""
     by_input = merged_patches.regroup(merge, by_row=True)(output)
@@ -45,7 +37,7 @@ FAMILY = register_family(
         default_keep=0.5,
         kinds=("image", "video"),
         shape=shape,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
-        no_encoder_stage="its tower packs all pictures into one sequence of patches that merge two by two",
+        encoder=EncoderFacts(attention=last_attention("vision_tower.layers", "attn"), regroup=regroup),
+        no_encoder_stage=merged_patches.NO_ENCODER_STAGE,
     )
 )

@@ -13,6 +13,8 @@ from torch import Tensor
 from ...policies.types import Grid
 from .base import EncoderValues, InputFacts, Kind, VisualShape
 
+#: Why tokens cannot leave inside such an encoder.
+NO_ENCODER_STAGE = "its tower packs all pictures into one sequence of patches that merge two by two"
 #: Of the config of a model: patches that become one token along (t, h, w), of a kind of input.
 Merge = Callable[[Any, Kind], Grid]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import qwen3_5
-from .base import EncoderFacts, EncoderValues, InputFacts, VisualShape
+from .base import EncoderFacts, EncoderValues, InputFacts, VisualShape, last_attention
 from .merged_patches import mean_of_patches, merged_grid
 from .registry import register_family
 
@@ -40,12 +40,6 @@ def shape(facts: InputFacts) -> VisualShape:
     return VisualShape((grid,) if grid[1] * grid[2] == facts.length else None)
 
 
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """The merger reads the last layer, which is behind the one that merges."""
-    attention: nn.Module = base.vision_tower.encoder.layers[-1].self_attn
-    return attention
-
-
 def regroup(output: EncoderValues) -> list[Tensor]:
     """The mean over what becomes one token; it stands row by row."""
     config = output.base.config
@@ -61,6 +55,6 @@ FAMILY = register_family(
         model_types=("minicpmv4_6", "minicpm_ocr"),
         positions="1d",
         shape=shape,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
+        encoder=EncoderFacts(attention=last_attention("vision_tower.encoder.layers"), regroup=regroup),
     )
 )

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
-
-from torch import nn
 
 from . import merged_patches, qwen2_vl
-from .base import EncoderFacts
+from .base import EncoderFacts, last_attention
 from .registry import register_family
 
-
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """The projector reads the last layer."""
-    attention: nn.Module = base.visual.vision_model.encoder.layers[-1].self_attn
-    return attention
-
-
 ENCODER = EncoderFacts(
-    attention=vision_attention,
+    attention=last_attention("visual.vision_model.encoder.layers"),
     regroup=merged_patches.regroup(by_row=True),
     merger=lambda base: base.projector,
 )

@@ -62,6 +62,6 @@ FAMILY = register_family(
         kinds=("image", "video"),
         shape=merged_patches.shape(),
         encoder=replace(encoder_facts(), packed_tower=lambda base: base.visual),
-        no_encoder_stage="its tower packs all pictures into one sequence of patches that merge two by two",
+        no_encoder_stage=merged_patches.NO_ENCODER_STAGE,
     )
 )

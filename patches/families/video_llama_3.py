@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...policies.types import Grid
-from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape
-from .merged_patches import grids_of, mean_of_patches, merged_grid
+from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape, last_attention
+from .merged_patches import NO_ENCODER_STAGE, grids_of, mean_of_patches, merged_grid
 from .registry import register_family
 
 
@@ -40,19 +38,13 @@ def regroup(output: EncoderValues) -> list[Tensor]:
     return found
 
 
-def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
-    """The projector reads the last layer."""
-    attention: nn.Module = base.vision_model.encoder.layers[-1].self_attn
-    return attention
-
-
 FAMILY = register_family(
     Family(
         model_types=("video_llama_3",),
         default_keep=0.5,
         kinds=("image", "video"),
         shape=shape,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
-        no_encoder_stage="its tower packs all pictures into one sequence of patches that merge two by two",
+        encoder=EncoderFacts(attention=last_attention("vision_model.encoder.layers"), regroup=regroup),
+        no_encoder_stage=NO_ENCODER_STAGE,
     )
 )

@@ -33,6 +33,17 @@ def features(model, batch) -> dict[str, torch.Tensor]:
     return found
 
 
+def beside_hidden(model, batch, policy, keep):
+    """By kind: which tokens stay before the tower, features with the others gone, and with their patches hidden."""
+    with pruning(model, policy, keep):
+        pruned = features(model, batch)
+        model(**batch.inputs)
+        keeps = keeps_by_kind(batch, pruning_report(model))
+    with hidden_patches(model, batch, keeps):
+        hidden = features(model, batch)
+    return [(kind, torch.cat(each), pruned[kind], hidden[kind]) for kind, each in keeps.items()]
+
+
 @supported
 @pytest.mark.parametrize(
     ("family", "video"), [*((f, True) for f in PIXEL_FAMILIES), ("qwen2_5_vl", False), *((f, False) for f in DERIVED)]
@@ -41,17 +52,10 @@ def features(model, batch) -> dict[str, torch.Tensor]:
 def test_the_tower_is_as_if_the_other_patches_were_hidden(family, video):
     model, batch = get_model(family), ragged_batch(family, video)
     stock = features(model, batch)
-    with pruning(model, "divprune@pixels", 0.4):
-        pruned = features(model, batch)
-        model(**batch.inputs)
-        keeps = keeps_by_kind(batch, pruning_report(model))
-    with hidden_patches(model, batch, keeps):
-        hidden = features(model, batch)
-    for kind, keep in keeps.items():
-        keep = torch.cat(keep)
-        torch.testing.assert_close(pruned[kind][keep], hidden[kind][keep], rtol=0, atol=1e-9)
-        assert not pruned[kind][~keep].any()
-        assert (stock[kind] - hidden[kind])[keep].abs().max() > 1e-4  # the others would have made a difference
+    for kind, keep, pruned, hidden in beside_hidden(model, batch, "divprune@pixels", 0.4):
+        torch.testing.assert_close(pruned[keep], hidden[keep], rtol=0, atol=1e-9)
+        assert not pruned[~keep].any()
+        assert (stock[kind] - hidden)[keep].abs().max() > 1e-4  # the others would have made a difference
 
 
 @supported
@@ -147,15 +151,8 @@ def test_a_frame_of_which_nothing_is_left():
 
     for family in ("qwen2_5_vl", "qwen3_vl"):
         model, batch = get_model(family), ragged_batch(family, video=True)
-        with pruning(model, AtPixels(First()), 2):
-            pruned = features(model, batch)
-            model(**batch.inputs)
-            keeps = keeps_by_kind(batch, pruning_report(model))
-        with hidden_patches(model, batch, keeps):
-            hidden = features(model, batch)
-        for kind, keep in keeps.items():
-            keep = torch.cat(keep)
-            torch.testing.assert_close(pruned[kind][keep], hidden[kind][keep], rtol=0, atol=1e-9)
+        for _, keep, pruned, hidden in beside_hidden(model, batch, AtPixels(First()), 2):
+            torch.testing.assert_close(pruned[keep], hidden[keep], rtol=0, atol=1e-9)
 
 
 @supported

@@ -66,6 +66,18 @@ def add_positions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_several_positions(parser: argparse.ArgumentParser) -> None:
+    """Add `--positions`, of which several may be named."""
+    positions = parser.add_argument(
+        "--positions",
+        type=choices(POSITIONS),
+        default="original",
+        metavar="P,P",
+        help=f"of surviving tokens: {', '.join(POSITIONS)}",
+    )
+    completers.complete(positions, completers.listed(POSITIONS))
+
+
 def add_policy(parser: argparse.ArgumentParser, default: str | None, note: str = "") -> None:
     """Add `--policy`, policies with options that may be composed; `note` goes to the end of its help."""
     action = parser.add_argument(

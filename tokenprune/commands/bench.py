@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..arguments import POSITIONS
 from ..eval.bench import ALL_TASKS, EASY_VQA, TASKS
 from ..eval.minivlm import EMBEDDED, NAMES
 from . import arguments, completers
@@ -38,14 +37,7 @@ def add(commands: arguments.Commands) -> None:
     )
     completers.complete(policy, completers.policies)
     bench.add_argument("--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help=arguments.KEEP_HELP)
-    positions = bench.add_argument(
-        "--positions",
-        type=arguments.choices(POSITIONS),
-        default="original",
-        metavar="P,P",
-        help=f"of surviving tokens: {', '.join(POSITIONS)}",
-    )
-    completers.complete(positions, completers.listed(POSITIONS))
+    arguments.add_several_positions(bench)
     tasks = bench.add_argument(
         "--tasks",
         type=arguments.choices(ALL_TASKS),

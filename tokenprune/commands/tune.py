@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..arguments import POSITIONS
-from . import arguments, completers
+from . import arguments
 
 
 def add(commands: arguments.Commands) -> None:
@@ -45,14 +44,7 @@ def add(commands: arguments.Commands) -> None:
     tune.add_argument(
         "--keep", type=arguments.keeps, metavar="K,K", help=f"{arguments.KEEP_HELP}; default: from 0.9 to 0.05"
     )
-    positions = tune.add_argument(
-        "--positions",
-        type=arguments.choices(POSITIONS),
-        default="original",
-        metavar="P,P",
-        help=f"of surviving tokens: {', '.join(POSITIONS)}",
-    )
-    completers.complete(positions, completers.listed(POSITIONS))
+    arguments.add_several_positions(tune)
     tune.add_argument(
         "--cost",
         choices=("time", "flops"),

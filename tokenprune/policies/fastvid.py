@@ -18,7 +18,7 @@ from .density import density_peaks
 from .merging import group_sum, with_merged
 from .presets import Preset, presets_of
 from .registration import register
-from .segments import segments
+from .segments import frame_count, segments
 from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
 
@@ -84,7 +84,7 @@ class FastVID(Policy):
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         attention = tokens.encoder_attention
         assert attention is not None
-        t = tokens.grid[0] if tokens.grid is not None else 1
+        t = frame_count(tokens)
         size = len(tokens) // t
         by_frame = int(self.merged * (n_keep // t))  # anchors for each frame
         quotas = apportion_by_weight(n_keep - by_frame * t, [size] * t, [1.0] * t)

@@ -21,7 +21,7 @@ from .density import density_peaks
 from .merging import group_sum, with_merged
 from .presets import Preset, presets_of
 from .registration import register
-from .segments import cut_where, similarities
+from .segments import cut_where, frame_count, similarities
 from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
 
@@ -81,7 +81,7 @@ class FlashVID(Policy):
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         assert tokens.encoder_attention is not None
-        t = tokens.grid[0] if tokens.grid is not None else 1
+        t = frame_count(tokens)
         size = len(tokens) // t
         unit = F.normalize(tokens.features.float(), dim=-1).view(t, size, -1)
         budgets = apportion_by_weight(n_keep, [size] * t, [1.0] * t)

@@ -19,6 +19,7 @@ from .density import density_peaks
 from .merging import group_sum, with_merged
 from .presets import Preset, presets_of
 from .registration import register
+from .segments import frame_count
 from .spacing import complement
 from .types import EncoderSpec, Selection, VisualTokens
 
@@ -77,7 +78,7 @@ class HoliTom(Policy):
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
         assert tokens.encoder_attention is not None
-        t = tokens.grid[0] if tokens.grid is not None else 1
+        t = frame_count(tokens)
         size = len(tokens) // t
         unit = F.normalize(tokens.features.float(), dim=-1).view(t, size, -1)
         similarity = (unit[1:] * unit[:-1]).sum(-1).cpu()  # the only wait: windows are found on the host

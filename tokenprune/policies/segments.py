@@ -1,4 +1,4 @@
-"""Segments of a video in which frames are alike, shared by policies that merge tokens over time."""
+"""Frames of a video, and segments in which they are alike, for policies that compare frames."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import topk_select
+from .types import VisualTokens
+
+
+def frame_count(tokens: VisualTokens) -> int:
+    """Frames of a video; 1 of an image, and where the raster is not known."""
+    return tokens.grid[0] if tokens.grid is not None else 1
 
 
 def segments(frames: Tensor, fewest: int, threshold: float) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from ..validate import real
 from .base import Policy
 from .presets import Preset, presets_of
 from .registration import register
+from .segments import frame_count
 from .types import Selection, VisualTokens
 
 _WIDTHS = tuple(2.0**i for i in range(-3, 2))  # of the Gaussians
@@ -56,7 +57,7 @@ class VidCom2(Policy):
         real(self, "channels", above=0, most=1, what="a share of the channels")
 
     def select(self, tokens: VisualTokens, n_keep: int) -> Selection:
-        t = tokens.grid[0] if tokens.grid is not None else 1
+        t = frame_count(tokens)
         features = tokens.features.float()
         by_variance = features.var(0, correction=0).argsort(stable=True)
         features = F.normalize(features[:, by_variance[: max(1, int(self.channels * len(by_variance)))]], dim=-1)

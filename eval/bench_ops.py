@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
-    """Median wall time of calls after a warm-up.
+    """Median wall time of calls after a warm-up; on a GPU the first call compiles kernels and is not looked at.
 
     Args:
         run: what to call.
@@ -49,6 +49,8 @@ def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = 7)
             torch.cuda.synchronize(device)
         return 1e3 * (time.perf_counter() - started)
 
+    if device.type == "cuda":
+        once()
     first = once()
     if first > 5000:
         return first
@@ -149,8 +151,8 @@ def measure(
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
 
-    def cell(value: float | None, form: str = ".1f") -> str:
-        return "" if value is None else format(value, form)
+    def cell(value: float | None) -> str:
+        return "" if value is None else format(value, ".2f" if value < 10 else ".1f")
 
     machine = results["machine"]
     head = [
@@ -162,14 +164,13 @@ def table(results: dict[str, Any]) -> str:
     for row in results["greedy"]:
         ratio = None if row["reference_ms"] is None else row["reference_ms"] / row["max_min_ms"]
         times = [row[f"{name}_ms"] for name in ("max_min", "max_min_pivot", "max_sum", "gram", "copy", "reference")]
-        form = ".2f" if max(t or 0 for t in times) < 10 else ".1f"
         size = [str(row[name]) for name in ("B", "N", "D", "k")]
-        greedy.append([*size, *(cell(time, form) for time in times), cell(ratio)])
+        greedy.append([*size, *map(cell, times), cell(ratio)])
     heads = ["B", "N", "D", "k", "`max_min`", "with a pivot", "`max_sum`"]
     heads += ["Gram product", "copy", "reference loop", "loop / op"]
     names = [f"{op}_{kind}_ms" for op in _OTHER for kind in ("fast", "reference")]
     # Results of earlier versions lack some of the ops.
-    other = [[str(row["N"]), *(cell(row.get(name), ".2f") for name in names)] for row in results["other"]]
+    other = [[str(row["N"]), *(cell(row.get(name)) for name in names)] for row in results["other"]]
     other_heads = ["N", *(head for title in _OTHER.values() for head in (f"`{title}`", "its reference"))]
     lines = [
         *head,

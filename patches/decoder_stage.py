@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..device import to_host
 from ..policies.answers import checked_masks
+from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .cache import cache_among
 from .call import Calls, ForwardCall, guarded
@@ -144,7 +144,7 @@ class DecoderStage:
         rows = [row for row, inputs in enumerate(prefill.inputs) if inputs]
         if not rows:
             return None
-        started = time.perf_counter()
+        watch = Stopwatch(hidden.device)
         views = [RowView.of(self.config, decoder, layer, hidden, row) for row in rows]
         with guarded():
             answers = self.policy.decoder_select_many(views)
@@ -160,7 +160,7 @@ class DecoderStage:
             keep_mask[row, each.columns] = mask
         # The masks have been fetched from the device, so that it has been waited for.
         asked = [each for row in rows for each in prefill.inputs[row]]
-        prefill.add_time(asked, (time.perf_counter() - started) * 1e3)
+        prefill.add_time(asked, watch.ms())
         if bool(keep_mask.all()):
             return None
         packing = Packing.of(keep_mask, prefill.not_padding)

@@ -69,6 +69,6 @@ def _entropy(grey: Tensor) -> Tensor:
     low, high = grey.min(), grey.max()
     level = ((grey - low) / (high - low).clamp(min=1e-12) * _LEVELS).long().clamp(max=_LEVELS - 1)
     counts = grey.new_zeros(len(grey), _LEVELS).scatter_add_(1, level, torch.ones_like(grey))
-    share = counts / grey.shape[1]
+    share = counts.sort(1).values / grey.shape[1]  # tokens with equal counts are ties on every device
     entropy: Tensor = torch.special.entr(share).sum(1) / math.log(_LEVELS)
     return entropy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from ..adaptive_budget import AdaptiveBudget
 from ..device import index_rows, to_device
 from ..policies.run import run_policy
 from ..policies.types import Selection, VisualTokens
+from ..stopwatch import Stopwatch
 from .cache import cache_among
 from .call import guarded, unchanged
 from .config import PruningConfig
@@ -191,7 +191,7 @@ class _Work:
     def select(self, inputs: list[_Input], mask: Tensor | None) -> VisionSelection:
         """Ask the policy about all inputs at once, and put together what stays."""
         asked = [each for each in inputs if each.tokens is not None]
-        started = time.perf_counter()
+        watch = Stopwatch(self.embeds.device)
         if asked:
             assert self.policy is not None
             with unchanged(self.embeds, self.policy.label):
@@ -207,7 +207,7 @@ class _Work:
                 each.kept = self._keep(each, Selection(torch.arange(len(each.candidates))))
             elif each.tokens is None:
                 each.kept = each.all_visible
-        elapsed = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
+        elapsed = watch.ms()  # `run_policy` has waited for the device
         total, n_layers = sum(len(each.visual.columns) for each in asked) or 1, len(self.config.text.layers)
         records = [_record(each, elapsed / total, n_layers) for each in inputs]
         if logger.isEnabledFor(logging.DEBUG):

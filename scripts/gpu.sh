@@ -7,6 +7,7 @@
 # network (default: none). PYTHON is an interpreter with torch and transformers (default python3).
 # A step that fails or takes too long does not stop the others; the last lines say how each ended.
 # DEVICE=cpu LAYERS=1 BATCHES=1 SIDE=224 tries the script without a GPU. LIMIT is the seconds of a step (default 240).
+# STEPS is a pattern of the names of steps that run (default: all), ROUNDS the repeats of a profile (default 9).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:-out/gpu}
@@ -16,6 +17,8 @@ DEVICE=${DEVICE:-cuda}
 BATCHES=${BATCHES:-1 8}
 SIDE=${SIDE:-1008}
 LIMIT=${LIMIT:-240}
+STEPS=${STEPS:-.}
+ROUNDS=${ROUNDS:-9}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 if [ -n "$WHEELS" ]; then
@@ -27,7 +30,8 @@ export PYTHONPATH="$PWD${WHEELS:+:$OUT/site}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=
 step() { # NAME COMMAND...: its output goes to NAME.log
     local name=$1 started=$SECONDS
     shift
-    timeout "$LIMIT" "$@" > "$OUT/$name.log" 2>&1
+    [[ $name =~ $STEPS ]] || return
+    timeout --signal INT --kill-after 10 "$LIMIT" "$@" > "$OUT/$name.log" 2>&1
     local code=$?
     printf '%-28s exit %-3s %4d s\n' "$name" "$code" "$((SECONDS - started))" | tee -a "$OUT/summary.txt"
 }
@@ -35,7 +39,7 @@ profile() { # NAME ARGUMENTS...
     local name=$1
     shift
     step "$name" "$PYTHON" -m tokenprune -q profile --device "$DEVICE" ${LAYERS:+--layers "$LAYERS"} \
-        --json "$OUT/$name.json" "$@"
+        --rounds "$ROUNDS" --json "$OUT/$name.json" "$@"
 }
 
 if [ "$DEVICE" = cuda ]; then
@@ -45,18 +49,20 @@ step versions "$PYTHON" -c 'import torch, transformers, triton; print(torch.__ve
 # Speed first: whatever comes after may run out of time.
 step bench-ops "$PYTHON" -m tokenprune.eval.bench_ops --device "$DEVICE" --json "$OUT/ops-$DEVICE.json"
 for batch in $BATCHES; do
-    profile "llava-1.5-7b-batch-$batch" --config llava-1.5-7b --policy divprune,auto --keep 0.25,0.111 --batch "$batch"
+    profile "profile-llava-1.5-7b-batch-$batch-$DEVICE" --config llava-1.5-7b --policy divprune,auto \
+        --keep 0.25,0.111 --batch "$batch"
 done
 for config in qwen2.5-vl-7b qwen3-vl-8b; do
-    profile "$config" --config "$config" --policy divprune,auto --keep 0.25,0.1 --image-size "$SIDE"
+    profile "profile-$config-$DEVICE" --config "$config" --policy divprune,divprune@pixels,auto --keep 0.25,0.1 \
+        --image-size "$SIDE"
 done
-for config in llava-1.5-7b qwen2.5-vl-7b; do
-    step "caches-$config" "$PYTHON" -m tokenprune.eval.bench_caches --config "$config" --device "$DEVICE" \
-        ${LAYERS:+--layers "$LAYERS"} --json "$OUT/caches-$config.json"
-done
-step test-ops "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops
+step caches "$PYTHON" -m tokenprune.eval.bench_caches --config llava-1.5-7b --device "$DEVICE" \
+    --layers "${LAYERS:-8}" --rounds 3 --json "$OUT/caches-llava-1.5-7b-$DEVICE.json"
+# What the tests of the ops compile for other devices needs none.
+workers=$("$PYTHON" -c 'import importlib.util as i; print("-n8" if i.find_spec("xdist") else "")')
+step test-models "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests/gpu
+step test-ops "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests/ops --ignore tests/ops/test_compilers.py
 step test-flash-attention "$PYTHON" -m pytest -q -p no:cacheprovider tests/patches/test_decoder_stage.py -k flash
-step test-static-cache "$PYTHON" -m pytest -q -p no:cacheprovider tests/patches/test_static_cache.py
 # Two processes on one device, as an evaluation under `accelerate launch` has them.
 both() {
     local pids=() code=0 pid

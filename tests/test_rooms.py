@@ -21,6 +21,7 @@ LEVELS = (
         "pickling",
         "plugins",
         "schedule",
+        "stopwatch",
         "validate",
         "ops",
     ),

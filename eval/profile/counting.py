@@ -42,13 +42,15 @@ class TokenClock(StoppingCriteria):
 
 
 def count_flops() -> FlopCounterMode:
-    """torch's FLOP counter, extended by the CPU's fused attention, which it lacks."""
+    """torch's FLOP counter, extended by fused attention on a CPU, which it lacks, and with fewer heads of keys."""
 
     def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
         return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+    fused = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+    names = [f"_scaled_dot_product_{name}" for name in fused]
+    ops = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+    return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(ops, attention))
 
 
 def decoder_flops(model: Any, cache: Any) -> int:
@@ -90,6 +92,21 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         level += event.nbytes()
         peak = max(peak, level)
     return peak
+
+
+def busy_ms(run: Callable[[], Any], device: torch.device) -> float | None:
+    """Milliseconds in which a GPU computes or copies during a call; None on a CPU.
+
+    It is less than the time by the clock where the device waits for the next kernel to be launched.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with _no_stderr(), torch.profiler.profile(activities=activities, acc_events=True) as trace:
+        run()
+        torch.cuda.synchronize(device)
+    return sum(event.self_device_time_total for event in trace.key_averages()) / 1e3
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from ...patches.cache import cache_name
 from ..prefill import WARM_UP, cache_bytes
 from ..setting import PruningSetting
-from .counting import TokenClock, count_flops, decoder_flops, peak_bytes
+from .counting import TokenClock, busy_ms, count_flops, decoder_flops, peak_bytes
 from .vision import Vision, runs_the_encoder, vision_of
 from .work import Work
 
@@ -67,6 +67,8 @@ def profile(
         `kept`, averaged over decoder layers; `rounds`; medians over the rounds, with quartiles under `..._quartiles`:
         `vision_ms` (encoder and projector), `select_ms`, `prefill_ms` (selection and language model up to the first
         token), `decode_ms_per_token`, `total_ms`; `ttft_ms`, the median of vision and prefill together;
+        on a GPU `ttft_gpu_ms`, how long it computes up to the first token;
+        on a GPU `ttft_gpu_ms`, how long it computes in that time;
         `kv_cache_bytes` after the prefill; `peak_bytes`, the most memory in use at a time during a prefill besides
         weights and inputs, the selection's included; `flops` of the prefill as torch counts them, with vision and
         without selection before the language model; `vision_flops`, those of encoder and projector as they ran;
@@ -108,6 +110,9 @@ def profile(
                 work.did_request(setting)
     for setting, row, of_setting in zip(settings, rows, times, strict=True):
         row |= _medians(of_setting, None if runs_the_encoder(setting) else encoder_ms)
+        with setting.context(model):
+            busy = busy_ms(lambda: model(**inputs, use_cache=True, logits_to_keep=1), device)
+        row |= {} if busy is None else {"ttft_gpu_ms": busy}
         row["prefill_saving_theoretical"] = 1 - row["flops_formula"] / rows[0]["flops_formula"]
         row["prefill_saving_realised"] = 1 - row["prefill_ms"] / rows[0]["prefill_ms"]
         row["vision_saving_realised"] = 1 - row["vision_ms"] / rows[0]["vision_ms"]
@@ -224,8 +229,8 @@ def verdict(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
         of_vision = 1 - row["vision_ms"] / full["vision_ms"] if row["vision_flops"] < full["vision_flops"] else 0.0
         parts = [f"{row['prefill_saving_realised']:.0%} of the prefill"]
         parts += [f"{of_vision:.0%} of the vision encoder"] if of_vision else []
-        first = full["ttft_ms"] / row["ttft_ms"]
-        return f"saves {gain:.0%} of the request ({', '.join(parts)}); the first token comes {first:.1f} times as fast"
+        first = f"the first token comes {full['ttft_ms'] / row['ttft_ms']:.1f} times as fast"
+        return f"saves {gain:.0%} of the request ({', '.join(parts)}); {first}{_waiting(row, full)}"
     saved = full["prefill_ms"] - (row["prefill_ms"] - row["select_ms"])
     decode = full["total_ms"] - full["ttft_ms"]
     if row["select_ms"] > 0 and row["select_ms"] >= 0.5 * saved:
@@ -240,4 +245,15 @@ def verdict(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
     else:
         why = "the prefill itself hardly gets shorter"
     verb = "loses" if gain < 0 else "gains under 5%:"
-    return f"{verb} {abs(gain):.1%} of the request; {why}"
+    return f"{verb} {abs(gain):.1%} of the request; {why}{_waiting(row, full)}"
+
+
+def _waiting(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+    """A remark where the GPU waits for launches of kernels for half of the time or more."""
+    if "ttft_gpu_ms" not in row or row["ttft_gpu_ms"] > 0.5 * row["ttft_ms"]:
+        return ""
+    parts = [f"{each['ttft_gpu_ms']:.0f} of {each['ttft_ms']:.0f} ms" for each in (full, row)]
+    return (
+        f". Launch-bound: up to the first token the GPU computes for {parts[0]} (full) and {parts[1]} (pruned); "
+        "a larger batch, CUDA graphs or an engine that has them gain more"
+    )

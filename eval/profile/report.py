@@ -16,9 +16,10 @@ from ..setting import FULL, label
 MIB = 1 << 20
 CAPTION = (
     "kept: visual tokens, a mean over decoder layers. ms, medians of {rounds} rounds. vision: encoder and projector. "
-    "prefill: selection and language model, to the first token. peak: memory of a prefill beside weights. theory, "
+    "prefill: selection and language model, to the first token.{gpu} peak: memory of a prefill beside weights. theory, "
     "real: share of the full prefill saved, by FLOPs of the decoder and by the clock. request: share of all time saved."
 )
+_OF_GPU = " GPU: how long it computes up to the first token, encoder included."
 
 
 _Shown = Callable[[dict[str, Any]], str]
@@ -35,6 +36,7 @@ _COLUMNS: dict[str, tuple[_Shown, _Shown]] = {
     "select": (lambda row: "", lambda row: f"{row['select_ms']:.1f}"),
     "prefill": _both(lambda row: f"{row['prefill_ms']:.1f}"),
     "ms/token": _both(lambda row: f"{row['decode_ms_per_token']:.1f}"),
+    "GPU": _both(lambda row: f"{row['ttft_gpu_ms']:.1f}"),
     "KV MiB": _both(lambda row: f"{row['kv_cache_bytes'] / MIB:.1f}"),
     "peak MiB": _both(lambda row: f"{row['peak_bytes'] / MIB:.0f}"),
     "TFLOP": _both(lambda row: f"{row['flops'] / 1e12:.3f}"),
@@ -46,13 +48,14 @@ _COLUMNS: dict[str, tuple[_Shown, _Shown]] = {
 
 def tables(rows: Sequence[dict[str, Any]], title: str, console: Console) -> list[Table]:
     """One table of the rows of `measure.profile`, or two where the console is too narrow for one."""
-    names = list(_COLUMNS)
+    names = [name for name in _COLUMNS if name != "GPU" or "ttft_gpu_ms" in rows[0]]
+    caption = CAPTION.format(rounds=rows[0]["rounds"], gpu=_OF_GPU if "GPU" in names else "")
     whole = _table(rows, title, names)
     if Measurement.get(console, console.options.update(width=1000), whole).maximum <= console.width:
-        whole.caption = CAPTION.format(rounds=rows[0]["rounds"])
+        whole.caption = caption
         return [whole]
     parts = [_table(rows, title, names[:5]), _table(rows, "", names[5:])]
-    parts[1].caption = CAPTION.format(rounds=rows[0]["rounds"])
+    parts[1].caption = caption
     return parts
 
 

@@ -196,7 +196,7 @@ def build(config: Any, dtype: torch.dtype, device: torch.device, attn: str | Non
         attn: attention implementation; None: transformers' default.
         work: is told what is done.
     """
-    with CheapRandom((work or Work()).did_build):
+    with device, CheapRandom((work or Work()).did_build):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn)
     return model.to(device).eval()
 

@@ -14,7 +14,7 @@ from tokenprune import cli
 from tokenprune.eval.minivlm import load
 from tokenprune.eval.profile import CONFIGS, shapes
 from tokenprune.eval.profile.command import noise_inputs
-from tokenprune.eval.profile.counting import count_flops, decoder_flops, peak_bytes
+from tokenprune.eval.profile.counting import busy_ms, count_flops, decoder_flops, peak_bytes
 from tokenprune.eval.profile.measure import profile, verdict
 from tokenprune.eval.profile.random_weights import BLOCK, CheapRandom
 from tokenprune.eval.profile.report import tables
@@ -222,6 +222,22 @@ def line(vision, select, prefill, decode, full_prefill=100.0, tower=1.0):
 )
 def test_verdicts(full, row, words):
     assert verdict(row, full).startswith(words)
+
+
+def test_a_gpu_that_waits_for_launches_is_named(embedded):
+    full, row = line(50, 0, 100, 50), line(50, 1, 30, 50)
+    busy = {**row, "ttft_gpu_ms": 60.0}
+    assert verdict(busy, full | {"ttft_gpu_ms": 140.0}) == verdict(row, full)
+    waits = verdict({**row, "ttft_gpu_ms": 20.0}, full | {"ttft_gpu_ms": 45.0})
+    assert "Launch-bound: up to the first token the GPU computes for 45 of 150 ms (full) and 20 of 80 ms" in waits
+    rows = profile(*embedded, [PruningSetting("grid", 0.25)], new_tokens=2, rounds=1)
+    wide = Console(width=300, file=io.StringIO())
+    assert "GPU" not in [column.header for column in tables(rows, "", wide)[0].columns]
+    assert busy_ms(lambda: None, torch.device("cpu")) is None
+    rows = [{**row, "ttft_gpu_ms": 12.34} for row in rows]
+    (table,) = tables(rows, "", wide)
+    wide.print(table)
+    assert "12.3" in wide.file.getvalue() and "encoder included" in wide.file.getvalue()
 
 
 def test_command_writes_figures_and_a_plot(tmp_path, capsys):

@@ -54,22 +54,23 @@ def batches(draw):
     return x, first, None if mask is None else mask.to(DEVICE), k
 
 
-#: Cases of each test that kernels get in Triton's interpreter, which takes ten times as long as everything else.
-INTERPRETED = 200
+#: Cases of each test that kernels get in Triton's interpreter, which takes ten times as long as everything else, and
+#: on a GPU, where the reference loops wait for one launch after the other.
+FEWER = 200
 
 
 def on_cases(count: int, *strategies):
     """A test of `(name, *drawn)` on random cases, for each implementation by name.
 
-    Kernels get `count` cases on a GPU and in `make fuzz`, and otherwise `INTERPRETED` at most.
+    All get `count` cases in `make fuzz`. Otherwise kernels, and everything on a GPU, get `FEWER` at most.
     """
 
     def add(test):
         @pytest.mark.parametrize("name", FAST)
         @functools.wraps(test)
         def run(name):
-            few = name == "triton" and DEVICE == "cpu" and not FULL
-            examples = min(count, INTERPRETED) if few else count
+            few = (name == "triton" or DEVICE == "cuda") and not FULL
+            examples = min(count, FEWER) if few else count
 
             @settings(CASES, max_examples=examples)
             @given(st.tuples(*strategies))

@@ -12,7 +12,7 @@ from tokenprune.ops import TokenCover, coverage_select, implementation, token_co
 from tokenprune.ops.host import coverage as host_coverage
 from tokenprune.ops.host import covering, excess, products, targets
 
-from .cases import CASES, FAST, answers, batches, check_picks, on_cases
+from .cases import CASES, DEVICE, FAST, answers, batches, check_picks, on_cases
 
 
 @on_cases(500, batches(), st.data())
@@ -34,11 +34,12 @@ def test_coverage_is_the_references_to_the_bit(name, case, data):
 def test_coverage_by_hand(name):
     """Three targets: token 0 covers all a little, 1 and 2 cover one each entirely, 3 repeats 1."""
     similarity = torch.tensor([[[0.5, 1.0, 0.0, 1.0], [0.5, 0.0, 0.75, 0.0], [0.5, 0.0, 0.0, 0.0]]])
+    similarity = similarity.to(DEVICE)
     with implementation(name):
         # gains 1.5, 1, .75, 1; then .5, .25, .5: the tie goes to token 1; then .25 and 0
         assert coverage_select(similarity, 4)[0].tolist() == [0, 1, 2, 3]
         # token 3 is wanted thrice as much: 3; then 1 (0 adds .5 + .5), 0.75 and 0
-        assert coverage_select(similarity, 4, torch.tensor([[1.0, 1, 1, 3]]))[0].tolist() == [3, 0, 2, 1]
+        assert coverage_select(similarity, 4, similarity.new_tensor([[1.0, 1, 1, 3]]))[0].tolist() == [3, 0, 2, 1]
 
 
 def few_held(monkeypatch):

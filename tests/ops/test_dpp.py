@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenprune.ops import dpp_select, implementation, max_min_select, max_sum_select
 from tokenprune.ops.host import products
 
-from .cases import CASES, FAST, answers, batches, check_picks, needs_triton, on_cases
+from .cases import CASES, DEVICE, FAST, answers, batches, check_picks, needs_triton, on_cases
 
 
 @on_cases(500, batches(), st.data())
@@ -34,14 +34,14 @@ def test_dpp_maximises_the_determinant_step_by_step():
         picks.append(int(torch.tensor(volume).argmax()))
     for name in ["reference", *FAST]:
         with implementation(name):
-            assert dpp_select(x[None], quality[None], 12)[0].tolist() == picks
+            assert dpp_select(x[None].to(DEVICE), quality[None].to(DEVICE), 12)[0].tolist() == picks
 
 
 @pytest.mark.parametrize("name", ["reference", *FAST])
 def test_dpp_takes_duplicates_last(name):
-    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(1)).repeat(3, 1)
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(1)).repeat(3, 1).to(DEVICE)
     with implementation(name):
-        picks = dpp_select(x[None], torch.ones(1, 18), 18)[0].tolist()
+        picks = dpp_select(x[None], x.new_ones(1, 18), 18)[0].tolist()
     assert sorted(i % 6 for i in picks[:6]) == list(range(6))
     assert picks[6:] == sorted(picks[6:], key=lambda i: i * 2654435769 % 2**32)
 
@@ -49,10 +49,10 @@ def test_dpp_takes_duplicates_last(name):
 @pytest.mark.parametrize("name", ["reference", *FAST])
 def test_dpp_beyond_the_rank_is_spread_over_the_picture(name):
     """Of 24 x 24 tokens in a space of 3 dimensions 60 are picked: no part of the picture is left out."""
-    x = torch.randn(1, 576, 3, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(1, 576, 3, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     with implementation(name):
-        picks = dpp_select(x, torch.ones(1, 576), 60)[0]
-        fewer = dpp_select(x, torch.ones(1, 576), 30)[0]
+        picks = dpp_select(x, x.new_ones(1, 576), 60)[0].cpu()
+        fewer = dpp_select(x, x.new_ones(1, 576), 30)[0].cpu()
     assert torch.equal(fewer, picks[:30])
     for some, at_most in ((picks, 8), (fewer, 5)):
         assert len(some.unique()) == len(some)
@@ -68,7 +68,7 @@ def test_dpp_beyond_the_rank_is_spread_over_the_picture(name):
 def test_dpp_without_any_variance_is_the_references(name, case):
     """Features in few dimensions with the same quality: all picks but the first few have none left."""
     x, _, mask, k = case
-    x = torch.sign(x[..., :2].float() + 0.5) * torch.tensor([1.0, 0])
+    x = torch.sign(x[..., :2].float() + 0.5) * torch.tensor([1.0, 0]).to(x.device)
     check_picks(name, lambda x, k, quality, mask: dpp_select(x, quality, k, mask), x, k, x.new_ones(x.shape[:2]), mask)
 
 

@@ -16,9 +16,10 @@ from ..validate import real, reals, whole
 from .base import BatchedPolicy, Policy
 from .greedy import greedy_selections
 from .registration import register
-from .relevance import question_similarity, standardised
+from .relevance import cosines, question_words, standardised
 from .scheduled import ScheduledPolicy
 from .spacing import fill_evenly
+from .stacked import stacked
 from .types import DecoderView, Selection, VisualTokens
 
 _LOG_RANGE = 20.0  # log qualities below the best one's that still count; float32 holds their squares
@@ -93,29 +94,39 @@ class Auto(BatchedPolicy):
 
     def select_many(self, tokens: Sequence[VisualTokens], n_keep: Sequence[int]) -> list[Selection]:
         counts = [min(k, Budget(float(self.diverse)).count(len(each))) for each, k in zip(tokens, n_keep, strict=True)]
-        chosen = greedy_selections(dpp_select, tokens, counts, quality=[self.quality(each) for each in tokens])
-        return [
-            Selection(fill_evenly(few.indices, len(each), k))
-            for few, each, k in zip(chosen, tokens, n_keep, strict=True)
-        ]
+        features = [each.features for each in tokens]
+        quality = stacked(self._quality, [question_words(each) for each in tokens], features)
+        chosen = greedy_selections(dpp_select, tokens, counts, quality=quality)
+        filled: dict[int, Tensor] = {}
+        sizes = list(zip(counts, map(len, tokens), n_keep, strict=True))
+        for size in dict.fromkeys(sizes):
+            some = [i for i, each in enumerate(sizes) if each == size]
+            together = torch.stack([chosen[i].indices for i in some])
+            filled |= dict(zip(some, fill_evenly(together, *size[1:]), strict=True))
+        return [Selection(filled[i]) for i in range(len(tokens))]
 
     def quality(self, tokens: VisualTokens) -> Tensor:
         """(N,) float32 weights of the tokens in the kernel, the largest 1."""
-        words = question_similarity(tokens)
-        logs = torch.zeros(len(tokens), device=words.device)
-        if self.asked and len(words):
-            relevance = standardised(words)
-            if self.words < len(words):
-                relevance = relevance[relevance.amax(1).topk(self.words).indices]
-            logs = self.asked * relevance.amax(0)
+        return self._quality(question_words(tokens), tokens.features)
+
+    def _quality(self, words: Tensor, features: Tensor) -> Tensor:
+        """(..., N) weights of (..., N, D) tokens for (..., Q, D) question words."""
+        logs = features.new_zeros(features.shape[:-1], dtype=torch.float32)
+        n_words = words.shape[-2]
+        if self.asked and n_words:
+            relevance = standardised(cosines(words, features))
+            if self.words < n_words:
+                best = relevance.amax(-1).topk(self.words).indices
+                relevance = relevance.gather(-2, best[..., None].expand(*best.shape, relevance.shape[-1]))
+            logs = self.asked * relevance.amax(-2)
         if self.length:
-            logs = logs + self.length * tokens.features.float().norm(dim=-1).clamp(min=1e-12).log()
+            logs = logs + self.length * features.float().norm(dim=-1).clamp(min=1e-12).log()
         return _exp(logs)
 
 
 def _exp(logs: Tensor) -> Tensor:
-    """(N,) qualities in (0, 1] from their logarithms; the largest becomes 1."""
-    return (logs - logs.max()).clamp(min=-_LOG_RANGE).exp()
+    """(..., N) qualities in (0, 1] from their logarithms; the largest becomes 1."""
+    return (logs - logs.amax(-1, keepdim=True)).clamp(min=-_LOG_RANGE).exp()
 
 
 @dataclass
@@ -153,7 +164,7 @@ class _AutoInDecoder(ScheduledPolicy):
         masks: list[list[Tensor]] = []
         tokens: list[VisualTokens] = []
         counts: list[int] = []
-        quality: list[Tensor] = []
+        received: list[Tensor] = []
         chosen_from: list[tuple[int, int]] = []
         for row, view in enumerate(views):
             kept = self.counts_at(view)
@@ -172,9 +183,10 @@ class _AutoInDecoder(ScheduledPolicy):
             for i in open_inputs:
                 columns = view.visual[i]
                 tokens.append(VisualTokens(hidden[columns]))
-                quality.append(_exp(self.attention * standardised(attention[columns])))
+                received.append(attention[columns])
                 counts.append(kept[i])
                 chosen_from.append((row, i))
+        quality = stacked(lambda scores: _exp(self.attention * standardised(scores)), received)
         chosen = greedy_selections(dpp_select, tokens, counts, quality=quality)
         for (row, i), few in zip(chosen_from, chosen, strict=True):
             masks[row][i] = torch.zeros_like(masks[row][i]).index_fill(0, few.indices, True)

@@ -38,8 +38,15 @@ def greedy_selections(
         picks = _select_alike(op, features, n_keep, first, quality, **options)
     else:
         picks = select_padded(op, features, n_keep, first, quality, **options)
-    ordered = pad_sequence(picks, batch_first=True, padding_value=max(map(len, features))).sort(1).values
+    ordered = _padded(picks, max(map(len, features))).sort(1).values
     return [Selection(row[: len(each)]) for row, each in zip(ordered, picks, strict=True)]
+
+
+def _padded(tensors: Sequence[Tensor], value: float = 0) -> Tensor:
+    """(B, N, ...) of (N, ...) tensors, padded at the end to the longest; one launch where none is longer."""
+    if len({len(each) for each in tensors}) == 1:
+        return torch.stack([*tensors])
+    return pad_sequence([*tensors], batch_first=True, padding_value=value)
 
 
 def _select_alike(
@@ -91,11 +98,11 @@ def select_padded(
     if any(len(x) < longest for x in features):
         sizes = torch.tensor([len(x) for x in features])
         more["mask"] = to_device(torch.arange(longest) < sizes[:, None], device)
-    batch = features[0][None] if len(features) == 1 else pad_sequence([*features], batch_first=True)
+    batch = features[0][None] if len(features) == 1 else _padded(features)
     if first is not None:
-        more["first"] = pad_sequence([each.reshape(-1) for each in first], batch_first=True, padding_value=-1)
+        more["first"] = _padded([each.reshape(-1) for each in first], -1)
     if quality is not None:
-        more["quality"] = pad_sequence([*quality], batch_first=True)
+        more["quality"] = _padded(quality)
     picks = op(batch, k=max(n_keep), **more)
     # Greedy picks for k are the first k of the picks for any larger number.
     return [row[:k] for row, k in zip(picks, n_keep, strict=True)]

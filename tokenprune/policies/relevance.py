@@ -19,10 +19,17 @@ def question_similarity(tokens: VisualTokens) -> Tensor:
     Returns:
         (Q, N) float32; Q is 0 without a question.
     """
-    words = tokens.question
-    if words is None:
-        words = tokens.features[:0]
-    return F.normalize(words.float(), dim=-1) @ F.normalize(tokens.features.float(), dim=-1).T
+    return cosines(question_words(tokens), tokens.features)
+
+
+def question_words(tokens: VisualTokens) -> Tensor:
+    """(Q, D) embeddings of the question's text tokens; Q is 0 without a question."""
+    return tokens.features[:0] if tokens.question is None else tokens.question
+
+
+def cosines(words: Tensor, features: Tensor) -> Tensor:
+    """(..., Q, N) float32 cosine similarities of (..., Q, D) words with (..., N, D) tokens."""
+    return F.normalize(words.float(), dim=-1) @ F.normalize(features.float(), dim=-1).mT
 
 
 def standardised(scores: Tensor) -> Tensor:

@@ -12,23 +12,24 @@ def evenly_spaced(count: int, length: int, device: torch.device | None = None) -
 
 
 def complement(chosen: Tensor, n: int) -> Tensor:
-    """(n - M,) int64 indices in `range(n)`, ascending, that are not among the (M,) distinct ones in `chosen`."""
-    if chosen.device.type == "cpu":  # nothing waits for the host
+    """(..., n - M) int64 indices in `range(n)`, ascending, not among the (..., M) distinct ones in `chosen`."""
+    if chosen.device.type == "cpu" and chosen.ndim == 1:  # nothing waits for the host
         return torch.ones(n, dtype=torch.bool).index_fill_(0, chosen, False).nonzero()[:, 0]
-    is_chosen = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
-    return is_chosen.argsort(stable=True)[: n - len(chosen)]
+    is_chosen = torch.zeros(*chosen.shape[:-1], n, dtype=torch.uint8, device=chosen.device).scatter(-1, chosen, 1)
+    return is_chosen.argsort(dim=-1, stable=True)[..., : n - chosen.shape[-1]]
 
 
 def fill_evenly(chosen: Tensor, n: int, k: int) -> Tensor:
-    """(k,) int64 indices in `range(n)`, ascending: the chosen ones, and evenly spaced ones of the others.
+    """(..., k) int64 indices in `range(n)`, ascending: the chosen ones, and evenly spaced ones of the others.
 
     Args:
-        chosen: (M,) int64, distinct, M <= k.
+        chosen: (..., M) int64, distinct, M <= k.
         n: number of tokens.
         k: number of indices wanted, at most n.
     """
-    missing = k - len(chosen)
+    missing = k - chosen.shape[-1]
     if missing == 0:
         return chosen.sort().values
     rest = complement(chosen, n)
-    return torch.cat([chosen, rest[evenly_spaced(missing, len(rest), chosen.device)]]).sort().values
+    spaced = rest[..., evenly_spaced(missing, rest.shape[-1], chosen.device)]
+    return torch.cat([chosen, spaced], dim=-1).sort().values

@@ -41,7 +41,7 @@ def coverage_select(similarity: Tensor, k: int, quality: Tensor | None, mask: Te
         MASKED=mask is not None,
         BLOCK=across,
         TOKENS=along,
-        num_warps=warps(max(across, along)),
+        num_warps=max(1, warps(max(across, along)) // 2),  # the fastest on an H200
     )
     return picks
 

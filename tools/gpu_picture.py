@@ -17,7 +17,7 @@ _RESULTS = {
 
 
 def main() -> None:
-    """One panel per model: milliseconds to the first token by the clock, and of them those in which the GPU computes."""
+    """One panel per model: milliseconds to the first token by the clock, and those in which the GPU computes."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(2, 2).flat
     for axes, (title, name) in zip(panels, _RESULTS.items(), strict=True):

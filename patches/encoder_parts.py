@@ -7,32 +7,35 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from .config import PruningConfig
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
 from .encoder_capture import EncoderCapture, Recording
 from .encoder_stage import EncoderStage
 from .families.base import Family, Kind
+from .packed_call import PackedCall
+from .packed_stage import PackedStage
 from .padded_patches import padded_patches
 from .patch_entropy import patch_entropies
 from .patch_stage import PatchStage
 from .pixel_stage import PixelCall, PixelStage
 
 
-def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, EncoderStage | None]:
+def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, EncoderStage | PackedStage | None]:
     """What lets tokens leave before the first layer of a packed tower, and what does between embeddings and projector.
 
     Raises:
         ValueError: where the model's vision encoder does not allow a stage, or not both.
     """
     base, family, encoder = config.base, config.family, config.family.encoder
-    if config.pixels is None:
-        return None, None if config.encoder is None else EncoderStage(base, family, *config.encoder)
     packed = encoder is not None and encoder.packed_tower is not None
-    if packed or encoder is None or encoder.layers is None or encoder.projector is None:
-        # the packed towers there are have no stage inside
-        inside = None if config.encoder is None else EncoderStage(base, family, *config.encoder)
-        return PixelStage(base, family, *config.pixels), inside
+    if packed or config.pixels is None or encoder is None or encoder.layers is None or encoder.projector is None:
+        before = None if config.pixels is None else PixelStage(base, family, *config.pixels)
+        if config.encoder is None:
+            return before, None
+        return before, (PackedStage if packed else EncoderStage)(base, family, *config.encoder)
     if config.encoder is not None:
         raise ValueError(
             f"policies {config.pixels.policy!r} and {config.encoder.policy!r} act before and inside the vision tower, "
@@ -48,14 +51,14 @@ class EncoderParts:
     Attributes:
         capture: what a policy reads of it.
         pixels: lets tokens leave before the first layer of a packed tower.
-        stage: lets tokens leave between embeddings and projector.
+        stage: lets tokens leave between embeddings and projector, or between layers of a packed tower.
     """
 
     capture: EncoderCapture | None = None
     pixels: PixelStage | None = None
-    stage: EncoderStage | None = None
+    stage: EncoderStage | PackedStage | None = None
 
-    def __iter__(self) -> Iterator[EncoderCapture | PixelStage | EncoderStage]:
+    def __iter__(self) -> Iterator[EncoderCapture | PixelStage | EncoderStage | PackedStage]:
         return iter([part for part in (self.capture, self.pixels, self.stage) if part is not None])
 
     @contextlib.contextmanager
@@ -84,7 +87,13 @@ class EncoderRun:
     kind: Kind
     recording: Recording | None
     pixels: PixelCall | None
-    cut: EncoderCall | None
+    cut: EncoderCall | PackedCall | None
+
+    def whole_raster(self, values: Tensor) -> Tensor:
+        """Values of the tokens that are left as values of all, with zeros elsewhere."""
+        for call in (self.cut, self.pixels):  # from the inside out
+            values = values if call is None else call.whole_raster(values)
+        return values
 
     def activations(
         self, base: Any, family: Family, lengths: list[int], arguments: Mapping[str, Any], named: Mapping[str, Any]
@@ -103,9 +112,7 @@ class EncoderRun:
         """
         parts, found = self.parts, None
         if parts.capture is not None and self.recording is not None:
-            restoring = self.cut if self.cut is not None else self.pixels
-            raster = {} if restoring is None else {"whole_raster": restoring.whole_raster}
-            found = parts.capture.by_input(self.recording, self.kind, lengths, arguments, **raster)
+            found = parts.capture.by_input(self.recording, self.kind, lengths, arguments, self.whole_raster)
             if parts.capture.looks_for_padding:
                 found.padding = padded_patches(base, family, self.kind, lengths, named)
             if parts.capture.spec.entropy:
@@ -114,5 +121,6 @@ class EncoderRun:
             found = found or EncoderActivations()
             parts.pixels.mark_kept(self.pixels, found, lengths)
         if parts.stage is not None and self.cut is not None:
-            found = parts.stage.mark_kept(self.cut, found or EncoderActivations(), self.kind, lengths, arguments)
+            given = found or EncoderActivations(), self.kind, lengths, arguments
+            found = parts.stage.mark_kept(self.cut, *given)  # type: ignore[arg-type]
         return found

@@ -62,6 +62,12 @@ class PixelCall:
 _CALL: ContextVar[PixelCall | None] = ContextVar("tokenprune_pixel_call", default=None)
 
 
+def kept_before(tower: nn.Module) -> KeptTokens | None:
+    """Which tokens the pixels stage has left of the call of a tower that runs in this thread; None: all."""
+    call = _CALL.get()
+    return call.kept if call is not None and call.stage.tower is tower else None
+
+
 class PixelStage:
     """Hooks on a vision tower that takes the patches of all inputs as one sequence.
 

@@ -124,6 +124,7 @@ POLICY_MEMBERS = {
     "budget_weight",
     "decoder_counts",
     "by_tile",
+    "chooses_groups",
     "chooser",
     "decoder_follow_up",
     "decoder_layers",

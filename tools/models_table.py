@@ -24,7 +24,7 @@ def _facts(family: Family) -> tuple[str, ...]:
         "1-D" if family.positions == "1d" else "mRoPE",
         f"{family.default_keep:g}",
         "yes" if packed else "with a budget" if encoder else "",
-        yes(encoder),
+        "`flowcut`" if packed else yes(encoder),
         yes(family.no_decoder_stage is None),
     )
 

@@ -35,7 +35,8 @@ def facts(name: str) -> dict[str, Any]:
     from ..patches.families.registry import family_by_type
 
     family = family_by_type(name)
-    acts = family.encoder is not None and family.encoder.layers is not None
+    encoder = family.encoder
+    acts = encoder is not None and (encoder.layers is not None or encoder.packed_tower is not None)
     return {
         "model_type": name,
         "takes": list(family.kinds),

@@ -35,6 +35,8 @@ class Policy(FormerNames):
             use the property `stages`.
         pixel_features: what `VisualTokens.features` are at the stage `"pixels"`: `"embedded"`, the mean of the
             encoder's patch embeddings, without positions; or `"raw"`, the pixel values of all patches of a token.
+        chooses_groups: whether `encoder_select` chooses among tokens that several patches are made into
+            (`TowerView.group`), as Qwen-VL's vision towers have them. A policy that merges patches cannot.
         needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"` (which
             `encoder_spec` says more about).
         adaptive: whether it decides how many tokens stay when no budget is given. `select` then gets None.
@@ -49,6 +51,7 @@ class Policy(FormerNames):
     name: ClassVar[str] = ""
     stage: ClassVar[Literal["pixels", "encoder", "vision", "decoder", "vision, decoder"]] = "vision"
     pixel_features: ClassVar[Literal["embedded", "raw"]] = "embedded"
+    chooses_groups: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     per_frame: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..policies.base import Policy
 from .config import PruningConfig
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
@@ -21,9 +22,13 @@ from .padded_patches import padded_patches
 from .patch_entropy import patch_entropies
 from .patch_stage import PatchStage
 from .pixel_stage import PixelCall, PixelStage
+from .restoring_stage import RestoringCall, RestoringStage
+
+#: What lets tokens leave between layers of a vision encoder.
+Inside = EncoderStage | PackedStage | RestoringStage
 
 
-def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, EncoderStage | PackedStage | None]:
+def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, Inside | None]:
     """What lets tokens leave before the first layer of a packed tower, and what does between embeddings and projector.
 
     Raises:
@@ -35,13 +40,24 @@ def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, EncoderSta
         before = None if config.pixels is None else PixelStage(base, family, *config.pixels)
         if config.encoder is None:
             return before, None
-        return before, (PackedStage if packed else EncoderStage)(base, family, *config.encoder)
+        return before, _inside(config)
     if config.encoder is not None:
         raise ValueError(
             f"policies {config.pixels.policy!r} and {config.encoder.policy!r} act before and inside the vision tower, "
             f"of which model type {base.config.model_type!r} takes one; leave one out"
         )
     return None, PatchStage(base, family, *config.pixels)
+
+
+def _inside(config: PruningConfig) -> Inside:
+    """What acts between layers of the encoder, as its policy and its tower ask for."""
+    assert config.encoder is not None
+    encoder, policy = config.family.encoder, config.encoder.policy
+    packed = encoder is not None and encoder.packed_tower is not None
+    stage: type[Inside] = PackedStage if packed else EncoderStage
+    if type(policy).restoration is not Policy.restoration:
+        stage = RestoringStage
+    return stage(config.base, config.family, *config.encoder)
 
 
 @dataclass(frozen=True)
@@ -56,9 +72,9 @@ class EncoderParts:
 
     capture: EncoderCapture | None = None
     pixels: PixelStage | None = None
-    stage: EncoderStage | PackedStage | None = None
+    stage: Inside | None = None
 
-    def __iter__(self) -> Iterator[EncoderCapture | PixelStage | EncoderStage | PackedStage]:
+    def __iter__(self) -> Iterator[EncoderCapture | PixelStage | Inside]:
         return iter([part for part in (self.capture, self.pixels, self.stage) if part is not None])
 
     @contextlib.contextmanager
@@ -87,7 +103,7 @@ class EncoderRun:
     kind: Kind
     recording: Recording | None
     pixels: PixelCall | None
-    cut: EncoderCall | PackedCall | None
+    cut: EncoderCall | PackedCall | RestoringCall | None
 
     def whole_raster(self, values: Tensor) -> Tensor:
         """Values of the tokens that are left as values of all, with zeros elsewhere."""

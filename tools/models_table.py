@@ -18,13 +18,14 @@ def built_in() -> dict[str, Family]:
 def _facts(family: Family) -> tuple[str, ...]:
     yes = lambda condition: "yes" if condition else ""
     encoder = family.encoder is not None and family.encoder.layers is not None
+    raster = family.encoder is not None and family.encoder.raster_layers is not None
     packed = family.encoder is not None and family.encoder.packed_tower is not None
     return (
         ", ".join(f"{kind}s" for kind in family.kinds),
         "1-D" if family.positions == "1d" else "mRoPE",
         f"{family.default_keep:g}",
         "yes" if packed else "with a budget" if encoder else "",
-        "`flowcut`" if packed else yes(encoder),
+        "`flowcut`" if packed else "`ipcv`" if raster else yes(encoder),
         yes(family.no_decoder_stage is None),
     )
 

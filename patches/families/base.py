@@ -118,6 +118,11 @@ def no_cls(base: Any) -> bool:
     return False
 
 
+def one_patch(base: Any) -> int:
+    """The default of `EncoderFacts.patches_per_token`."""
+    return 1
+
+
 @dataclass(frozen=True)
 class EncoderFacts:
     """Facts about a family's vision encoder.
@@ -138,6 +143,9 @@ class EncoderFacts:
         embeddings: the module that makes tokens of pixels, `embeddings(base)`.
         packed_tower: the tower, if it takes the patches of all inputs as one sequence, with what it derives from their
             sizes as keyword arguments, `packed_tower(base)`; None where tokens cannot leave before its first layer.
+        raster_layers: the same as `layers` where tokens that left between them have to be back behind the last,
+            `raster_layers(base)`; None: as `layers`.
+        patches_per_token: how many patches become one token, `patches_per_token(base)`.
     """
 
     attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
@@ -149,6 +157,8 @@ class EncoderFacts:
     layers: Callable[[Any], Sequence[nn.Module]] | None = None
     embeddings: Callable[[Any], nn.Module] | None = None
     packed_tower: Callable[[Any], nn.Module] | None = None
+    raster_layers: Callable[[Any], Sequence[nn.Module]] | None = None
+    patches_per_token: Callable[[Any], int] = one_patch
 
 
 def unknown_shape(facts: InputFacts) -> VisualShape:

@@ -36,7 +36,9 @@ def facts(name: str) -> dict[str, Any]:
 
     family = family_by_type(name)
     encoder = family.encoder
-    acts = encoder is not None and (encoder.layers is not None or encoder.packed_tower is not None)
+    acts = encoder is not None and any(
+        each is not None for each in (encoder.layers, encoder.packed_tower, encoder.raster_layers)
+    )
     return {
         "model_type": name,
         "takes": list(family.kinds),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .presets import Preset
 from .renamed import FormerNames
 from .stages import Stage, parse_stages
-from .types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
+from .types import DecoderView, EncoderSpec, Restoration, Selection, TowerCut, TowerView, VisualTokens
 
 
 @dataclasses.dataclass
@@ -141,6 +141,13 @@ class Policy(FormerNames):
     def encoder_select(self, view: TowerView) -> TowerCut | None:
         """Choose which tokens stay between two layers of the vision encoder; None: all."""
         raise NotImplementedError
+
+    def restoration(self, n_layers: int) -> Restoration | None:
+        """How patches come back that leave inside a vision encoder of so many layers; None: they do not.
+
+        If they do, `encoder_select` is asked once, in front of one layer, and answers with indices alone.
+        """
+        return None
 
     def resized_shape(self, height: int, width: int, n_keep: int) -> tuple[int, int] | None:
         """Rows and columns of tokens to resize an image to before the vision encoder.

@@ -29,6 +29,7 @@ class TowerView:
         n_before: tokens of an image at the first border, without the CLS token.
         n_keep: how many tokens have to be left after the last border, without the CLS token.
         memory: a dictionary for the policy's own use, kept from border to border of one call.
+        before: (B, M, D), the hidden states that the layer below got, for a policy that restores; None otherwise.
         group: patches that become one token. `n_before`, `n_keep` and `TowerCut.keep` count tokens.
     """
 
@@ -45,6 +46,7 @@ class TowerView:
     n_keep: int
     memory: dict[str, Any]
     group: int = 1
+    before: Tensor | None = None
 
     @property
     def surplus(self) -> int:
@@ -68,3 +70,21 @@ class TowerCut:
     hidden: Tensor | None = None
     sizes: Tensor | None = None
     has_pads: bool = False
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """How patches that leave inside the vision encoder come back behind it.
+
+    A patch that left is rebuilt as its hidden state when it left, plus the mean change since then of its nearest
+    neighbours among those that stayed.
+
+    Attributes:
+        layer: index of the layer in front of which patches leave, from 1 to the last.
+        stabilised: how many layers from there on attend to all patches, and compute their MLP for those that stayed.
+        neighbours: how many of those that stayed a patch is rebuilt from, at most.
+    """
+
+    layer: int
+    stabilised: int
+    neighbours: int

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import topk_select
+from .tower_view import Restoration as Restoration
 from .tower_view import TowerCut as TowerCut
 from .tower_view import TowerView as TowerView
 

@@ -22,7 +22,9 @@ from .padded_patches import padded_patches
 from .patch_entropy import patch_entropies
 from .patch_stage import PatchStage
 from .pixel_stage import PixelCall, PixelStage
+from .pixtral_stage import PixtralStage
 from .restoring_stage import RestoringCall, RestoringStage
+from .tile_stage import TileStage
 
 #: What lets tokens leave between layers of a vision encoder.
 Inside = EncoderStage | PackedStage | RestoringStage
@@ -35,18 +37,23 @@ def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, Inside | N
         ValueError: where the model's vision encoder does not allow a stage, or not both.
     """
     base, family, encoder = config.base, config.family, config.family.encoder
-    packed = encoder is not None and encoder.packed_tower is not None
-    if packed or config.pixels is None or encoder is None or encoder.layers is None or encoder.projector is None:
-        before = None if config.pixels is None else PixelStage(base, family, *config.pixels)
-        if config.encoder is None:
-            return before, None
-        return before, _inside(config)
+    if config.pixels is None:
+        return None, None if config.encoder is None else _inside(config)
+    by_picture: type[PatchStage] | None = None
+    if encoder is not None and encoder.packed_tower is None and encoder.pixtral is None:
+        if encoder.patch_conv is not None:
+            by_picture = TileStage
+        elif encoder.layers is not None and encoder.projector is not None:
+            by_picture = PatchStage
+    if by_picture is None:
+        before = PixtralStage if encoder is not None and encoder.pixtral is not None else PixelStage
+        return before(base, family, *config.pixels), None if config.encoder is None else _inside(config)
     if config.encoder is not None:
         raise ValueError(
             f"policies {config.pixels.policy!r} and {config.encoder.policy!r} act before and inside the vision tower, "
             f"of which model type {base.config.model_type!r} takes one; leave one out"
         )
-    return None, PatchStage(base, family, *config.pixels)
+    return None, by_picture(base, family, *config.pixels)
 
 
 def _inside(config: PruningConfig) -> Inside:

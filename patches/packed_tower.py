@@ -112,6 +112,12 @@ class KeptTokens:
         )
         return {"bilinear_indices": _rows(indices.T, patches).T, "bilinear_weights": _rows(weights.T, patches).T}
 
+    def of_all(self, values: Tensor) -> Tensor:
+        """(1, M, C) values of the patches that are left, as the tower has them, among all, with zeros elsewhere."""
+        unit = values.shape[1] // int(self.keep.sum())
+        by_token = values[0].unflatten(0, (-1, unit))
+        return whole_raster(by_token, self.in_order_of_tower(), len(self.keep)).flatten(0, 1)[None]
+
     def in_order_of_tower(self) -> Tensor:
         """(K,) for each token that is left, as the tower has them, its place among all, as the tower would have them.
 

@@ -66,16 +66,6 @@ class RestoredTokens:
         """(B, N, D) of (B, K, D) states of the kept ones, with zeros for the others."""
         return self._joined(states, torch.zeros_like(self.gone_states, dtype=states.dtype))
 
-    def mask(self, mask: Tensor) -> Tensor:
-        """An attention mask, (B, N) or (B, 1, N or 1, N), as it is for the kept ones alone."""
-        if mask.ndim == 2:
-            return mask.gather(1, self.kept)
-        columns = self.kept[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
-        mask = mask.gather(3, columns)
-        if mask.shape[2] == 1:
-            return mask
-        return mask.gather(2, self.kept[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-
     def _mean_of_near(self, values: Tensor) -> Tensor:
         total = rows(values, self.near[..., 0])
         for i in range(1, self.near.shape[2]):
@@ -87,6 +77,16 @@ class RestoredTokens:
         for index, values in ((self.kept, kept), (self.gone, gone)):
             whole = whole.scatter(1, index[..., None].expand_as(values), values)
         return whole
+
+
+def mask_of(mask: Tensor, kept: Tensor) -> Tensor:
+    """An attention mask, (B, N) or (B, 1, N or 1, N), as it is for some tokens alone, (B, K)."""
+    if mask.ndim == 2:
+        return mask.gather(1, kept)
+    mask = mask.gather(3, kept[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1))
+    if mask.shape[2] == 1:
+        return mask
+    return mask.gather(2, kept[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from .call import guarded
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
 from .modules import arguments_by_name
-from .restored_tokens import RestoredTokens, rows
+from .restored_tokens import RestoredTokens, mask_of, rows
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,11 @@ class RestoringStage:
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
         find = None if encoder is None else encoder.raster_layers or encoder.layers
         if encoder is None or find is None:
+            known = "patches come back in the towers of CLIP, SigLIP, InternVL, Idefics3 and SmolVLM only"
             raise ValueError(
                 f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
-                "patches come back in the towers of CLIP, SigLIP, InternVL, Idefics3 and SmolVLM only; use a policy "
-                "that acts before the language model"
+                f"{family.no_encoder_stage if encoder is None else known}; use a policy that acts before the language "
+                "model"
             )
         if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
             raise ValueError(
@@ -189,7 +190,7 @@ class RestoringStage:
             return None if i == self.first else (args, {**arguments, "hidden_states": tokens.whole(hidden)})
         changed = {"hidden_states": tokens.kept_states if i == self.first else hidden}
         if isinstance(mask, Tensor):
-            changed["attention_mask"] = tokens.mask(mask)
+            changed["attention_mask"] = mask_of(mask, tokens.kept)
         return args, {**arguments, **changed}
 
     def _cut(self, call: RestoringCall, hidden: Tensor, mask: Any) -> None:

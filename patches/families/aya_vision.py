@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .base import EncoderFacts, Family, feature_layer, layers_below_feature
-from .llava import vision_layers
+from .llava import embeddings, vision_layers
 from .registry import register_family
 from .square_tiles import regroup, square
 
@@ -31,6 +31,7 @@ FAMILY = register_family(
         encoder=EncoderFacts(
             attention=vision_attention,
             regroup=regroup,
+            patch_conv=lambda base: embeddings(base).patch_embedding,
             raster_layers=layers_to_feature,
             patches_per_token=lambda base: base.config.downsample_factor**2,
         ),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .base import EncoderFacts, Family
-from .llava import vision_layers
+from .llava import embeddings, vision_layers
 from .registry import register_family
 from .square_tiles import regroup, square
 
@@ -35,6 +35,7 @@ FAMILY = register_family(
         encoder=EncoderFacts(
             attention=vision_attention,
             regroup=regroup,
+            patch_conv=lambda base: embeddings(base).patch_embedding,
             raster_layers=vision_layers,
             patches_per_token=patches_per_token,
         ),

@@ -25,6 +25,7 @@ FAMILY = register_family(
         encoder=EncoderFacts(
             attention=last_attention("vision_model.encoder.layers"),
             regroup=regroup,
+            patch_conv=lambda base: base.vision_model.embeddings.patch_embedding,
             raster_layers=lambda base: base.vision_model.encoder.layers,
             patches_per_token=lambda base: base.config.scale_factor**2,
         ),

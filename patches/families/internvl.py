@@ -46,6 +46,7 @@ FAMILY = register_family(
             attention=vision_attention,
             regroup=regroup,
             has_cls=has_cls,
+            patch_conv=lambda base: base.vision_tower.embeddings.patch_embeddings.projection,
             raster_layers=layers_to_feature,
             patches_per_token=patches_per_token,
         ),

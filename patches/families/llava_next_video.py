@@ -43,5 +43,6 @@ FAMILY = register_family(
         kinds=("image", "video"),
         shape=shape,
         encoder=ENCODER,
+        no_pixel_stage="what it makes of a picture or video after its tower blends neighbouring tokens",
     )
 )

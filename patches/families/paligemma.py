@@ -19,6 +19,7 @@ ENCODER = replace(
     projector="multi_modal_projector",
     layers=vision_layers,
     embeddings=embeddings,
+    patch_conv=None,
     raster_layers=None,
     patches_per_token=one_patch,
 )

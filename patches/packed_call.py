@@ -47,6 +47,7 @@ class PackedCall:
         heads: of each frame, query, key and value of the layer below, (1, H, count * group, d).
         scaling: of its scores.
         positions: rotary embeddings of the patches that are left; None until a layer needs them.
+        borders: on the host, those of frames (True) and of windows (False), as soon as a layer needs them.
         select_ms: time spent on choosing, milliseconds.
     """
 
@@ -58,6 +59,7 @@ class PackedCall:
     heads: list[tuple[Tensor, ...]] = field(default_factory=list)
     scaling: float | None = None
     positions: tuple[Tensor, ...] | None = None
+    borders: dict[bool, Tensor] = field(default_factory=dict)
     select_ms: float = 0.0
 
     @property
@@ -87,6 +89,7 @@ class PackedCall:
         self.frames, self.positions = [], None
         self.places.clear()
         self.heads.clear()
+        self.borders.clear()
         counts, index = entered.frame_counts().tolist(), 0
         for t, h, w in entered.grids.tolist():
             here = counts[index : index + t]
@@ -111,6 +114,7 @@ class PackedCall:
             frame.count = counts[frame.index]
         self.frames = [frame for frame in self.frames if frame.count]
         self.positions = None
+        self.borders.clear()
         return self._patches(left)
 
     def geometry(self, arguments: Mapping[str, Any], is_full: bool) -> dict[str, Any]:
@@ -124,11 +128,15 @@ class PackedCall:
         if self.positions is None:
             rows = to_device(self._patches(self.places[-1]), positions[0].device)
             self.positions = tuple(each.index_select(0, rows) for each in positions)
-        borders = self.now.borders_of_frames() if is_full else self.now.borders_of_windows()
-        found = {"position_embeddings": self.positions}
-        found["cu_seqlens"] = to_device(borders, arguments["cu_seqlens"].device)  # type: ignore[assignment]
+        if is_full not in self.borders:
+            self.borders[is_full] = self.now.borders_of_frames() if is_full else self.now.borders_of_windows()
+        borders = self.borders[is_full]
+        found: dict[str, Any] = {
+            "position_embeddings": self.positions,
+            "cu_seqlens": to_device(borders, arguments["cu_seqlens"].device),
+        }
         if arguments.get("max_seqlen") is not None:
-            found["max_seqlen"] = int(borders.diff().max())  # type: ignore[assignment]
+            found["max_seqlen"] = int(borders.diff().max())
         return found
 
     def whole_tower(self, values: Tensor) -> Tensor:

@@ -48,6 +48,13 @@ class RestoredTokens:
             nearest = distance.topk(min(neighbours, distance.shape[2]), largest=False).indices
         return cls(kept, gone, kept_states, gone_states, nearest + n_cls, n_cls)
 
+    def to(self, device: torch.device) -> RestoredTokens:
+        """The same on another device: layers of an encoder may be on several."""
+        if self.kept.device == device:
+            return self
+        moved = (each.to(device) for each in (self.kept, self.gone, self.kept_states, self.gone_states, self.near))
+        return RestoredTokens(*moved, self.n_cls)
+
     def whole(self, states: Tensor) -> Tensor:
         """(B, N, D) of (B, K, D) states that the kept ones have now: the others are rebuilt."""
         return self._joined(states, self.gone_states + self._mean_of_near(states - self.kept_states))

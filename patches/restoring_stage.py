@@ -52,7 +52,7 @@ class RestoringCall:
 
     def whole_raster(self, values: Tensor) -> Tensor:
         """(B, N, C) of (B, K, C) values that were read of what was left; others get the mean of their neighbours."""
-        return values if self.tokens is None else self.tokens.filled(values)
+        return values if self.tokens is None else self.tokens.to(values.device).filled(values)
 
 
 _CALL: ContextVar[RestoringCall | None] = ContextVar("tokenprune_restoring_call", default=None)
@@ -183,14 +183,14 @@ class RestoringStage:
         hidden, mask = arguments["hidden_states"], arguments.get("attention_mask")
         if i == self.first:
             self._cut(call, hidden, mask)
-        tokens = call.tokens
-        if tokens is None:
+        if call.tokens is None:
             return None
+        tokens = call.tokens = call.tokens.to(hidden.device)
         if i in self.stabilised:
             return None if i == self.first else (args, {**arguments, "hidden_states": tokens.whole(hidden)})
         changed = {"hidden_states": tokens.kept_states if i == self.first else hidden}
         if isinstance(mask, Tensor):
-            changed["attention_mask"] = mask_of(mask, tokens.kept)
+            changed["attention_mask"] = mask_of(mask, tokens.kept.to(mask.device))
         return args, {**arguments, **changed}
 
     def _cut(self, call: RestoringCall, hidden: Tensor, mask: Any) -> None:
@@ -222,7 +222,7 @@ class RestoringStage:
             n_before=hidden.shape[1] - self.n_cls,
             n_keep=n_keep,
             memory={},
-            before=call.before,
+            before=None if call.before is None else call.before.to(hidden.device),
         )
         with guarded():
             answer = checked_cut(self.policy.label, view, self.policy.encoder_select(view))
@@ -240,6 +240,7 @@ class RestoringStage:
         if call is None or call.tokens is None:
             return None
         states = output[0] if isinstance(output, tuple) else output
+        call.tokens = call.tokens.to(states.device)
         if i in self.stabilised:
             states = rows(states, call.tokens.kept)
         if i == len(self.layers) - 1:
@@ -248,11 +249,13 @@ class RestoringStage:
 
     def _enter_mlp(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         call = self._call()
-        return None if call is None or call.tokens is None else (rows(args[0], call.tokens.kept), *args[1:])
+        if call is None or call.tokens is None:
+            return None
+        return (rows(args[0], call.tokens.to(args[0].device).kept), *args[1:])
 
     def _leave_mlp(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         call = self._call()
-        return None if call is None or call.tokens is None else call.tokens.zeros_beside(output)
+        return None if call is None or call.tokens is None else call.tokens.to(output.device).zeros_beside(output)
 
 
 def _sizes(hidden: Tensor, mask: Any) -> Tensor:

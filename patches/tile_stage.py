@@ -67,12 +67,14 @@ class TileStage(PatchStage):
         index = self._with_cls(call.kept)
         named, arguments = arguments_by_name(module, args, kwargs)
         if isinstance(arguments.get("attention_mask"), Tensor):
-            arguments = {**arguments, "attention_mask": mask_of(arguments["attention_mask"], index)}
+            mask = arguments["attention_mask"]
+            arguments = {**arguments, "attention_mask": mask_of(mask, index.to(mask.device))}
         if i:
             return named, arguments
         # transformers records the first positional argument of the first layer
         arguments = dict(arguments)
-        return (rows(arguments.pop("hidden_states"), index), *named), arguments
+        hidden = arguments.pop("hidden_states")
+        return (rows(hidden, index.to(hidden.device)), *named), arguments
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """After the last layer: states of the whole raster, with zeros where patches have left."""
@@ -80,6 +82,6 @@ class TileStage(PatchStage):
         if call is None or call.kept is None:
             return None
         states = output[0] if isinstance(output, tuple) else output
-        index = self._with_cls(call.kept)[..., None].expand_as(states)
+        index = self._with_cls(call.kept).to(states.device)[..., None].expand_as(states)
         whole = states.new_zeros(len(states), call.n + self.n_cls, states.shape[2]).scatter(1, index, states)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole

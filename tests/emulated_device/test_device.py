@@ -7,6 +7,7 @@ import torch
 
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.families.registry import family_of
+from tokenprune.patches.packed_tower import no_packed_geometry
 
 from ..families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from ..policies_table import DEEP, POLICIES, TOWER
@@ -53,6 +54,20 @@ def test_every_policy(policy):
 @pytest.mark.parametrize("policy", [name for name in TABLE if name not in TOWER])
 def test_every_policy_on_videos(policy):
     check("qwen2_5_vl", True, *TABLE[policy])
+
+
+@pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
+@pytest.mark.parametrize(
+    ("family", "policy"),
+    [
+        ("qwen3_vl", ["grid@pixels", "flowcut", "divprune"]),
+        ("internvl", ["ipcv", "divprune"]),
+        ("idefics3", "grid@pixels"),
+        ("mistral3", "pixelprune"),
+    ],
+)
+def test_before_and_inside_the_tower(family, policy):
+    check(family, family == "qwen3_vl", policy, {})
 
 
 @pytest.mark.parametrize(("half", "policy"), [("tower", "visionzip"), ("upper layers", "auto")])

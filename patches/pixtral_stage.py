@@ -109,8 +109,9 @@ class PixtralStage(PixelStage):
         call = self._pixtral_call()
         if call is None:
             return
-        arguments = arguments_by_name(module, args, kwargs)[1]
-        call.pixels, sizes = arguments["pixel_values"], arguments.get("image_sizes")
+        # until some transformers 5.x the tower's forward is wrapped, and names none of its arguments
+        named = {**dict(zip(("pixel_values", "image_sizes"), args, strict=False)), **kwargs}
+        call.pixels, sizes = named["pixel_values"], named.get("image_sizes")
         if sizes is None:
             sizes = [call.pixels.shape[-2:]] * len(call.pixels)
         listed = sizes.tolist() if isinstance(sizes, Tensor) else sizes

@@ -25,6 +25,7 @@ from .call import guarded
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
 from .modules import arguments_by_name
+from .recorded_outputs import refuse_recording
 from .restored_tokens import RestoredTokens, mask_of, rows
 
 logger = logging.getLogger(__name__)
@@ -244,6 +245,7 @@ class RestoringStage:
         if i in self.stabilised:
             states = rows(states, call.tokens.kept)
         if i == len(self.layers) - 1:
+            refuse_recording(module, repr(self.policy))
             states = call.tokens.whole(states)
         return (states, *output[1:]) if isinstance(output, tuple) else states
 

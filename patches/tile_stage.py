@@ -14,6 +14,7 @@ from .encoder_stage import refuse_own_counts
 from .families.base import Family
 from .modules import arguments_by_name
 from .patch_stage import PatchStage
+from .recorded_outputs import refuse_recording
 from .restored_tokens import mask_of, rows
 
 
@@ -81,6 +82,7 @@ class TileStage(PatchStage):
         call = self._call()
         if call is None or call.kept is None:
             return None
+        refuse_recording(module, repr(self.policy.label))
         states = output[0] if isinstance(output, tuple) else output
         index = self._with_cls(call.kept).to(states.device)[..., None].expand_as(states)
         whole = states.new_zeros(len(states), call.n + self.n_cls, states.shape[2]).scatter(1, index, states)

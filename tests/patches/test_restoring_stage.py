@@ -7,11 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune import TowerCut, apply_pruning, pruning, pruning_report, remove_pruning
+from tokenprune.patches.modules import named_arguments
 from tokenprune.policies import IPCV
 
 from ..builders import spread_weights
 from ..families import CASES, get_model, ragged_batch
 from ..oracles import assert_same, generate, keep_mask, masked, prune
+from ..support.towers import skip_where_recorded
 
 #: CLS token; tiles; a shuffle behind a CLS token; a shuffle and attention masks; SigLIP with pooling and with videos.
 RESTORING = [
@@ -34,7 +36,8 @@ def deep_model(name):
 
 
 def layers_of(model):
-    """Layers up to the one that is read, and whether the first token is a CLS token."""
+    """Layers up to the one that is read, whether the first token is a CLS token, and patches of a token."""
+    skip_where_recorded(model, "ipcv")
     with pruning(model, "ipcv", 0.5):
         stage = model.model._tokenprune.encoder
         return stage.layers, stage.n_cls, stage.group
@@ -54,13 +57,15 @@ class Inputs:
     def __init__(self, layers):
         self.given, self.instead = {}, None
         self.handles = [
-            layer.register_forward_pre_hook(lambda m, args, kwargs, i=i: self.note(i, args, kwargs), with_kwargs=True)
+            layer.register_forward_pre_hook(
+                lambda m, args, kwargs, i=i: self.note(i, m, args, kwargs), with_kwargs=True
+            )
             for i, layer in enumerate(layers)
         ]
         self.handles.append(layers[-1].register_forward_hook(self.leave, prepend=True))
 
-    def note(self, i, args, kwargs):
-        named = {**dict(zip(("hidden_states", "attention_mask"), args, strict=False)), **kwargs}
+    def note(self, i, module, args, kwargs):
+        named = named_arguments(module.forward, args, kwargs)
         self.given[i] = (named.pop("hidden_states"), named)
 
     def leave(self, module, args, output):
@@ -87,6 +92,7 @@ def by_hand(layers, given, policy, keep, n_cls, group):
         x, moved = now[b], (now[b] - before[b]).norm(dim=1)
         mask = more.get("attention_mask")
         seen = torch.ones(len(x), dtype=torch.bool) if mask is None else mask[b, 0, 0]
+        seen = seen if seen.dtype == torch.bool else seen == 0
         n = len(x) - n_cls
         n_keep = max(1, round(keep * (n // group))) * group
         patches = sorted(range(n_cls, len(x)), key=lambda i: (-float(moved[i]) if seen[i] else 1.0, i))
@@ -175,6 +181,7 @@ def test_oracle_with_a_policy_behind_it(family):
 @pytest.mark.parametrize("family", ["llava", "internvl"])
 def test_keeping_all_is_the_stock_model_to_the_bit(family):
     model, batch = deep_model(family), ragged_batch(family)
+    skip_where_recorded(model, "ipcv")
     before = generate(model, batch.inputs, 2)
     with pruning(model, "ipcv", 1.0):
         assert torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
@@ -186,6 +193,7 @@ def test_keeping_all_is_the_stock_model_to_the_bit(family):
 @torch.no_grad()
 def test_pictures_do_not_depend_on_their_neighbours_and_the_tower_gets_cheaper():
     model, batch = deep_model("llava"), ragged_batch("llava")
+    skip_where_recorded(model, "ipcv")
     pixels = batch.inputs["pixel_values"]
 
     def flops():
@@ -206,6 +214,7 @@ def test_pictures_do_not_depend_on_their_neighbours_and_the_tower_gets_cheaper()
 def test_a_policy_behind_it_reads_values_of_all_patches():
     """Of a patch that left, those of its neighbours."""
     model, batch = deep_model("llava"), ragged_batch("llava")
+    skip_where_recorded(model, "ipcv")
     with pruning(model, [IPCV(stabilised=1), "visionzip"], keep=[0.4, 0.25]):
         seen = []
         policy = model.model._tokenprune.config.vision.policy

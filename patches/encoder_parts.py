@@ -15,7 +15,7 @@ from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
 from .encoder_capture import EncoderCapture, Recording
 from .encoder_stage import EncoderStage
-from .families.base import Family, Kind
+from .families.base import EncoderFacts, Family, Kind
 from .packed_call import PackedCall
 from .packed_stage import PackedStage
 from .padded_patches import padded_patches
@@ -23,6 +23,7 @@ from .patch_entropy import patch_entropies
 from .patch_stage import PatchStage
 from .pixel_stage import PixelCall, PixelStage
 from .pixtral_stage import PixtralStage
+from .positioned_stage import PositionedStage
 from .restoring_stage import RestoringCall, RestoringStage
 from .tile_stage import TileStage
 
@@ -39,14 +40,13 @@ def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, Inside | N
     base, family, encoder = config.base, config.family, config.family.encoder
     if config.pixels is None:
         return None, None if config.encoder is None else _inside(config)
-    by_picture: type[PatchStage] | None = None
-    if encoder is not None and encoder.packed_tower is None and encoder.pixtral is None:
-        if encoder.patch_conv is not None:
-            by_picture = TileStage
-        elif encoder.layers is not None and encoder.projector is not None:
-            by_picture = PatchStage
+    by_picture = _by_picture(encoder)
     if by_picture is None:
-        before = PixtralStage if encoder is not None and encoder.pixtral is not None else PixelStage
+        before: type[PixelStage] = PixelStage
+        if encoder is not None and encoder.pixtral is not None:
+            before = PixtralStage
+        elif encoder is not None and encoder.positioned_tower is not None:
+            before = PositionedStage
         return before(base, family, *config.pixels), None if config.encoder is None else _inside(config)
     if config.encoder is not None:
         raise ValueError(
@@ -54,6 +54,15 @@ def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, Inside | N
             f"of which model type {base.config.model_type!r} takes one; leave one out"
         )
     return None, by_picture(base, family, *config.pixels)
+
+
+def _by_picture(encoder: EncoderFacts | None) -> type[PatchStage] | None:
+    """What acts before a tower that takes pictures or tiles of one size; None for other towers."""
+    if encoder is None or encoder.packed_tower is not None:
+        return None
+    if encoder.patch_conv is not None:
+        return TileStage
+    return PatchStage if encoder.layers is not None and encoder.projector is not None else None
 
 
 def _inside(config: PruningConfig) -> Inside:
@@ -97,7 +106,7 @@ class EncoderParts:
                 self,
                 kind,
                 None if self.capture is None else stack.enter_context(self.capture.recording(arguments)),
-                None if self.pixels is None else stack.enter_context(self.pixels.cutting(kind)),
+                None if self.pixels is None else stack.enter_context(self.pixels.cutting(kind, arguments)),
                 None if self.stage is None else stack.enter_context(self.stage.cutting()),
             )
 

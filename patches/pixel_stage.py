@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -54,12 +54,14 @@ class PixelCall:
     Attributes:
         stage: whose call it is.
         kind: of the visual inputs.
+        arguments: of the feature function, without pixels.
         kept: which tokens stay; None while all do.
         select_ms: time spent on choosing them, milliseconds.
     """
 
     stage: PixelStage
     kind: Kind
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     kept: Kept | None = None
     select_ms: float = 0.0
 
@@ -114,9 +116,14 @@ class PixelStage:
         self._handles.clear()
 
     @contextmanager
-    def cutting(self, kind: Kind) -> Iterator[PixelCall]:
-        """Let tokens leave in the encoder's calls of a block, in this thread alone."""
-        call = self._new_call(kind)
+    def cutting(self, kind: Kind, arguments: Mapping[str, Any]) -> Iterator[PixelCall]:
+        """Let tokens leave in the encoder's calls of a block, in this thread alone.
+
+        Args:
+            kind: of the visual inputs.
+            arguments: of the feature function that runs in the block, without pixels.
+        """
+        call = self._new_call(kind=kind, arguments=arguments)
         token = _CALL.set(call)
         try:
             yield call
@@ -131,8 +138,8 @@ class PixelStage:
         if call.kept is not None:
             activations.kept[_NAME] = list(call.kept.keep.split(lengths))
 
-    def _new_call(self, kind: Kind) -> PixelCall:
-        return PixelCall(self, kind)
+    def _new_call(self, **facts: Any) -> PixelCall:
+        return PixelCall(self, **facts)
 
     def _call(self) -> PixelCall | None:
         """The call that runs in this thread, if it is of this encoder."""

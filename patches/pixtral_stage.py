@@ -16,7 +16,7 @@ from ..policies.base import Policy
 from ..policies.types import VisualTokens
 from .call import unchanged
 from .encoder_capture import patches_left
-from .families.base import Family, Kind
+from .families.base import Family
 from .modules import arguments_by_name
 from .packed_tower import whole_raster
 from .patch_stage import blocks_of_pixels
@@ -98,8 +98,8 @@ class PixtralStage(PixelStage):
             self.reader.register_forward_pre_hook(self._enter_reader),
         ]
 
-    def _new_call(self, kind: Kind) -> PixtralCall:
-        return PixtralCall(self, kind)
+    def _new_call(self, **facts: Any) -> PixtralCall:
+        return PixtralCall(self, **facts)
 
     def _pixtral_call(self) -> PixtralCall | None:
         call = self._call()

@@ -145,6 +145,8 @@ class EncoderFacts:
             sizes as keyword arguments, `packed_tower(base)`; None where tokens cannot leave before its first layer.
         pixtral: of a Pixtral tower, `pixtral(base)`: the tower, the module that gets its output, and how many patches
             along a side become one token; None for other towers.
+        positioned_tower: a tower as Gemma 4's, whose patches carry their place in the picture,
+            `positioned_tower(base)`; None for other towers.
         patch_conv: the convolution that makes patches of pixels, `patch_conv(base)`, where squares of patches become
             one token behind the last of `raster_layers`; None elsewhere.
         raster_layers: the same as `layers` where tokens that left between them have to be back behind the last,
@@ -162,6 +164,7 @@ class EncoderFacts:
     embeddings: Callable[[Any], nn.Module] | None = None
     packed_tower: Callable[[Any], nn.Module] | None = None
     pixtral: Callable[[Any], tuple[nn.Module, nn.Module, int]] | None = None
+    positioned_tower: Callable[[Any], nn.Module] | None = None
     patch_conv: Callable[[Any], nn.Module] | None = None
     raster_layers: Callable[[Any], Sequence[nn.Module]] | None = None
     patches_per_token: Callable[[Any], int] = one_patch
@@ -213,7 +216,7 @@ class Family:
         no_encoder_stage: why policies cannot act inside the vision encoder, where `encoder` names no layers, and cannot
             read it, where `encoder` is None.
         no_pixel_stage: why tokens cannot leave before the vision encoder, where `encoder` names none of `packed_tower`,
-            `pixtral`, `patch_conv`, and `layers` with a `projector`.
+            `pixtral`, `positioned_tower`, `patch_conv`, and `layers` with a `projector`.
         no_decoder_stage: why tokens cannot leave between decoder layers; None where they can.
         first_decoder_cut: lowest decoder layer before which tokens can leave, of the base's config.
         usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about;

@@ -1,4 +1,4 @@
-"""Tokens of several patches that leave before towers of single pictures or tiles, and before Pixtral towers."""
+"""Tokens of several patches that leave before towers of single pictures or tiles, of Pixtral, and of Gemma 4."""
 
 import contextlib
 
@@ -209,6 +209,67 @@ def test_a_policy_behind_it_reads_the_tower_of_what_is_left(family):
         records = pruning_report(model)
     assert [len(t) for t in seen] == [r.n_by_stage["pixels"] for r in records]
     assert all(t.encoder_attention.min() > 0 for t in seen)
+
+
+def pooled_features(model, batch, kind) -> torch.Tensor:
+    pixels = "pixel_values" if kind == "image" else "pixel_values_videos"
+    more = {k: batch.inputs[k] for k in (f"{kind}_position_ids", "num_frames_per_video") if k in batch.inputs}
+    more = more if kind == "video" else {"image_position_ids": more["image_position_ids"]}
+    return torch.cat(list(getattr(model.model, f"get_{kind}_features")(batch.inputs[pixels], **more).pooler_output))
+
+
+@contextlib.contextmanager
+def hidden_positions(model, batch, kind, keep):
+    """Patches of tokens that are False in (N,), of all inputs of a kind, are hidden in every layer of Gemma's tower."""
+    rows, start = [], 0
+    for positions in batch.inputs[f"{kind}_position_ids"]:
+        width, height = (int(side) + 1 for side in positions.amax(0))
+        token = positions[:, 0] // 2 + (width // 2) * (positions[:, 1] // 2)
+        rows.append((positions[:, 0] >= 0) & keep[(start + token).clamp(min=start)])
+        start += width * height // 4
+    assert start == len(keep)
+    with hidden_keys([layer.self_attn for layer in model.model.vision_tower.encoder.layers], torch.stack(rows)):
+        yield
+
+
+@pytest.mark.skipif("gemma4" not in CASES, reason="not in this transformers")
+@pytest.mark.parametrize("policy", ["divprune@pixels", "pixelprune"])
+@torch.no_grad()
+def test_patches_that_carry_their_positions(policy):
+    """Pictures of several sizes, with padding and patches in any order; frames of videos."""
+    model, batch = get_model("gemma4"), ragged_batch("gemma4", video=True)
+    order = torch.randperm(batch.inputs["pixel_values"].shape[1], generator=torch.Generator().manual_seed(0))
+    moved = {k: batch.inputs[k][:, order] for k in ("pixel_values", "image_position_ids")}
+    batch = batch.to(**moved)
+    for kind in ("image", "video"):
+        stock = pooled_features(model, batch, kind)
+        with pruning(model, policy, 0.4):
+            pruned = pooled_features(model, batch, kind)
+            model(**batch.inputs)
+            keep = torch.cat(keeps_of([r for r in pruning_report(model) if r.kind == kind]))
+        assert 0.3 * len(keep) < keep.sum() < 0.5 * len(keep)
+        with hidden_positions(model, batch, kind, keep):
+            expected = pooled_features(model, batch, kind)
+        torch.testing.assert_close(pruned[keep], expected[keep], rtol=0, atol=1e-9)
+        assert (stock - expected)[keep].abs().max() > 1e-4
+
+
+@pytest.mark.skipif("gemma4" not in CASES, reason="not in this transformers")
+def test_oracle_of_patches_that_carry_their_positions():
+    model, batch = get_model("gemma4"), ragged_batch("gemma4")
+    pixels, places = batch.inputs["pixel_values"].clone(), batch.inputs["image_position_ids"]
+    pixels[0, (places[0, :, 1] >= 2).logical_and(places[0, :, 0] >= 0)] = 0.25  # flat below the first row of tokens
+    flat = batch.to(pixel_values=pixels)
+    for each, policy, keep in ((batch, ["grid@pixels", "visionzip"], 0.3), (flat, "pixelprune", None)):
+        run, fed, records = prune(model, each, policy, keep, "original")
+        keeps = keeps_of(records)
+        assert any(not keep.all() for keep in keeps)
+        assert keep is not None or [r.n_after for r in records] == [4, *(r.n_before for r in records[1:])]
+        with hidden_positions(model, each, "image", torch.cat(keeps)):
+            assert_same(run, masked(model, each, keep_mask(each, records), fed=fed, changed=True))
+    before = generate(model, batch.inputs, 2)
+    with pruning(model, "pixelprune", 1.0):
+        assert torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
 
 
 def test_gradients_reach_the_tower():

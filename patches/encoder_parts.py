@@ -29,6 +29,8 @@ from .tile_stage import TileStage
 
 #: What lets tokens leave between layers of a vision encoder.
 Inside = EncoderStage | PackedStage | RestoringStage
+#: A call of a vision encoder, as these note it.
+Cut = EncoderCall | PackedCall | RestoringCall
 
 
 def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, Inside | None]:
@@ -107,8 +109,13 @@ class EncoderParts:
                 kind,
                 None if self.capture is None else stack.enter_context(self.capture.recording(arguments)),
                 None if self.pixels is None else stack.enter_context(self.pixels.cutting(kind, arguments)),
-                None if self.stage is None else stack.enter_context(self.stage.cutting()),
+                None if self.stage is None else stack.enter_context(self._cutting(self.stage)),
             )
+
+    @staticmethod
+    def _cutting(stage: Inside) -> contextlib.AbstractContextManager[Cut]:
+        cutting: contextlib.AbstractContextManager[Cut] = stage.cutting()
+        return cutting
 
 
 @dataclass
@@ -119,13 +126,13 @@ class EncoderRun:
     kind: Kind
     recording: Recording | None
     pixels: PixelCall | None
-    cut: EncoderCall | PackedCall | RestoringCall | None
+    cut: Cut | None
 
     def whole_raster(self, values: Tensor) -> Tensor:
         """Values of the tokens that are left as values of all, with zeros elsewhere."""
-        for call in (self.cut, self.pixels):  # from the inside out
-            values = values if call is None else call.whole_raster(values)
-        return values
+        if self.cut is not None:  # from the inside out
+            values = self.cut.whole_raster(values)
+        return values if self.pixels is None else self.pixels.whole_raster(values)
 
     def activations(
         self, base: Any, family: Family, lengths: list[int], arguments: Mapping[str, Any], named: Mapping[str, Any]

@@ -191,7 +191,8 @@ class PackedStage:
     @torch.no_grad()
     def _choose(self, call: PackedCall, cut: int, hidden: Tensor) -> Tensor:
         """(K,) ascending indices, on the host, among the tokens as the tower has them now, of those that stay."""
-        group, starts, kept = self.tower.spatial_merge_size**2, 0, []
+        group, starts = self.tower.spatial_merge_size**2, 0
+        kept: list[Tensor] = []
         asked: list[tuple[int, TowerView]] = []
         for heads, frame in zip(call.heads, call.frames, strict=True):
             stop = starts + frame.count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,8 +52,14 @@ class RestoredTokens:
         """The same on another device: layers of an encoder may be on several."""
         if self.kept.device == device:
             return self
-        moved = (each.to(device) for each in (self.kept, self.gone, self.kept_states, self.gone_states, self.near))
-        return RestoredTokens(*moved, self.n_cls)
+        return replace(
+            self,
+            kept=self.kept.to(device),
+            gone=self.gone.to(device),
+            kept_states=self.kept_states.to(device),
+            gone_states=self.gone_states.to(device),
+            near=self.near.to(device),
+        )
 
     def whole(self, states: Tensor) -> Tensor:
         """(B, N, D) of (B, K, D) states that the kept ones have now: the others are rebuilt."""

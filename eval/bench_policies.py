@@ -108,6 +108,7 @@ def selection(name: str, n: int) -> Callable[[], Any]:
         n_before=n,
         n_keep=k,
         memory={},
+        before=torch.zeros(1, n, WIDTH),
     )
     return lambda: policy.encoder_select(dataclasses.replace(tower, memory={}))
 

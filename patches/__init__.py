@@ -3,10 +3,10 @@
 **A prefill with pictures.** `Pruner.enter_head` copies labels and `logits_to_keep`, if there are some.
 `Pruner.enter_base` opens a `ForwardCall` and finds the placeholders (`VisualInputs.of`). The model computes features;
 `FeatureTap` notes where they came from, `EncoderCapture` what the policy reads of the encoder, `PixelStage` lets tokens
-leave before its first layer, and `EncoderStage` inside it. The model merges features into the sequence and numbers its
-positions, as always. Then `Pruner.enter_text` asks the policy which tokens stay (`select_tokens`) and gives the text
-model the shorter sequence (`prune_text_inputs`). `DecoderStage` may cut again at decoder layers. `Pruner.leave_text`
-hangs the `Layout` on the KV cache (`layout_after`, `adopt`), and `Pruner.leave_base` ends the call.
+leave before its first layer, and `EncoderStage` or `PackedStage` inside it. The model merges features into the sequence
+and numbers its positions, as always. Then `Pruner.enter_text` asks the policy which tokens stay (`select_tokens`) and
+gives the text model the shorter sequence (`prune_text_inputs`). `DecoderStage` may cut again at decoder layers.
+`Pruner.leave_text` hangs the `Layout` on the KV cache (`layout_after`, `adopt`), and `Pruner.leave_base` ends the call.
 
 **A decode step.** The cache counts its logical length, pruned columns included, so `generate` goes on as if nothing had
 been pruned. `Pruner.enter_text` finds the layout on the cache, and `continue_pruned_cache` reduces the attention mask

@@ -99,6 +99,13 @@ class Recording:
 _RECORDING: ContextVar[Recording | None] = ContextVar("tokenprune_encoder_recording", default=None)
 
 
+def patches_left(lengths: list[int]) -> None:
+    """What is recorded from now on is of so many patches of each input; for a call that runs in this thread."""
+    recording = _RECORDING.get()
+    if recording is not None and recording.packed is not None:
+        recording.packed = lengths
+
+
 def same(values: Tensor) -> Tensor:
     """Where no token has left, values are there for the whole raster."""
     return values

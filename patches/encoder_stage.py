@@ -38,6 +38,21 @@ logger = logging.getLogger(__name__)
 _CALL: ContextVar[EncoderCall | None] = ContextVar("tokenprune_encoder_call", default=None)
 
 
+def refuse_own_counts(
+    base: nn.Module, policy: Policy, budget: TokenBudget, where: str
+) -> Budget | IntermediateBudget | MeanBudgetBefore:
+    """The budget, if it has a number. Else raise `ValueError`: the policy acts at that place of a tower that keeps the
+    same number of every picture."""
+    if isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
+        return budget
+    model_type = base.config.model_type  # type: ignore[union-attr]
+    raise ValueError(
+        f"policy {policy!r} acts {where} the vision tower, which keeps the same number of every picture "
+        f"on model type {model_type!r}, so it cannot find its own there; give it a number, as "
+        "keep=0.25 or, in a list, keep=[0.5, 0.25]"
+    )
+
+
 class EncoderStage:
     """Hooks on the vision encoder's layers and on the projector.
 
@@ -59,14 +74,7 @@ class EncoderStage:
     where = "inside"
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
-        if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
-            model_type = base.config.model_type  # type: ignore[union-attr]
-            raise ValueError(
-                f"policy {policy!r} acts {self.where} the vision tower, which keeps the same number of every picture "
-                f"on model type {model_type!r}, so it cannot find its own there; give it a number, as "
-                "keep=0.25 or, in a list, keep=[0.5, 0.25]"
-            )
-        self.base, self.policy, self.budget = base, policy, budget
+        self.base, self.policy, self.budget = base, policy, refuse_own_counts(base, policy, budget, self.where)
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
         if encoder is None or encoder.layers is None:
             raise ValueError(

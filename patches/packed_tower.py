@@ -83,7 +83,7 @@ class KeptTokens:
         tower, merge, grids, patches = self.tower, self.tower.spatial_merge_size, self.grids, self.patches
         known = dict(given)
         position_ids = vision_utils.get_vision_position_ids(grids, merge, kwargs=known)
-        found = {"position_ids": _rows(position_ids, patches), "cu_seqlens": self._borders_of_frames()}
+        found = {"position_ids": _rows(position_ids, patches), "cu_seqlens": self.borders_of_frames()}
         if hasattr(tower, "pos_embed"):
             found |= self._learned_positions(patches, known)
         if hasattr(tower, "window_size"):
@@ -112,6 +112,12 @@ class KeptTokens:
         )
         return {"bilinear_indices": _rows(indices.T, patches).T, "bilinear_weights": _rows(weights.T, patches).T}
 
+    def of_all(self, values: Tensor) -> Tensor:
+        """(1, M, C) values of the patches that are left, as the tower has them, among all, with zeros elsewhere."""
+        unit = values.shape[1] // int(self.keep.sum())
+        by_token = values[0].unflatten(0, (-1, unit))
+        return whole_raster(by_token, self.in_order_of_tower(), len(self.keep)).flatten(0, 1)[None]
+
     def in_order_of_tower(self) -> Tensor:
         """(K,) for each token that is left, as the tower has them, its place among all, as the tower would have them.
 
@@ -121,6 +127,13 @@ class KeptTokens:
             return self.tokens
         in_windows = self.keep[self._window_order()[0]]
         return in_windows.nonzero()[:, 0]
+
+    def ids_in_order_of_tower(self) -> Tensor:
+        """(K,) the tokens that are left, as indices of `keep`, in the order in which the tower has them."""
+        if not hasattr(self.tower, "window_size"):
+            return self.tokens
+        order = self._window_order()[0]
+        return order[self.keep[order]]
 
     def _window_order(self) -> tuple[Tensor, Tensor]:
         from transformers import vision_utils
@@ -133,18 +146,29 @@ class KeptTokens:
         )
         return order
 
-    def _borders_of_frames(self) -> Tensor:
-        """Frames attend to themselves; those of which nothing is left are none."""
+    def borders_of_frames(self) -> Tensor:
+        """(frames + 1,) int32, in patches. Frames attend to themselves; those of which nothing is left are none."""
+        return self._borders(self.keep, self._frame_sizes())
+
+    def borders_of_windows(self) -> Tensor:
+        """(windows + 1,) int32, in patches, of a tower with windows; those of which nothing is left are none."""
+        order, borders = self._window_order()
+        return self._borders(self.keep[order], borders.diff().long() // self.tower.spatial_merge_size**2)
+
+    def frame_counts(self) -> Tensor:
+        """(frames,) how many tokens are left of each frame, of all inputs."""
+        sizes = self._frame_sizes()
+        frame = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        return torch.bincount(frame[self.keep], minlength=len(sizes))
+
+    def _frame_sizes(self) -> Tensor:
         unit = self.tower.spatial_merge_size**2
-        sizes = torch.repeat_interleave(self.grids[:, 1] * self.grids[:, 2] // unit, self.grids[:, 0])
-        return self._borders(self.keep, sizes)
+        return torch.repeat_interleave(self.grids[:, 1] * self.grids[:, 2] // unit, self.grids[:, 0])
 
     def _windows(self) -> dict[str, Tensor]:
-        order, borders = self._window_order()
-        kept = self.keep[order]
+        order = self._window_order()[0]
         new_index = self.keep.cumsum(0) - 1
-        sizes = borders.diff().long() // self.tower.spatial_merge_size**2
-        return {"window_index": new_index[order[kept]], "cu_window_seqlens": self._borders(kept, sizes)}
+        return {"window_index": new_index[order[self.keep[order]]], "cu_window_seqlens": self.borders_of_windows()}
 
     def _borders(self, kept: Tensor, sizes: Tensor) -> Tensor:
         """Borders, in patches, of pieces of the sequence of these sizes in tokens, after some have left."""

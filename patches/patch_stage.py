@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..policies.answers import refuse_features
@@ -15,6 +16,20 @@ from ..policies.types import VisualTokens
 from .call import guarded
 from .encoder_call import EncoderCall
 from .encoder_stage import EncoderStage
+from .restored_tokens import rows
+
+
+def blocks_of_pixels(pixels: Tensor, side: int, merge: int) -> Tensor:
+    """(B, N, merge ** 2 * channels * side ** 2), the pixels of each token, of pictures (B, channels, height, width).
+
+    A token is merge x merge patches of side x side pixels, patch by patch; what is left over at the right and at the
+    bottom belongs to none.
+    """
+    height, width = (size // (side * merge) for size in pixels.shape[-2:])
+    whole = pixels[..., : height * merge * side, : width * merge * side]
+    split = whole.unflatten(3, (width, merge, side)).unflatten(2, (height, merge, side))
+    # (B, channels, H, merge, side, W, merge, side)
+    return split.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(3).flatten(1, 2)
 
 
 class PatchStage(EncoderStage):
@@ -26,6 +41,8 @@ class PatchStage(EncoderStage):
 
     stage = Stage.PIXELS
     where = "before"
+    #: Patches along a side that become one token.
+    merge = 1
 
     def _refuse_what_does_not_fit(self) -> None:
         if not hasattr(self.embeddings, "patch_embedding"):
@@ -56,34 +73,54 @@ class PatchStage(EncoderStage):
         if call is None:
             return None
         pixels, embedded = call.memory.pop("pixels"), call.memory.pop("embedded")
-        call.n = embedded.shape[-2] * embedded.shape[-1]
-        call.n_keep = self.budget.count(call.n)
-        if call.n_keep >= call.n:
+        kept = self._choose_patches(call, pixels, embedded)
+        if kept is None:
+            return None
+        return rows(output, self._with_cls(kept))
+
+    def _with_cls(self, kept: Tensor) -> Tensor:
+        """(B, CLS + K) indices of tokens of the tower, of (B, K) indices of patches."""
+        cls = torch.arange(self.n_cls, device=kept.device).expand(len(kept), -1)
+        return torch.cat([cls, kept + self.n_cls], 1)
+
+    def _choose_patches(self, call: EncoderCall, pixels: Tensor, embedded: Tensor) -> Tensor | None:
+        """(B, K) ascending indices of the patches that stay; None: all do.
+
+        Args:
+            call: gets to know them.
+            pixels: (B, channels, ...) of all patches.
+            embedded: (B, D, H, W), patches as they are embedded, without positions.
+        """
+        height, width = (side // self.merge for side in embedded.shape[-2:])
+        call.n, unit = embedded.shape[-2] * embedded.shape[-1], self.merge**2
+        n_keep = self.budget.count(height * width)
+        call.n_keep = n_keep * unit
+        if n_keep >= height * width:
             return None
         started = time.perf_counter()
-        kept = self._kept(call, pixels, embedded)
+        tokens = self._kept(n_keep, pixels, embedded)
+        stays = torch.zeros(len(tokens), height, 1, width, 1, dtype=torch.bool)
+        stays.view(len(tokens), -1).scatter_(1, tokens, True)
+        patches = stays.expand(-1, -1, self.merge, -1, self.merge).flatten(1).nonzero()[:, 1].view(len(tokens), -1)
         call.select_ms += (time.perf_counter() - started) * 1e3
-        call.kept = kept = kept.to(output.device)
-        cls = torch.arange(self.n_cls, device=output.device).expand(len(output), -1)
-        index = torch.cat([cls, kept + self.n_cls], 1)
-        return output.gather(1, index[..., None].expand(-1, -1, output.shape[2]))
+        call.kept = patches.to(embedded.device)
+        return call.kept
 
     @torch.no_grad()
-    def _kept(self, call: EncoderCall, pixels: Tensor, embedded: Tensor) -> Tensor:
-        """(B, K) ascending indices on the host."""
-        height, width = embedded.shape[-2:]
+    def _kept(self, n_keep: int, pixels: Tensor, embedded: Tensor) -> Tensor:
+        """(B, n_keep) ascending indices of tokens, on the host."""
+        merge = self.merge
+        height, width = (side // merge for side in embedded.shape[-2:])
         shape: tuple[int, int, int, int] | None = None
-        features = embedded.flatten(2).transpose(1, 2)
+        features = F.avg_pool2d(embedded, merge).flatten(2).transpose(1, 2)
         if self.policy.pixel_features == "raw":
-            side = pixels.shape[-1] // width
-            blocks = pixels.unfold(2, side, side).unfold(3, side, side)  # (B, channels, H, W, side, side)
-            features = blocks.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-            shape = 1, pixels.shape[1], 1, side**2
+            side = pixels.shape[-1] // embedded.shape[-1]
+            features, shape = blocks_of_pixels(pixels, side, merge), (merge**2, pixels.shape[1], 1, side**2)
         tokens = [
             VisualTokens(each, ((1, height, width),), index=i, pixel_shape=shape) for i, each in enumerate(features)
         ]
         with guarded():
-            answers = run_policy(self.policy.chooser, tokens, [call.n_keep] * len(tokens))
+            answers = run_policy(self.policy.chooser, tokens, [n_keep] * len(tokens))
         refuse_features(self.policy.label, answers)
         counts = sorted({len(answer.indices) for answer in answers})
         if len(counts) > 1:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,33 +33,51 @@ logger = logging.getLogger(__name__)
 _NAME = "pixels"
 
 
+class Kept(Protocol):
+    """Which tokens are left.
+
+    Attributes:
+        keep: (N,) bool on the host, by token of all inputs.
+    """
+
+    @property
+    def keep(self) -> Tensor: ...
+
+    def of_all(self, values: Tensor) -> Tensor:
+        """(1, M, C) values of the patches that are left, as the tower has them, among all, with zeros elsewhere."""
+
+
 @dataclass
 class PixelCall:
-    """One call of the vision encoder.
+    """One call of a vision encoder that takes the patches of all inputs as one sequence.
 
     Attributes:
         stage: whose call it is.
         kind: of the visual inputs.
+        arguments: of the feature function, without pixels.
         kept: which tokens stay; None while all do.
         select_ms: time spent on choosing them, milliseconds.
     """
 
     stage: PixelStage
     kind: Kind
-    kept: KeptTokens | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
     select_ms: float = 0.0
 
     def whole_raster(self, values: Tensor) -> Tensor:
         """(1, M, C) values of the patches that are left, as the tower has them, among all, with zeros elsewhere."""
-        kept = self.kept
-        if kept is None:
-            return values
-        unit = values.shape[1] // int(kept.keep.sum())
-        by_token = values[0].unflatten(0, (-1, unit))
-        return whole_raster(by_token, kept.in_order_of_tower(), len(kept.keep)).flatten(0, 1)[None]
+        return values if self.kept is None else self.kept.of_all(values)
 
 
 _CALL: ContextVar[PixelCall | None] = ContextVar("tokenprune_pixel_call", default=None)
+
+
+def kept_before(tower: nn.Module) -> KeptTokens | None:
+    """Which tokens the pixels stage has left of the call of a tower that runs in this thread; None: all."""
+    call = _CALL.get()
+    kept = call.kept if call is not None and call.stage.tower is tower else None
+    return kept if isinstance(kept, KeptTokens) else None
 
 
 class PixelStage:
@@ -98,9 +116,14 @@ class PixelStage:
         self._handles.clear()
 
     @contextmanager
-    def cutting(self, kind: Kind) -> Iterator[PixelCall]:
-        """Let tokens leave in the encoder's calls of a block, in this thread alone."""
-        call = PixelCall(self, kind)
+    def cutting(self, kind: Kind, arguments: Mapping[str, Any]) -> Iterator[PixelCall]:
+        """Let tokens leave in the encoder's calls of a block, in this thread alone.
+
+        Args:
+            kind: of the visual inputs.
+            arguments: of the feature function that runs in the block, without pixels.
+        """
+        call = self._new_call(kind=kind, arguments=arguments)
         token = _CALL.set(call)
         try:
             yield call
@@ -114,6 +137,9 @@ class PixelStage:
             activations.select_ms[_NAME] = [call.select_ms * n / sum(lengths) for n in lengths]
         if call.kept is not None:
             activations.kept[_NAME] = list(call.kept.keep.split(lengths))
+
+    def _new_call(self, **facts: Any) -> PixelCall:
+        return PixelCall(self, **facts)
 
     def _call(self) -> PixelCall | None:
         """The call that runs in this thread, if it is of this encoder."""
@@ -144,13 +170,23 @@ class PixelStage:
         merge = self.tower.spatial_merge_size
         shapes = [(t, h // merge, w // merge) for t, h, w in grids.tolist()]
         sizes = [t * h * w for t, h, w in shapes]
+        by_input = pixels.split([n * merge**2 for n in sizes])
+        with torch.no_grad(), unchanged(pixels, self.policy.label):
+            return self._ask(
+                sizes, lambda i: self._tokens(by_input[i], shapes[i], kind, sum(t for t, _, _ in shapes[:i]))
+            )
+
+    def _ask(self, sizes: Sequence[int], tokens_of: Callable[[int], VisualTokens]) -> Tensor:
+        """(N,) bool on the host, which tokens of all inputs stay.
+
+        Args:
+            sizes: tokens of each input.
+            tokens_of: what the policy sees of an input.
+        """
         keeps = [torch.ones(n, dtype=torch.bool) for n in sizes]
         counts = [self.budget.count(n) for n in sizes]
         asked = [i for i, (n, k) in enumerate(zip(sizes, counts, strict=True)) if k is None or k < n]
-        by_input = pixels.split([n * merge**2 for n in sizes])
-        with torch.no_grad(), unchanged(pixels, self.policy.label):
-            tokens = [self._tokens(by_input[i], shapes[i], kind, sum(t for t, _, _ in shapes[:i])) for i in asked]
-            answers = run_policy(self.policy.chooser, tokens, [counts[i] for i in asked])
+        answers = run_policy(self.policy.chooser, [tokens_of(i) for i in asked], [counts[i] for i in asked])
         refuse_features(self.policy.label, answers)
         for i, answer in zip(asked, answers, strict=True):
             keeps[i] = torch.zeros(sizes[i], dtype=torch.bool).index_fill_(0, answer.indices, True)
@@ -168,7 +204,7 @@ class PixelStage:
     def _leave_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the tower: features of the whole raster, with zeros where tokens have left."""
         call = self._call()
-        if call is None or call.kept is None:
+        if call is None or not isinstance(call.kept, KeptTokens):
             return
         tokens, n = call.kept.tokens, len(call.kept.keep)
         output.pooler_output = whole_raster(output.pooler_output, tokens, n)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import tokenprune
-from tokenprune import ops
+from tokenprune import Policy, ops
 from tokenprune.policies import registry
 from tools import docs_tables, site_pages
 
@@ -26,7 +26,12 @@ def test_pages_are_as_they_would_be_written(name):
 @pytest.mark.parametrize("name", ["README.md", "docs/policies.md", "docs/serving.md", "docs/bench.md"])
 def test_every_policy_is_in_the_tables(name):
     text = committed(name)
-    missing = [policy for policy in registry() if f"| `{policy}` |" not in text]
+    wanted = registry()
+    if (
+        name == "docs/bench.md"
+    ):  # its tables are by what is left for the language model, which is all of a restoring one
+        wanted = {key: cls for key, cls in wanted.items() if cls.restoration is Policy.restoration}
+    missing = [policy for policy in wanted if f"| `{policy}` |" not in text]
     assert not missing, f"{name} lacks them: AGENTS.md, 'Adding a policy', says how to bring them there"
 
 

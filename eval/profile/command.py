@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from ...policies.stages import Stage
 from ..checkpoints import load_model
 from ..errors import CommandError
 from ..files import console_beside, write_json
@@ -23,7 +24,7 @@ from . import shapes
 from .measure import ROUNDS, profile, verdict
 from .options import check, check_kind
 from .report import draw, tables
-from .vision_layers import with_vision_layers
+from .vision_layers import in_proportion, with_vision_layers
 from .work import Costs, Work, WorkBar
 
 
@@ -32,6 +33,9 @@ def load(
 ) -> tuple[Any, dict[str, Any], Work, Sequence[PruningSetting]]:
     """Model and inputs, of a published shape (`--config`) or of a checkpoint (`--model`), a progress bar that says how
     long all will take, until the stack is closed, and the settings that the model can reach.
+
+    With fewer decoder layers the vision encoder has fewer in proportion, noted in `options`, unless a number is given
+    or a policy acts between them.
 
     Raises:
         CommandError: an option does not apply to the model.
@@ -45,6 +49,9 @@ def load(
     request = shapes.Request(options.batch, options.images, options.frames, options.image_size)
     path = None if options.model is None else find_checkpoint(options.model)
     config = shapes.config_of(options.config, options.layers) if path is None else AutoConfig.from_pretrained(path)
+    if options.vision_layers is None and options.layers is not None and not _acts_inside(settings):
+        share = options.layers / shapes.SHAPES[options.config].layers
+        options.vision_layers = in_proportion(config, share)
     if options.vision_layers is not None:
         with_vision_layers(config, options.vision_layers)
     check_kind(config.model_type, options)
@@ -60,6 +67,11 @@ def load(
     if path is None:
         return shapes.build(config, dtype, device, options.attn, work), inputs, work, settings
     return load_model(options.model, dtype, device, options.attn), inputs, work, settings
+
+
+def _acts_inside(settings: Sequence[PruningSetting]) -> bool:
+    """Whether a policy acts between layers of the vision encoder, which takes more than a few of them."""
+    return any(Stage.ENCODER in policy.stages for setting in settings for policy in setting.policies)
 
 
 def checkpoint_inputs(path: str, config: Any, request: shapes.Request) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+#: Fewest layers that are built in proportion: some models read the last but one.
+_LEAST = 2
 #: Attributes of a config that name some of the layers.
 _NAMED = ("fullatt_block_indexes", "deepstack_visual_indexes")
 
@@ -25,7 +27,7 @@ def with_vision_layers(config: Any, layers: int) -> Any:
         ValueError: it has fewer layers.
     """
     vision: Any = config.vision_config
-    name = "depth" if hasattr(vision, "depth") else "num_hidden_layers"
+    name = _depth_of(config)
     before: int = getattr(vision, name)
     if layers > before:
         raise ValueError(f"--vision-layers {layers}: the vision encoder of this model has {before} layers")
@@ -37,6 +39,16 @@ def with_vision_layers(config: Any, layers: int) -> Any:
         if count:
             setattr(vision, named, evenly(max(1, round(count * layers / before)), layers))
     return config
+
+
+def in_proportion(config: Any, share: float) -> int:
+    """Layers of a config's vision encoder that are this share of all, two at least."""
+    before: int = getattr(config.vision_config, _depth_of(config))
+    return min(before, max(_LEAST, round(share * before)))
+
+
+def _depth_of(config: Any) -> str:
+    return "depth" if hasattr(config.vision_config, "depth") else "num_hidden_layers"
 
 
 def evenly(count: int, layers: int) -> list[int]:

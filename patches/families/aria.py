@@ -10,5 +10,6 @@ FAMILY = register_family(
         model_types=("aria",),
         default_keep=0.5,
         no_encoder_stage="a resampler makes its tokens of the whole picture",
+        no_pixel_stage="a resampler makes its tokens of the whole picture",
     )
 )

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .base import EncoderFacts, Family, feature_layer
-from .llava import vision_layers
+from .base import EncoderFacts, Family, feature_layer, layers_below_feature
+from .llava import embeddings, vision_layers
 from .registry import register_family
 from .square_tiles import regroup, square
 
@@ -19,11 +19,22 @@ def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
     return attention
 
 
+def layers_to_feature(base: Any) -> Any:
+    """The layers whose output is shuffled, and those below it."""
+    return layers_below_feature(vision_layers(base), getattr(base.config, "vision_feature_layer", -1))
+
+
 FAMILY = register_family(
     Family(
         model_types=("aya_vision", "cohere2_vision"),
         shape=square,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
+        encoder=EncoderFacts(
+            attention=vision_attention,
+            regroup=regroup,
+            patch_conv=lambda base: embeddings(base).patch_embedding,
+            raster_layers=layers_to_feature,
+            patches_per_token=lambda base: base.config.downsample_factor**2,
+        ),
         usual_towers=("siglip_vision_model",),
     )
 )

@@ -118,6 +118,11 @@ def no_cls(base: Any) -> bool:
     return False
 
 
+def one_patch(base: Any) -> int:
+    """The default of `EncoderFacts.patches_per_token`."""
+    return 1
+
+
 @dataclass(frozen=True)
 class EncoderFacts:
     """Facts about a family's vision encoder.
@@ -138,6 +143,15 @@ class EncoderFacts:
         embeddings: the module that makes tokens of pixels, `embeddings(base)`.
         packed_tower: the tower, if it takes the patches of all inputs as one sequence, with what it derives from their
             sizes as keyword arguments, `packed_tower(base)`; None where tokens cannot leave before its first layer.
+        pixtral: of a Pixtral tower, `pixtral(base)`: the tower, the module that gets its output, and how many patches
+            along a side become one token; None for other towers.
+        positioned_tower: a tower as Gemma 4's, whose patches carry their place in the picture,
+            `positioned_tower(base)`; None for other towers.
+        patch_conv: the convolution that makes patches of pixels, `patch_conv(base)`, where squares of patches become
+            one token behind the last of `raster_layers`; None elsewhere.
+        raster_layers: the same as `layers` where tokens that left between them have to be back behind the last,
+            `raster_layers(base)`; None: as `layers`.
+        patches_per_token: how many patches become one token, `patches_per_token(base)`.
     """
 
     attention: Callable[[Any, Literal["feature", "last"]], nn.Module]
@@ -149,6 +163,11 @@ class EncoderFacts:
     layers: Callable[[Any], Sequence[nn.Module]] | None = None
     embeddings: Callable[[Any], nn.Module] | None = None
     packed_tower: Callable[[Any], nn.Module] | None = None
+    pixtral: Callable[[Any], tuple[nn.Module, nn.Module, int]] | None = None
+    positioned_tower: Callable[[Any], nn.Module] | None = None
+    patch_conv: Callable[[Any], nn.Module] | None = None
+    raster_layers: Callable[[Any], Sequence[nn.Module]] | None = None
+    patches_per_token: Callable[[Any], int] = one_patch
 
 
 def unknown_shape(facts: InputFacts) -> VisualShape:
@@ -196,7 +215,8 @@ class Family:
         first_position: position id of a sequence's first token.
         no_encoder_stage: why policies cannot act inside the vision encoder, where `encoder` names no layers, and cannot
             read it, where `encoder` is None.
-        no_pixel_stage: why tokens cannot leave before the vision encoder, where `encoder` names no `packed_tower`.
+        no_pixel_stage: why tokens cannot leave before the vision encoder, where `encoder` names none of `packed_tower`,
+            `pixtral`, `positioned_tower`, `patch_conv`, and `layers` with a `projector`.
         no_decoder_stage: why tokens cannot leave between decoder layers; None where they can.
         first_decoder_cut: lowest decoder layer before which tokens can leave, of the base's config.
         usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about;
@@ -238,7 +258,7 @@ class Family:
             if tower == other:
                 return family
         nothing = f"nothing is known about its vision tower of type {tower!r}"
-        return replace(self, encoder=None, no_encoder_stage=nothing)
+        return replace(self, encoder=None, no_encoder_stage=nothing, no_pixel_stage=nothing)
 
 
 def last_attention(layers: str, name: str = "self_attn") -> Callable[[Any, Literal["feature", "last"]], nn.Module]:

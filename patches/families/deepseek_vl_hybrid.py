@@ -15,5 +15,6 @@ FAMILY = register_family(
         model_types=("deepseek_vl_hybrid",),
         encoder=ENCODER,
         no_encoder_stage="a second tower encodes the whole picture, and features of both are joined",
+        no_pixel_stage="a second tower encodes the whole picture, and features of both are joined",
     )
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .base import EncoderFacts, Family
-from .llava import vision_layers
+from .llava import embeddings, vision_layers
 from .registry import register_family
 from .square_tiles import regroup, square
 
@@ -18,6 +18,13 @@ def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
     return attention
 
 
+def patches_per_token(base: Any) -> int:
+    """Patches whose mean becomes one token."""
+    vision = base.config.vision_config
+    patches: int = (vision.image_size // vision.patch_size) ** 2
+    return patches // int(base.config.mm_tokens_per_image)
+
+
 FAMILY = register_family(
     Family(
         model_types=("gemma3", "shieldgemma2"),
@@ -25,7 +32,13 @@ FAMILY = register_family(
         masks="base",
         no_decoder_stage="its pictures attend to themselves both ways, which masks of single layers do not follow",
         shape=square,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
+        encoder=EncoderFacts(
+            attention=vision_attention,
+            regroup=regroup,
+            patch_conv=lambda base: embeddings(base).patch_embedding,
+            raster_layers=vision_layers,
+            patches_per_token=patches_per_token,
+        ),
         usual_towers=("siglip_vision_model",),
     )
 )

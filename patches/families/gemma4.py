@@ -125,7 +125,11 @@ FAMILY = register_family(
         kinds=("image", "video"),
         shape=shape,
         extras=per_layer_inputs,
-        encoder=EncoderFacts(attention=last_attention("vision_tower.encoder.layers"), regroup=regroup),
+        encoder=EncoderFacts(
+            attention=last_attention("vision_tower.encoder.layers"),
+            regroup=regroup,
+            positioned_tower=lambda base: base.vision_tower,
+        ),
         masks="base",
         build_masks=masks,
         head_compares_lengths=True,

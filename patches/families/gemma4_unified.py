@@ -31,5 +31,6 @@ FAMILY = register_family(
         encoder=None,
         build_masks=masks,
         no_encoder_stage="it has no vision encoder",
+        no_pixel_stage="it has no vision encoder",
     )
 )

@@ -12,5 +12,6 @@ FAMILY = register_family(
         default_keep=0.5,
         shape=square,
         no_encoder_stage="attention of its SAM tower cannot be read, and convolutions blend neighbouring patches",
+        no_pixel_stage="attention of its SAM tower cannot be read, and convolutions blend neighbouring patches",
     )
 )

@@ -22,6 +22,12 @@ FAMILY = register_family(
         text_model="text_model",
         shape=square,
         lengths=tiles,
-        encoder=EncoderFacts(attention=last_attention("vision_model.encoder.layers"), regroup=regroup),
+        encoder=EncoderFacts(
+            attention=last_attention("vision_model.encoder.layers"),
+            regroup=regroup,
+            patch_conv=lambda base: base.vision_model.embeddings.patch_embedding,
+            raster_layers=lambda base: base.vision_model.encoder.layers,
+            patches_per_token=lambda base: base.config.scale_factor**2,
+        ),
     )
 )

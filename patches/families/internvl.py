@@ -6,19 +6,35 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .base import EncoderFacts, Family, feature_layer
+from .base import EncoderFacts, Family, feature_layer, layers_below_feature
 from .llava import has_cls
 from .registry import register_family
 from .square_tiles import regroup, square
 
 
+def vision_layers(base: Any) -> Any:
+    """All layers of the tower."""
+    tower = base.vision_tower
+    return tower.encoder.layer if hasattr(tower, "encoder") else tower.layers
+
+
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
     """Attention of the layer that `vision_feature_layer` names, or of the last."""
-    tower = base.vision_tower
-    layers = tower.encoder.layer if hasattr(tower, "encoder") else tower.layers
+    layers = vision_layers(base)
     chosen = layers[-1] if layer == "last" else feature_layer(layers, base.config.vision_feature_layer)
     attention: nn.Module = chosen.attention
     return attention
+
+
+def layers_to_feature(base: Any) -> Any:
+    """The layers whose output is shuffled, and those below it."""
+    return layers_below_feature(vision_layers(base), base.config.vision_feature_layer)
+
+
+def patches_per_token(base: Any) -> int:
+    """Patches that the pixel shuffle makes one token of."""
+    side: int = round(1 / base.config.downsample_ratio)
+    return side**2
 
 
 FAMILY = register_family(
@@ -26,6 +42,13 @@ FAMILY = register_family(
         model_types=("internvl", "qianfan_ocr"),
         default_keep=0.5,
         shape=square,
-        encoder=EncoderFacts(attention=vision_attention, regroup=regroup, has_cls=has_cls),
+        encoder=EncoderFacts(
+            attention=vision_attention,
+            regroup=regroup,
+            has_cls=has_cls,
+            patch_conv=lambda base: base.vision_tower.embeddings.patch_embeddings.projection,
+            raster_layers=layers_to_feature,
+            patches_per_token=patches_per_token,
+        ),
     )
 )

@@ -8,5 +8,9 @@ from . import mistral3, pixtral
 from .registry import register_family
 
 FAMILY = register_family(
-    replace(mistral3.FAMILY, model_types=("lighton_ocr",), encoder=pixtral.encoder_facts("vision_encoder"))
+    replace(
+        mistral3.FAMILY,
+        model_types=("lighton_ocr",),
+        encoder=pixtral.encoder_facts("vision_encoder", "vision_projection"),
+    )
 )

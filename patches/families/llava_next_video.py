@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import llava_next
+from . import llava, llava_next
 from .base import EncoderValues, InputFacts, VisualShape
 from .llava import tile_grid
 from .registry import register_family
@@ -33,7 +33,9 @@ def regroup(output: EncoderValues) -> list[Tensor]:
 
 
 # No projector: pooled frames have no token before it one-to-one.
-ENCODER = replace(llava_next.ENCODER, regroup=regroup, projector=None, layers=None)
+ENCODER = replace(
+    llava_next.ENCODER, regroup=regroup, projector=None, layers=None, raster_layers=llava.layers_to_feature
+)
 FAMILY = register_family(
     replace(
         llava_next.FAMILY,
@@ -41,5 +43,6 @@ FAMILY = register_family(
         kinds=("image", "video"),
         shape=shape,
         encoder=ENCODER,
+        no_pixel_stage="what it makes of a picture or video after its tower blends neighbouring tokens",
     )
 )

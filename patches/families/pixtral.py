@@ -55,8 +55,8 @@ def regroup(output: EncoderValues) -> list[Tensor]:
     return out
 
 
-def encoder_facts(tower: str = "vision_tower") -> EncoderFacts:
-    """Facts about the Pixtral tower, which is at this path in the base model."""
+def encoder_facts(tower: str = "vision_tower", projector: str = "multi_modal_projector") -> EncoderFacts:
+    """Facts about the Pixtral tower, which is at this path in the base model, as is what gets its output."""
 
     def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
         """Attention of the layer that `vision_feature_layer` names, or of the last."""
@@ -64,7 +64,10 @@ def encoder_facts(tower: str = "vision_tower") -> EncoderFacts:
         attention: nn.Module = (layers[-1] if layer == "last" else feature_layer(layers, index)).attention
         return attention
 
-    return EncoderFacts(attention=vision_attention, regroup=regroup, packed=packed)
+    def pixtral(base: Any) -> tuple[nn.Module, nn.Module, int]:
+        return base.get_submodule(tower), base.get_submodule(projector), _merge_size(base.config)
+
+    return EncoderFacts(attention=vision_attention, regroup=regroup, packed=packed, pixtral=pixtral)
 
 
 ENCODER = encoder_facts()

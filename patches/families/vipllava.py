@@ -38,5 +38,6 @@ FAMILY = register_family(
         encoder=ENCODER,
         other_towers={},
         no_encoder_stage="its projector reads several layers of the tower side by side",
+        no_pixel_stage="its projector reads several layers of the tower side by side",
     )
 )

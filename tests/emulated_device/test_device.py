@@ -7,8 +7,9 @@ import torch
 
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.families.registry import family_of
+from tokenprune.patches.packed_tower import no_packed_geometry
 
-from ..families import FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from ..families import CASES, FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from ..policies_table import DEEP, POLICIES, TOWER
 from .device import DEVICE, SECOND, blocks, device_mode, moved
 
@@ -53,6 +54,23 @@ def test_every_policy(policy):
 @pytest.mark.parametrize("policy", [name for name in TABLE if name not in TOWER])
 def test_every_policy_on_videos(policy):
     check("qwen2_5_vl", True, *TABLE[policy])
+
+
+@pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
+@pytest.mark.parametrize(
+    ("family", "policy"),
+    [
+        ("qwen3_vl", ["grid@pixels", "flowcut", "divprune"]),
+        ("internvl", ["ipcv", "divprune"]),
+        ("idefics3", "grid@pixels"),
+        ("mistral3", "pixelprune"),
+        ("gemma4", "grid@pixels"),
+    ],
+)
+def test_before_and_inside_the_tower(family, policy):
+    if family not in CASES:
+        pytest.skip("not in this transformers")
+    check(family, family == "qwen3_vl", policy, {})
 
 
 @pytest.mark.parametrize(("half", "policy"), [("tower", "visionzip"), ("upper layers", "auto")])

@@ -184,6 +184,31 @@ def test_fewer_layers_of_the_encoder(name, layers, depth, named):
         with_vision_layers(shapes.config_of(name, 1), 99)
 
 
+@pytest.mark.parametrize(
+    ("options", "depth"),
+    [
+        (["--config", "qwen2.5-vl-7b"], 32),
+        (["--config", "qwen2.5-vl-7b", "--layers", "7"], 8),
+        (["--config", "qwen2.5-vl-7b", "--layers", "1"], 2),
+        (["--config", "qwen2.5-vl-7b", "--layers", "7", "--policy", "flowcut"], 32),
+        (["--config", "llava-1.5-7b", "--layers", "8", "--vision-layers", "5"], 5),
+    ],
+)
+def test_the_encoder_has_the_decoder_s_share(options, depth, monkeypatch):
+    """Unless a number is given, or a policy acts between its layers."""
+
+    class Built(Exception):
+        pass
+
+    def build(config, *_):
+        raise Built(getattr(config.vision_config, "depth", getattr(config.vision_config, "num_hidden_layers", None)))
+
+    monkeypatch.setattr(shapes, "build", build)
+    monkeypatch.setattr("tokenprune.eval.profile.command.reachable", lambda model, settings, say: settings)
+    with pytest.raises(Built, match=f"^{depth}$"):
+        cli.main(["profile", *options])
+
+
 def test_too_few_tokens_to_decode(embedded):
     with pytest.raises(ValueError, match="new_tokens=1 must be at least 2"):
         profile(*embedded, [], new_tokens=1)

@@ -143,7 +143,7 @@ def test_a_model_of_which_the_family_decides():
 
 @pytest.mark.parametrize("name", sorted(registry()))
 def test_every_policy_has_a_status_in_words(name):
-    model = get_model("qwen2_5_vl" if Stage.PIXELS in registry()[name]().stages else "llava")
+    model = get_model("mistral3" if Stage.PIXELS in registry()[name]().stages else "llava")
     for keep in (None, 0.5, 8):
         with pruning(model, name, keep, budget="final"):
             text = str(pruning_status(model))

@@ -70,6 +70,12 @@ def test_pixtral_under_llava(with_pixtral, label):
     assert [r.grid for r in records] == [(1, 6, 8), (1, 4, 6), (1, 8, 4), (1, 8, 4)]
 
 
+def test_pixtral_under_llava_before_the_tower(with_pixtral):
+    policies = ["grid@pixels", "visionzip"]  # the second reads attention and features of what is left
+    records = check_against_oracles(with_pixtral, ragged(), policies, 0.3, "original", changes_features=True)
+    assert all(set(r.indices) <= set(r.kept_after["pixels"]) < set(range(r.n_before)) for r in records)
+
+
 @pytest.mark.parametrize("label", ["fastv", "divprune+fastv", "auto"])
 def test_pixtral_under_llava_in_the_decoder(with_pixtral, label):
     policies, options = DEEP[label]

@@ -63,6 +63,7 @@ def tower_view(hidden, keys, n_keep, cls=False, cut=0, n_cuts=1, sizes=None, **m
         hidden=hidden[None], key=keys[None, None], **heads, scaling=1.0, cls=cls, n_cuts=n_cuts, cut=cut,
         sizes=torch.ones(1, len(hidden)) if sizes is None else torch.tensor([sizes]),
         n_before=len(hidden), n_keep=n_keep, memory=more.get("memory", {}),
+        before=more.get("before"),
     )  # fmt: skip
 
 

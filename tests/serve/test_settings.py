@@ -199,7 +199,7 @@ def _refusals(heard):
 
 def test_every_policy_is_served_or_refused_with_a_reason():
     reasons = {
-        "inside the vision tower": {"tome", "flowcut", "downsample"},
+        "inside the vision tower": {"tome", "flowcut", "downsample", "ipcv"},
         "before the vision tower": {"pixelprune", "rlt"},
         "inside the decoder": {"fastv", "pyramiddrop", "sparsevlm", "vtw", "dart", "todre", "priortr", "sieve"},
         "only after it has chosen": {"tokenflex", "holov"},

@@ -40,26 +40,32 @@ def keeps_by_kind(batch, records) -> dict[str, list[torch.Tensor]]:
 
 @contextlib.contextmanager
 def hidden_patches(model, batch, keeps: dict[str, list[torch.Tensor]]):
-    """Patches of tokens that are False in `keeps` get no attention from others in any layer of the tower."""
+    """Patches of tokens that are False in `keeps` get no attention from others in any layer of the tower.
+
+    `keeps` has for each input (N,) bool, or (layers, N) bool where each layer hides others.
+    """
     tower, visible, done = model.model.visual, {}, {}
     unit = tower.spatial_merge_size**2
+    numbers = {block.attn: i for i, block in enumerate(tower.blocks)}
 
     def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
         start = done.get(module, 0)
         done[module] = stop = start + query.shape[2]
-        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~visible["now"][start:stop], -1e300)
+        seen = visible["now"]
+        seen = (seen if seen.ndim == 1 else seen[numbers[module]])[start:stop]
+        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, -1e300)
         return (scores.softmax(-1) @ value).transpose(1, 2), None
 
     def enter(module, args, kwargs):
         grids = kwargs["grid_thw"]
         images = batch.inputs.get("image_grid_thw")
         kind = "image" if images is not None and torch.equal(images, grids) else "video"
-        by_token = torch.cat(keeps[kind])
+        by_token = torch.cat(keeps[kind], -1)
         if hasattr(module, "window_size"):
             from transformers.vision_utils import get_vision_window_index
 
-            by_token = by_token[get_vision_window_index(grids, 2, module.window_size, module.patch_size)[0]]
-        visible["now"] = by_token.repeat_interleave(unit)
+            by_token = by_token[..., get_vision_window_index(grids, 2, module.window_size, module.patch_size)[0]]
+        visible["now"] = by_token.repeat_interleave(unit, -1)
         done.clear()
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)

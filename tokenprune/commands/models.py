@@ -35,7 +35,10 @@ def facts(name: str) -> dict[str, Any]:
     from ..patches.families.registry import family_by_type
 
     family = family_by_type(name)
-    acts = family.encoder is not None and family.encoder.layers is not None
+    encoder = family.encoder
+    acts = encoder is not None and any(
+        each is not None for each in (encoder.layers, encoder.packed_tower, encoder.raster_layers)
+    )
     return {
         "model_type": name,
         "takes": list(family.kinds),

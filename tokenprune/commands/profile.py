@@ -29,7 +29,11 @@ def add(commands: arguments.Commands) -> None:
     what.add_argument("--config", choices=CONFIGS, default="llava-1.5-7b", help="a published model's shape")
     profile.add_argument("--layers", type=count, metavar="N", help="decoder layers of --config, to fit; default all")
     profile.add_argument(
-        "--vision-layers", type=count, metavar="N", help="layers of --config's vision encoder; default all"
+        "--vision-layers",
+        type=count,
+        metavar="N",
+        help="layers of --config's vision encoder; default in proportion to --layers, or "
+        "all with a policy that acts inside it",
     )
     arguments.add_policy(profile, default="divprune")
     profile.add_argument(

@@ -33,6 +33,7 @@ from .fopru import FoPru
 from .grid import Grid
 from .holitom import HoliTom
 from .holov import HoloV
+from .ipcv import IPCV
 from .mmtok import MMTok
 from .pixelprune import PixelPrune
 from .presets import Preset
@@ -60,6 +61,7 @@ __all__ = [
     "DART",
     "EADP",
     "EVS",
+    "IPCV",
     "RLT",
     "VTW",
     "AtPixels",

@@ -111,13 +111,18 @@ def checked_cut(name: str, view: TowerView, cut: Any) -> TowerCut | None:
     ):
         raise ValueError(f"policy {name!r} must return int64 indices of shape ({batch}, K), got {_described(keep)}")
     k = keep.shape[1]
+    if view.group > 1 and (cut.hidden is not None or cut.sizes is not None):
+        raise ValueError(
+            f"policy {name!r} must return neither hidden states nor sizes where one token is made of {view.group} "
+            "patches, which leave or stay together"
+        )
     for field, value, shape in (("hidden", cut.hidden, (batch, k, width)), ("sizes", cut.sizes, (batch, k))):
         if value is None:
             continue
         if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point() or value.is_meta:
             raise ValueError(f"policy {name!r} must return {field} of shape {shape}, got {_described(value)}")
-    if k < int(view.cls) or k > length:
-        raise ValueError(f"policy {name!r} kept {k} of {length} tokens in the vision tower")
+    if k < int(view.cls) or k > length // view.group:
+        raise ValueError(f"policy {name!r} kept {k} of {length // view.group} tokens in the vision tower")
     return cut
 
 
@@ -128,7 +133,7 @@ def orderly(view: TowerView, cut: TowerCut) -> Tensor:
     have to be finite if the old ones are.
     """
     keep = cut.keep
-    good = ((keep >= 0) & (keep < view.hidden.shape[1])).all() & (keep[:, 1:] > keep[:, :-1]).all()
+    good = ((keep >= 0) & (keep < view.hidden.shape[1] // view.group)).all() & (keep[:, 1:] > keep[:, :-1]).all()
     if view.cls:
         good = good & (keep[:, 0] == 0).all()
     return good if cut.hidden is None else good & (cut.hidden.isfinite().all() | ~view.hidden.isfinite().all())

@@ -13,7 +13,7 @@ from torch import Tensor
 from .presets import Preset
 from .renamed import FormerNames
 from .stages import Stage, parse_stages
-from .types import DecoderView, EncoderSpec, Selection, TowerCut, TowerView, VisualTokens
+from .types import DecoderView, EncoderSpec, Restoration, Selection, TowerCut, TowerView, VisualTokens
 
 
 @dataclasses.dataclass
@@ -35,6 +35,8 @@ class Policy(FormerNames):
             use the property `stages`.
         pixel_features: what `VisualTokens.features` are at the stage `"pixels"`: `"embedded"`, the mean of the
             encoder's patch embeddings, without positions; or `"raw"`, the pixel values of all patches of a token.
+        chooses_groups: whether `encoder_select` chooses among tokens that several patches are made into
+            (`TowerView.group`), as Qwen-VL's vision towers have them. A policy that merges patches cannot.
         needs: what it reads besides the projected tokens, of `"text"` and `"encoder_attention"` (which
             `encoder_spec` says more about).
         adaptive: whether it decides how many tokens stay when no budget is given. `select` then gets None.
@@ -49,6 +51,7 @@ class Policy(FormerNames):
     name: ClassVar[str] = ""
     stage: ClassVar[Literal["pixels", "encoder", "vision", "decoder", "vision, decoder"]] = "vision"
     pixel_features: ClassVar[Literal["embedded", "raw"]] = "embedded"
+    chooses_groups: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     per_frame: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False
@@ -138,6 +141,13 @@ class Policy(FormerNames):
     def encoder_select(self, view: TowerView) -> TowerCut | None:
         """Choose which tokens stay between two layers of the vision encoder; None: all."""
         raise NotImplementedError
+
+    def restoration(self, n_layers: int) -> Restoration | None:
+        """How patches come back that leave inside a vision encoder of so many layers; None: they do not.
+
+        If they do, `encoder_select` is asked once, in front of one layer, and answers with indices alone.
+        """
+        return None
 
     def resized_shape(self, height: int, width: int, n_keep: int) -> tuple[int, int] | None:
         """Rows and columns of tokens to resize an image to before the vision encoder.

@@ -37,9 +37,12 @@ class FlowCut(Policy):
     attention does not see, so that no picture depends on the others. This takes a mask, which FlashAttention does not
     accept; it runs with one picture at a time, or with `by_entropy=False`.
 
-    Without a CLS token, the attention that tokens receive from all tokens and the mean value take its place. For
-    pictures in tiles the paper's code leaves twice the budget in the vision encoder and drops the rest in the decoder;
-    here the budget is met in the vision encoder.
+    Without a CLS token, the attention that tokens receive from all tokens and the mean value take its place. Where a
+    token is made of several patches, its score and its share a are the sums over its patches. In towers with windows
+    the borders are those above layers that attend to the whole picture. Frames of a video are pictures.
+
+    For pictures in tiles the paper's code leaves twice the budget in the vision encoder and drops the rest in the
+    decoder; here the budget is met in the vision encoder.
 
     Args:
         every: number of borders from one at which tokens are dropped to the next, >= 1.
@@ -51,6 +54,7 @@ class FlowCut(Policy):
     momentum: float = 0.5
     by_entropy: bool = True
     stage: ClassVar[Literal["encoder"]] = "encoder"
+    chooses_groups: ClassVar[bool] = True
     paper: ClassVar[str] = "FlowCut, NeurIPS 2025, arXiv:2505.19536"
     keeps: ClassVar[str] = "tokens that contribute much to CLS, layer by layer in the vision encoder"
     deviates: ClassVar[str] = "pictures in tiles meet their budget in the vision encoder, not at a decoder layer"
@@ -64,7 +68,7 @@ class FlowCut(Policy):
     def encoder_select(self, view: TowerView) -> TowerCut | None:
         if view.surplus <= 0:
             return None
-        batch, m = len(view.hidden), view.hidden.shape[1] - int(view.cls)
+        batch, m = len(view.hidden), view.hidden.shape[1] // view.group - int(view.cls)
         counts = view.memory.get("counts", [m] * batch)  # without the tokens that pad
         is_real = view.sizes > 0 if min(counts) < m else None
         flow, score = self._scores(view, is_real)
@@ -106,7 +110,12 @@ class FlowCut(Policy):
 
     @staticmethod
     def _scores(view: TowerView, is_real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, M) shares of attention and (B, M) scores, of all tokens but the CLS token; (B, M) bool, False at pads."""
+        """(B, M) shares of attention and (B, M) scores, of all tokens but the CLS token.
+
+        Args:
+            view: of the policy.
+            is_real: (B, M) bool, False at pads; None: there are none.
+        """
         skip = int(view.cls)
         rows = torch.zeros(1, dtype=torch.int64, device=view.hidden.device) if view.cls else is_real
         flow = attention_received(view.query, view.key, rows=rows, mask=is_real, scaling=view.scaling)[:, skip:]
@@ -124,4 +133,7 @@ class FlowCut(Policy):
             similarity = similarity.masked_fill(~is_real[:, None], -torch.inf)
         similarity = similarity.softmax(-1).mean(1)[:, skip:]
         similarity = similarity / similarity.sum(1, keepdim=True).clamp(min=1e-12)
-        return flow, (flow + similarity) * value.mean(1)[:, skip:].abs().sum(-1)
+        score = (flow + similarity) * value.mean(1)[:, skip:].abs().sum(-1)
+        if view.group > 1:
+            flow, score = (each.unflatten(1, (-1, view.group)).sum(2) for each in (flow, score))
+        return flow, score

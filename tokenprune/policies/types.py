@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from ..ops import topk_select
+from .tower_view import Restoration as Restoration
+from .tower_view import TowerCut as TowerCut
+from .tower_view import TowerView as TowerView
 
 #: (T, H, W): frames, rows and columns of a raster of visual tokens, stored frame by frame and row by row.
 Grid = tuple[int, int, int]
@@ -200,61 +203,6 @@ class DecoderView:
                 mask[topk_select(scores[columns.to(scores.device)], k)] = True
             masks.append(mask)
         return masks
-
-
-@dataclass(frozen=True)
-class TowerView:
-    """A batch of images, or of tiles of images, of one size, between two layers of the vision encoder.
-
-    Attributes:
-        hidden: (B, M, D), the hidden states that the layer above gets. Token 0 is the CLS token if there is one.
-        query, key, value: (B, H, M, d) of the layer below, as its attention function got them.
-        scaling: factor of the attention scores in that layer.
-        cls: whether there is a CLS token. It has to stay.
-        sizes: (B, M) float32 or wider, how many patches each token stands for; 0 for one that has left and pads its
-            image to the length of the others.
-        cut: number of this border between layers, from 0.
-        n_cuts: number of borders at which tokens may be dropped.
-        n_before: tokens of an image at the first border, without the CLS token.
-        n_keep: how many tokens have to be left after the last border, without the CLS token.
-        memory: a dictionary for the policy's own use, kept from border to border of one call.
-    """
-
-    hidden: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scaling: float
-    cls: bool
-    sizes: Tensor
-    cut: int
-    n_cuts: int
-    n_before: int
-    n_keep: int
-    memory: dict[str, Any]
-
-    @property
-    def surplus(self) -> int:
-        """How many tokens still have to be dropped."""
-        return self.hidden.shape[1] - int(self.cls) - self.n_keep
-
-
-@dataclass(frozen=True)
-class TowerCut:
-    """What stays at such a border.
-
-    Attributes:
-        keep: (B, M') int64, indices of tokens that stay, ascending, the CLS token included.
-        hidden: (B, M', D) new hidden states of these tokens; None: unchanged.
-        sizes: (B, M') float32, how many patches each stands for now; None: unchanged.
-        has_pads: whether some sizes are 0. Where images keep different numbers of tokens, the shorter ones are padded
-            with tokens of size 0. Attention does not see them, and none may be left after the last border.
-    """
-
-    keep: Tensor
-    hidden: Tensor | None = None
-    sizes: Tensor | None = None
-    has_pads: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,269 @@
+"""Encoder-stage pruning that restores: patches leave between layers, and come back behind the last."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import Budget, IntermediateBudget, TokenBudget
+from ..mean_budget import MeanBudgetBefore
+from ..policies.answers import checked_cut, orderly
+from ..policies.base import Policy
+from ..policies.stages import Stage
+from ..policies.types import TowerView
+from .attention_tap import AttentionTap
+from .call import guarded
+from .encoder_activations import EncoderActivations
+from .families.base import Family, Kind
+from .modules import arguments_by_name
+from .recorded_outputs import refuse_recording
+from .restored_tokens import RestoredTokens, mask_of, rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RestoringCall:
+    """One call of the vision encoder, as it stands at the layer that is running.
+
+    Attributes:
+        stage: whose call it is.
+        before: (B, N, D), what the layer below the first cut got.
+        heads: query, key, value and scaling of that layer.
+        tokens: who has left; None while all are there.
+        orderly: () bool on the device, whether the policy's indices were as they should be.
+        select_ms: time spent on choosing, milliseconds.
+    """
+
+    stage: object
+    before: Tensor | None = None
+    heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
+    tokens: RestoredTokens | None = None
+    orderly: list[Tensor] = field(default_factory=list)
+    select_ms: float = 0.0
+
+    def whole_raster(self, values: Tensor) -> Tensor:
+        """(B, N, C) of (B, K, C) values that were read of what was left; others get the mean of their neighbours."""
+        return values if self.tokens is None else self.tokens.to(values.device).filled(values)
+
+
+_CALL: ContextVar[RestoringCall | None] = ContextVar("tokenprune_restoring_call", default=None)
+
+
+class RestoringStage:
+    """Hooks on the vision encoder's layers, up to the one whose output the language model's tokens are made of.
+
+    Args:
+        base: the base model.
+        family: its facts.
+        policy: says with `restoration` in front of which layer patches leave, and chooses them with `encoder_select`.
+        budget: of it. It counts tokens of the language model; a token is as many patches as the model makes one of.
+
+    Raises:
+        ValueError: where the model's vision encoder, or the budget, does not allow it.
+    """
+
+    def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
+        self.policy, self.budget = policy, budget
+        encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
+        find = None if encoder is None else encoder.raster_layers or encoder.layers
+        if encoder is None or find is None:
+            known = "patches come back in the towers of CLIP, SigLIP, InternVL, Idefics3 and SmolVLM only"
+            raise ValueError(
+                f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
+                f"{family.no_encoder_stage if encoder is None else known}; use a policy that acts before the language "
+                "model"
+            )
+        if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
+            raise ValueError(
+                f"policy {policy!r} acts inside the vision tower, where it cannot find its own number of tokens; give "
+                "it one, as keep=0.25 or, in a list, keep=[0.5, 0.25]"
+            )
+        self.layers: list[Any] = list(find(base))
+        if len(self.layers) < 2:
+            raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
+        self.group = encoder.patches_per_token(base)
+        self.n_cls = int(encoder.has_cls(base))
+        restoration = policy.restoration(len(self.layers))
+        assert restoration is not None
+        if not 0 < restoration.layer < len(self.layers):
+            raise ValueError(
+                f"policy {policy!r} lets patches leave in front of layer {restoration.layer} of the vision tower; "
+                f"accepted: 1 to {len(self.layers) - 1}"
+            )
+        self.first, self.neighbours = restoration.layer, restoration.neighbours
+        #: Layers that attend to all patches.
+        self.stabilised = range(self.first, min(self.first + restoration.stabilised, len(self.layers)))
+        below = self.layers[self.first - 1]
+        self._tap = AttentionTap(getattr(below, "self_attn", None) or below.attention, self._read)
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        self._tap.attach()
+        below = self.layers[self.first - 1]
+        self._handles.append(below.register_forward_pre_hook(self._enter_below, with_kwargs=True))
+        for i in range(self.first, len(self.layers)):
+            layer = self.layers[i]
+            enter, leave = functools.partial(self._enter_layer, i), functools.partial(self._leave_layer, i)
+            self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+            # first of all: what transformers records of a layer is then what the next one gets
+            self._handles.append(layer.register_forward_hook(leave, prepend=True))
+            if i in self.stabilised:
+                self._handles.append(layer.mlp.register_forward_pre_hook(self._enter_mlp))
+                self._handles.append(layer.mlp.register_forward_hook(self._leave_mlp))
+
+    def detach(self) -> None:
+        self._tap.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def cutting(self) -> Iterator[RestoringCall]:
+        """Let patches leave in the encoder's calls of a block, in this thread alone."""
+        call = RestoringCall(self)
+        token = _CALL.set(call)
+        try:
+            yield call
+        finally:
+            _CALL.reset(token)
+
+    def mark_kept(
+        self,
+        call: RestoringCall,
+        activations: EncoderActivations,
+        kind: Kind,
+        lengths: list[int],
+        arguments: Mapping[str, Any],
+    ) -> EncoderActivations:
+        """Note how long choosing took in a call of the feature function. No token has left behind it.
+
+        Raises:
+            ValueError: if the policy gave indices that are not as they should be.
+        """
+        if not all(bool(each) for each in call.orderly):
+            raise ValueError(
+                f"policy {self.policy.label!r} must return ascending, distinct indices for every picture, within range "
+                "and with the CLS token first where there is one"
+            )
+        if call.select_ms:
+            activations.select_ms[str(Stage.ENCODER)] = [call.select_ms * n / sum(lengths) for n in lengths]
+        return activations
+
+    def _call(self) -> RestoringCall | None:
+        """The call that runs in this thread, if it is of this encoder."""
+        call = _CALL.get()
+        return call if call is not None and call.stage is self else None
+
+    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
+        call = self._call()
+        if call is not None:
+            call.heads = (query, key, value, kwargs.get("scaling"))
+
+    def _enter_below(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = self._call()
+        if call is not None:
+            call.before, call.tokens = args[0] if args else kwargs["hidden_states"], None
+
+    def _enter_layer(
+        self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        call = self._call()
+        if call is None:
+            return None
+        args, arguments = arguments_by_name(module, args, kwargs)
+        hidden, mask = arguments["hidden_states"], arguments.get("attention_mask")
+        if i == self.first:
+            self._cut(call, hidden, mask)
+        if call.tokens is None:
+            return None
+        tokens = call.tokens = call.tokens.to(hidden.device)
+        if i in self.stabilised:
+            return None if i == self.first else (args, {**arguments, "hidden_states": tokens.whole(hidden)})
+        changed = {"hidden_states": tokens.kept_states if i == self.first else hidden}
+        if isinstance(mask, Tensor):
+            changed["attention_mask"] = mask_of(mask, tokens.kept.to(mask.device))
+        return args, {**arguments, **changed}
+
+    def _cut(self, call: RestoringCall, hidden: Tensor, mask: Any) -> None:
+        started = time.perf_counter()
+        n = hidden.shape[1] - self.n_cls
+        n_keep = (self.budget.count(n // self.group) or 0) * self.group
+        if n_keep < n:
+            with torch.no_grad():
+                kept = self._choose(call, hidden, mask, n_keep)
+            call.tokens = RestoredTokens.of(hidden, kept, self.neighbours, self.n_cls)
+            logger.debug("encoder: %d of %d patches go through layers from %d on", n_keep, n, self.first)
+        call.before = call.heads = None
+        call.select_ms += (time.perf_counter() - started) * 1e3
+
+    def _choose(self, call: RestoringCall, hidden: Tensor, mask: Any, n_keep: int) -> Tensor:
+        """(B, K) indices of what stays, a CLS token included."""
+        assert call.heads is not None
+        query, key, value, scaling = call.heads
+        view = TowerView(
+            hidden=hidden,
+            query=query,
+            key=key,
+            value=value,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            cls=bool(self.n_cls),
+            sizes=_sizes(hidden, mask),
+            cut=0,
+            n_cuts=1,
+            n_before=hidden.shape[1] - self.n_cls,
+            n_keep=n_keep,
+            memory={},
+            before=None if call.before is None else call.before.to(hidden.device),
+        )
+        with guarded():
+            answer = checked_cut(self.policy.label, view, self.policy.encoder_select(view))
+        if answer is None or answer.keep.shape[1] != n_keep + self.n_cls:
+            left = hidden.shape[1] if answer is None else answer.keep.shape[1]
+            raise ValueError(
+                f"policy {self.policy!r} left {left - self.n_cls} tokens in the vision tower, asked for {n_keep}"
+            )
+        call.orderly.append(orderly(view, replace(answer, hidden=None)))
+        return answer.keep.clamp(0, hidden.shape[1] - 1)
+
+    def _leave_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """After a layer: states of the patches that stay; behind the last layer, of all."""
+        call = self._call()
+        if call is None or call.tokens is None:
+            return None
+        states = output[0] if isinstance(output, tuple) else output
+        call.tokens = call.tokens.to(states.device)
+        if i in self.stabilised:
+            states = rows(states, call.tokens.kept)
+        if i == len(self.layers) - 1:
+            refuse_recording(module, repr(self.policy))
+            states = call.tokens.whole(states)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    def _enter_mlp(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        call = self._call()
+        if call is None or call.tokens is None:
+            return None
+        return (rows(args[0], call.tokens.to(args[0].device).kept), *args[1:])
+
+    def _leave_mlp(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        call = self._call()
+        return None if call is None or call.tokens is None else call.tokens.to(output.device).zeros_beside(output)
+
+
+def _sizes(hidden: Tensor, mask: Any) -> Tensor:
+    """(B, N) ones, with zeros at patches that an attention mask hides from all."""
+    sizes = hidden.new_ones(hidden.shape[:2], dtype=torch.promote_types(hidden.dtype, torch.float32))
+    if not isinstance(mask, Tensor):
+        return sizes
+    seen = mask if mask.ndim == 2 else mask[:, 0].amax(1)
+    return sizes * (seen.bool() if mask.ndim == 2 or mask.dtype == torch.bool else seen == 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +25,7 @@ from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from ..policies.types import TowerCut, TowerView
+from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .call import guarded
 from .encoder_activations import EncoderActivations
@@ -187,7 +187,7 @@ class EncoderStage:
         size = None if n_keep >= height * width else self.policy.resized_shape(height, width, n_keep)
         if size is None:
             return None
-        started = time.perf_counter()
+        watch = Stopwatch(pixels.device)
         rows, columns = size
         pixels = F.interpolate(
             pixels.to(torch.promote_types(pixels.dtype, torch.float32)),
@@ -198,7 +198,7 @@ class EncoderStage:
         sources = self.policy.source_indices(height, width, rows, columns)
         call.n, call.n_keep = height * width, len(sources)
         call.kept = torch.tensor(sources, device=pixels.device).expand(len(pixels), -1)
-        call.select_ms += (time.perf_counter() - started) * 1e3
+        call.select_ms += watch.ms()
         kwargs = {**kwargs, "interpolate_pos_encoding": True}
         return ((pixels, *args[1:]), kwargs) if args else (args, {**kwargs, "pixel_values": pixels})
 
@@ -249,9 +249,9 @@ class EncoderStage:
         return answer
 
     def _cut(self, call: EncoderCall, cut: int, hidden: Tensor) -> Tensor:
-        started = time.perf_counter()
+        watch = Stopwatch(hidden.device)
         chosen = self._choose(call, cut, hidden)
-        call.select_ms += (time.perf_counter() - started) * 1e3
+        call.select_ms += watch.ms()
         call.heads = None
         if chosen is None:
             return hidden

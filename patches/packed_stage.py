@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +24,7 @@ from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from ..policies.types import TowerView
+from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .call import guarded
 from .encoder_activations import EncoderActivations
@@ -178,9 +178,9 @@ class PackedStage:
     def _cut(self, call: PackedCall, cut: int, arguments: Mapping[str, Any]) -> Tensor:
         """The hidden states of the tokens that are left, (K * group, D)."""
         hidden: Tensor = arguments["hidden_states"]
-        started = time.perf_counter()
+        watch = Stopwatch(hidden.device)
         kept = self._choose(call, cut, hidden)
-        call.select_ms += (time.perf_counter() - started) * 1e3
+        call.select_ms += watch.ms()
         call.heads.clear()
         if len(kept) == call.now_count:
             return hidden

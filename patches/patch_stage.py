@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ..policies.answers import refuse_features
 from ..policies.run import run_policy
 from ..policies.stages import Stage
 from ..policies.types import VisualTokens
+from ..stopwatch import Stopwatch
 from .call import guarded
 from .encoder_call import EncoderCall
 from .encoder_stage import EncoderStage
@@ -97,12 +97,12 @@ class PatchStage(EncoderStage):
         call.n_keep = n_keep * unit
         if n_keep >= height * width:
             return None
-        started = time.perf_counter()
+        watch = Stopwatch(embedded.device)
         tokens = self._kept(n_keep, pixels, embedded)
         stays = torch.zeros(len(tokens), height, 1, width, 1, dtype=torch.bool)
         stays.view(len(tokens), -1).scatter_(1, tokens, True)
         patches = stays.expand(-1, -1, self.merge, -1, self.merge).flatten(1).nonzero()[:, 1].view(len(tokens), -1)
-        call.select_ms += (time.perf_counter() - started) * 1e3
+        call.select_ms += watch.ms()
         call.kept = patches.to(embedded.device)
         return call.kept
 

@@ -8,7 +8,6 @@ dropped before the language model.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +22,7 @@ from ..policies.answers import refuse_features
 from ..policies.base import Policy
 from ..policies.run import run_policy
 from ..policies.types import Grid, VisualTokens
+from ..stopwatch import Stopwatch
 from .call import unchanged
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
@@ -155,9 +155,9 @@ class PixelStage:
             return None
         pixels, grid_thw, others = _arguments(args, kwargs)
         grids = grid_thw.cpu()
-        started = time.perf_counter()
+        watch = Stopwatch(pixels.device)
         keep = self._choose(call.kind, pixels, grids)
-        call.select_ms = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
+        call.select_ms = watch.ms()  # `run_policy` has waited for the device
         if bool(keep.all()):
             return None
         call.kept = kept = KeptTokens(self.tower, grids, keep)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..budget import TokenBudget
 from ..device import to_device
 from ..policies.base import Policy
 from ..policies.types import VisualTokens
+from ..stopwatch import Stopwatch
 from .call import unchanged
 from .encoder_capture import patches_left
 from .families.base import Family
@@ -130,15 +130,15 @@ class PixtralStage(PixelStage):
         call = self._pixtral_call()
         if call is None:
             return None
-        started = time.perf_counter()
+        args, arguments = arguments_by_name(module, args, kwargs)
+        embeds = arguments["inputs_embeds"]
+        watch = Stopwatch(embeds.device)
         kept = self._kept(call)
-        call.select_ms = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
+        call.select_ms = watch.ms()  # `run_policy` has waited for the device
         if kept is None:
             return None
         call.kept = kept
         patches_left(kept.counts)
-        args, arguments = arguments_by_name(module, args, kwargs)
-        embeds = arguments["inputs_embeds"]
         index = to_device(kept.patches, embeds.device)
         changed: dict[str, Any] = {
             "inputs_embeds": embeds.index_select(1, index),

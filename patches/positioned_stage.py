@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..budget import TokenBudget
 from ..device import to_device
 from ..policies.base import Policy
 from ..policies.types import Grid, VisualTokens
+from ..stopwatch import Stopwatch
 from .call import unchanged
 from .families.base import Family
 from .modules import arguments_by_name
@@ -115,14 +115,14 @@ class PositionedStage(PixelStage):
         call = self._positioned_call()
         if call is None:
             return None
-        started = time.perf_counter()
+        args, arguments = arguments_by_name(module, args, kwargs)
+        embeds, positions = arguments["inputs_embeds"], arguments["pixel_position_ids"]
+        watch = Stopwatch(embeds.device)
         kept = self._kept(call)
-        call.select_ms = (time.perf_counter() - started) * 1e3  # `run_policy` has waited for the device
+        call.select_ms = watch.ms()  # `run_policy` has waited for the device
         if kept is None:
             return None
         call.kept = kept
-        args, arguments = arguments_by_name(module, args, kwargs)
-        embeds, positions = arguments["inputs_embeds"], arguments["pixel_position_ids"]
         index, is_left = (to_device(each, embeds.device) for each in (kept.index, kept.is_left))
         return args, {
             **arguments,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +19,7 @@ from ..policies.answers import checked_cut, orderly
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from ..policies.types import TowerView
+from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .call import guarded
 from .encoder_activations import EncoderActivations
@@ -195,7 +195,7 @@ class RestoringStage:
         return args, {**arguments, **changed}
 
     def _cut(self, call: RestoringCall, hidden: Tensor, mask: Any) -> None:
-        started = time.perf_counter()
+        watch = Stopwatch(hidden.device)
         n = hidden.shape[1] - self.n_cls
         n_keep = (self.budget.count(n // self.group) or 0) * self.group
         if n_keep < n:
@@ -204,7 +204,7 @@ class RestoringStage:
             call.tokens = RestoredTokens.of(hidden, kept, self.neighbours, self.n_cls)
             logger.debug("encoder: %d of %d patches go through layers from %d on", n_keep, n, self.first)
         call.before = call.heads = None
-        call.select_ms += (time.perf_counter() - started) * 1e3
+        call.select_ms += watch.ms()
 
     def _choose(self, call: RestoringCall, hidden: Tensor, mask: Any, n_keep: int) -> Tensor:
         """(B, K) indices of what stays, a CLS token included."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GitConfig, GitForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import GitConfig, GitForCausalLM, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import tokenprune
 from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, register_family, remove_pruning
@@ -18,7 +18,7 @@ from tokenprune.patches.families.base import feature_layer, layers_below_feature
 from tokenprune.patches.families.refusals import REASONS, image_text_types
 from tokenprune.plugins import use_builtin_only
 
-from .families import CASES, get_model, ragged_batch
+from .families import CASES, TEXT, get_model, ragged_batch
 from .oracles import check_against_oracles
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_family"
@@ -156,10 +156,28 @@ def test_layers_below_a_feature_end_with_its_layer(index, count):
 
 
 def test_every_image_text_type_of_transformers_is_supported_or_refused_by_name():
-    known = set(registry.families())
-    assert set(image_text_types()) <= known | set(REASONS)
-    assert not known & set(REASONS)
-    assert set(registry.refused_types()) == set(REASONS)
+    known, too_old = set(registry.families()), set(registry.refused_by_version())
+    assert set(image_text_types()) <= known | too_old | set(REASONS)
+    assert not known & (too_old | set(REASONS))
+    assert set(registry.refused_types()) == too_old | set(REASONS)
+
+
+@pytest.mark.parametrize(("first", "taken"), [("5.0", True), ("5.24", True), ("5.24.1", False), ("6", False)])
+def test_a_family_may_need_a_version_of_transformers(example, monkeypatch, first, taken):
+    monkeypatch.setattr(registry, "version", lambda name: "5.24.0")
+    monkeypatch.setattr(registry, "_TOO_OLD", {})
+    config = HouseLlavaConfig(vision_config=get_model("llava").config.vision_config, text_config=LlamaConfig(**TEXT))
+    registry.register_since(first, "its masks are its own", example.FAMILY, "house-llava")
+    assert ("house_llava" in registry.families()) is taken
+    assert set(registry.refused_by_version()) == (set() if taken else {"house_llava", "house-llava"})
+    assert ("house_llava" in registry.refused_types()) is not taken
+    model = HouseLlava(config)
+    if taken:
+        apply_pruning(model, "divprune")
+        return
+    why = f"'house_llava' is not supported: before transformers {first}, its masks are its own; 5.24.0 is installed;"
+    with pytest.raises(UnsupportedModelError, match=why):
+        apply_pruning(model, "divprune")
 
 
 def test_a_refused_type_is_told_why():

@@ -180,12 +180,15 @@ class Family:
         model_types: values of `config.model_type`.
         positions: `"1d"` RoPE or `"mrope"`, multi-axis RoPE whose positions have rows (t, h, w).
         default_keep: keep ratio where the caller gives none; conservative.
-        text_model: attribute path of the text model inside the base model.
+        text_model: attribute path of the text model inside the base model; several, where versions of transformers
+            differ: the first that a model has.
         kinds: visual inputs that the family takes.
         placeholder: id of the token that stands for a kind of visual input, `placeholder(config, kind)`.
         shape: layout of one visual input.
         lengths: placeholders of each visual input, given the lengths of what the feature function returns,
             `lengths(config, returned)`: some return several inputs as one.
+        lengths_by_grid: placeholders of each visual input by their sizes, `lengths_by_grid(config, kind, arguments)`,
+            where a version of transformers returns the features of all inputs as one; None where sizes are not known.
         extras: new values of further arguments of the text model that are aligned with the sequence.
         layer_arguments: further arguments of decoder layers that have a value for each column, (B, L, ...).
         encoder: facts about the vision encoder, for policies that read it.
@@ -207,11 +210,12 @@ class Family:
     model_types: tuple[str, ...]
     positions: Literal["1d", "mrope"] = "1d"
     default_keep: float = 0.25
-    text_model: str = "language_model"
+    text_model: str | tuple[str, ...] = "language_model"
     kinds: tuple[Kind, ...] = ("image",)
     placeholder: Callable[[Any, Kind], int] = named_token
     shape: Callable[[InputFacts], VisualShape] = unknown_shape
     lengths: Callable[[Any, list[int]], list[int]] = as_returned
+    lengths_by_grid: Callable[[Any, Kind, Mapping[str, Any]], list[int] | None] | None = None
     extras: Callable[[PrunedSequence], dict[str, Any]] = no_extras
     layer_arguments: tuple[str, ...] = ()
     encoder: EncoderFacts | None = None

@@ -55,6 +55,7 @@ REASONS: dict[str, str] = {
     "phi4_multimodal": "it merges pictures inside its embedding",
     "pi0": "it predicts actions of a robot",
     "pix2struct": _ENCODER_DECODER,
+    "pixtral": "it is a vision tower: prune the model around it",
     "pp_formulanet": _ENCODER_DECODER,
     "qwen2_5_omni": "it is several models in one: prune `model.thinker`",
     "qwen3_omni_moe": "it is several models in one: prune `model.thinker`",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Any
 
+from packaging.version import Version
 from torch import nn
 
 from ...plugins import builtin_only
@@ -26,6 +27,8 @@ class UnsupportedModelError(ValueError):
 _FAMILIES: dict[str, Family] = {}
 #: Those that entry points of other packages took the place of, None where there was none, by model type.
 _REPLACED: dict[str, Family | None] = {}
+#: Why model types of ours are refused with the installed transformers.
+_TOO_OLD: dict[str, str] = {}
 
 
 def register_family(family: Family, replace: bool = False) -> Family:
@@ -49,6 +52,26 @@ def register_family(family: Family, replace: bool = False) -> Family:
             raise ValueError(f"model type {model_type!r} has a family already; replace=True puts this one in its place")
     for model_type in family.model_types:
         _FAMILIES[model_type] = family
+    return family
+
+
+def register_since(first: str, why: str, family: Family, *former: str) -> Family:
+    """Register a family of ours with transformers `first` and later, and refuse its model types with older ones.
+
+    Args:
+        first: version of transformers.
+        why: it is refused with older ones, of the model: "its ...".
+        family: its facts.
+        former: names of its model type in older versions.
+
+    Returns:
+        The same family.
+    """
+    installed = version("transformers")
+    if Version(installed) >= Version(first):
+        return register_family(family)
+    for model_type in (*family.model_types, *former):
+        _TOO_OLD[model_type] = f"before transformers {first}, {why}; {installed} is installed"
     return family
 
 
@@ -91,9 +114,14 @@ def supported_model_types() -> list[str]:
     return list(families())
 
 
+def refused_by_version() -> dict[str, str]:
+    """Why model types of ours are refused that the installed transformers is too old for."""
+    return dict(_TOO_OLD)
+
+
 def refused_types() -> dict[str, str]:
     """Why each image-text type is refused that is not supported: of the installed transformers, and all known ones."""
-    named = {name: REASONS.get(name, UNTRIED) for name in (*image_text_types(), *REASONS)}
+    named = {name: REASONS.get(name, UNTRIED) for name in (*image_text_types(), *REASONS)} | _TOO_OLD
     return {name: reason for name, reason in sorted(named.items()) if name not in families()}
 
 
@@ -116,6 +144,6 @@ def family_of(model: Any) -> Family:
     known = families()
     if not isinstance(model, nn.Module) or model_type not in known:
         what = f"model type {model_type!r}" if model_type else f"{type(model).__name__} object"
-        why = f": {REASONS[model_type]}" if model_type in REASONS else ""
+        why = f": {reason}" if (reason := {**REASONS, **_TOO_OLD}.get(model_type)) else ""
         raise UnsupportedModelError(f"{what} is not supported{why}; supported model types: {', '.join(known)}")
     return known[model_type].with_tower(model.config)

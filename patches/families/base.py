@@ -204,6 +204,8 @@ class Family:
         first_decoder_cut: lowest decoder layer before which tokens can leave, of the base's config.
         usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about;
             empty where a family has a vision tower of its own.
+        readable_towers: values of it for other towers that `encoder` is true of, but between whose layers tokens cannot
+            leave.
         other_towers: the facts with other vision towers, by that value.
     """
 
@@ -228,12 +230,14 @@ class Family:
     no_decoder_stage: str | None = None
     first_decoder_cut: Callable[[Any], int] = lambda config: 1
     usual_towers: tuple[str, ...] = ()
+    readable_towers: tuple[str, ...] = ()
     other_towers: Mapping[str, Family] = field(default_factory=dict)
 
     def with_tower(self, config: Any) -> Family:
         """The facts for the vision tower that a model has.
 
-        Those of the family, those of `other_towers`, or, for an unknown tower, the family's without its encoder.
+        Those of the family, those of `other_towers`, or the family's without its encoder's layers, or, for an unknown
+        tower, without its encoder.
         """
         tower = getattr(getattr(config, "vision_config", None), "model_type", None)
         if not self.usual_towers or tower in self.usual_towers:
@@ -241,6 +245,9 @@ class Family:
         for other, family in self.other_towers.items():
             if tower == other:
                 return family
+        if tower in self.readable_towers and self.encoder is not None:
+            encoder = replace(self.encoder, layers=None, embeddings=None)
+            return replace(self, encoder=encoder, no_encoder_stage=f"its vision tower is of type {tower!r}")
         nothing = f"nothing is known about its vision tower of type {tower!r}"
         return replace(self, encoder=None, no_encoder_stage=nothing)
 

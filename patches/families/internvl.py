@@ -27,5 +27,6 @@ FAMILY = register_family(
         default_keep=0.5,
         shape=square,
         encoder=EncoderFacts(attention=vision_attention, regroup=regroup, has_cls=has_cls),
+        usual_towers=("internvl_vision", "qianfan_ocr_vision"),
     )
 )

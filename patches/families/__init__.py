@@ -48,6 +48,9 @@ from . import (
     video_llava,
     vipllava,
 )
+from .registry import note_ours
+
+note_ours()
 
 __all__ = [
     "aria",

@@ -42,7 +42,7 @@ REASONS: dict[str, str] = {
     "instructblipvideo": _QUERIES,
     "kosmos-2": _QUERIES,
     "kosmos-2.5": _QUERIES,
-    "llama4": "it has no base model below its head, and attends in chunks",
+    "llama4": "transformers 5.24 fails on every call of its class, and its layers attend in chunks that count columns",
     "minimax_m3_vl": "its sparse attention takes position ids for columns of the KV cache",
     "mistral4": "it is a language model without pictures",
     "mistral_large4": _SPARSE,

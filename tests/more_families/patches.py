@@ -63,9 +63,11 @@ def qwen2_5_omni_thinker():
 
 
 def qwen3_omni_moe_thinker():
+    # Its code knows how many tokens are made of 100 frames, and of no other window.
+    audio = _AUDIO | dict(downsample_hidden_size=8, n_window=50, n_window_infer=100, max_source_positions=16)
     text = mrope_text([2, 1, 1]) | _EXPERTS | dict(head_dim=8)
     config = transformers.Qwen3OmniMoeThinkerConfig(
-        audio_config=_AUDIO | dict(downsample_hidden_size=8, n_window_infer=4), vision_config=DEEPSTACK,
+        audio_config=audio, vision_config=DEEPSTACK,
         text_config=text, audio_token_id=98, audio_start_token_id=96, **QWEN_IDS,
     )  # fmt: skip
     return transformers.Qwen3OmniMoeThinkerForConditionalGeneration(config)

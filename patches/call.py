@@ -85,7 +85,7 @@ class ForwardCall:
         Only a call that a head began is looked at, and only where it reaches the base model.
         """
         heads = self.calls.heads
-        if self.outermost >= len(heads) or depth != len(heads):
+        if self.outermost >= len(heads) or depth != len(heads) or heads[-1] is self.calls.base:
             return True
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not self.frame:
@@ -142,15 +142,16 @@ class Calls:
     """The calls of one pruned model.
 
     Args:
-        heads: the modules above its base model.
+        heads: the modules above its base model; the last may be the base model itself.
+        base: the base model.
 
     Attributes:
         in_flight: calls that have begun and not ended, in all threads, by id.
         closed: whether the pruning has been removed, so that none may begin.
     """
 
-    def __init__(self, heads: Sequence[nn.Module]):
-        self.heads = tuple(heads)
+    def __init__(self, heads: Sequence[nn.Module], base: nn.Module):
+        self.heads, self.base = tuple(heads), base
         self.in_flight: dict[int, ForwardCall] = {}
         self.closed = False
 
@@ -158,7 +159,8 @@ class Calls:
         """The calls of a copied model, of which none is in flight."""
         new = object.__new__(type(self))
         memo[id(self)] = new
-        new.heads, new.in_flight, new.closed = copy.deepcopy(self.heads, memo), {}, self.closed
+        new.heads, new.base = copy.deepcopy(self.heads, memo), copy.deepcopy(self.base, memo)
+        new.in_flight, new.closed = {}, self.closed
         return new
 
     @property

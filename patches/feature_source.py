@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .encoder_activations import EncoderActivations
+from .families.base import Family, Kind
 
 
 @dataclass
@@ -62,11 +63,30 @@ def feature_lengths(output: Any) -> list[int]:
     features = getattr(output, "pooler_output", output)
     if isinstance(features, (list, tuple)) and features and isinstance(features[0], (list, tuple)):
         features = features[0]  # (features per input, deepstack planes), transformers 4
+    if isinstance(features, tuple) and len({getattr(f, "ndim", 0) for f in features}) > 1:
+        features = features[0]  # (features, those of indicator tokens): Ovis 2, transformers 4
     if isinstance(features, Tensor):
         return [features.shape[1:-1].numel()] * len(features) if features.ndim in (3, 4) else []
     if all(isinstance(f, Tensor) for f in features):  # (N, D), or (frames, N, D) of a video
         return [f.shape[:-1].numel() for f in features]
     return []
+
+
+def input_lengths(family: Family, config: Any, kind: Kind, output: Any, arguments: Mapping[str, Any]) -> list[int]:
+    """Number of features of each visual input that a feature function returned.
+
+    Args:
+        family: the facts about the model's type.
+        config: of the model.
+        kind: of the inputs.
+        output: of the feature function.
+        arguments: of it, without pixels; empty if not known.
+    """
+    returned = family.lengths(config, feature_lengths(output))
+    if len(returned) > 1 or family.lengths_by_grid is None:
+        return returned
+    by_grid = family.lengths_by_grid(config, kind, arguments)
+    return returned if by_grid is None else by_grid
 
 
 def same_features(one: Any, other: Any) -> bool:

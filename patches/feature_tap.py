@@ -15,7 +15,7 @@ from torch import Tensor
 from .call import innermost
 from .encoder_parts import EncoderParts
 from .families.base import Family, Kind
-from .feature_source import FeatureSource, feature_lengths, same_features
+from .feature_source import FeatureSource, input_lengths, same_features
 from .modules import named_arguments
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class FeatureTap:
         }
         with self.parts.running(self.kind, arguments) as run:
             output = self.original(*args, **kwargs)
-        lengths = self.family.lengths(self.base.config, feature_lengths(output))
+        lengths = input_lengths(self.family, self.base.config, self.kind, output, arguments)
         activations = run.activations(self.base, self.family, lengths, arguments, named)
         source = FeatureSource(len(lengths), arguments, activations)
         if not isinstance(output, (Tensor, list, tuple)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -38,26 +39,30 @@ def text_model_of(base: nn.Module, family: Family) -> Any:
     Raises:
         UnsupportedModelError: for a class that wraps a model of the family.
     """
-    try:
-        return base.get_submodule(family.text_model)
-    except AttributeError:
-        raise UnsupportedModelError(
-            f"{type(base).__name__} is not supported: it has no {family.text_model!r}, where the text model of its "
-            "model type is; prune the model inside it that generates text"
-        ) from None
+    paths = (family.text_model,) if isinstance(family.text_model, str) else family.text_model
+    for path in paths:
+        with contextlib.suppress(AttributeError):
+            return base.get_submodule(path)
+    raise UnsupportedModelError(
+        f"{type(base).__name__} is not supported: it has no {' or '.join(map(repr, paths))}, where the text model of "
+        "its model type is; prune the model inside it that generates text"
+    )
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
-    """The modules from the one that the user holds down to the language-model head, without the base model.
+    """The modules from the one that the user holds down to the language-model head.
+
+    The base model is none of them, except where one module is both: where a model merges visual features in its head.
 
     Raises:
         UnsupportedModelError: if the head reads one token of each row, as classifiers and reward models do.
     """
     base, head = base_of(model), unwrapped(model)
-    if head is base:
-        return []
     can_generate = getattr(head, "can_generate", None)
-    if can_generate is None or not can_generate():
+    generates = can_generate is not None and bool(can_generate())
+    if head is base and not generates:
+        return []
+    if not generates:
         raise UnsupportedModelError(
             f"{type(head).__name__} is not supported: its head picks the place that it reads of each row in the "
             f"unpruned sequence; prune a model that generates text, or its base model alone ({type(base).__name__})"

@@ -89,7 +89,7 @@ class Pruner(Unpicklable):
     ):
         config = PruningConfig.of(model, family, acting, positions, history)
         self.config = config
-        self.calls = Calls(config.heads)
+        self.calls = Calls(config.heads, config.base)
         self.since = datetime.now().astimezone()
         self.records: list[Record] = []
         self.last: tuple[int, Packing | None] = (0, None)
@@ -133,15 +133,19 @@ class Pruner(Unpicklable):
         self.calls.forget()
         self._attachment.detach()
 
-    def _depth(self, module: nn.Module) -> int:
+    def _depth(self, module: nn.Module, first: int = 0) -> int:
         """Where a module is among those that a call passes, from the outside in.
+
+        Args:
+            module: that is entered.
+            first: depth from which on it is looked for: a head may be the base model as well.
 
         Raises:
             RuntimeError: for a replica of it, which shares its hooks.
         """
         config = self.config
         for depth, known in enumerate((*config.heads, config.base, config.text)):
-            if module is known:
+            if module is known and depth >= first:
                 return depth
         raise RuntimeError(
             "this is a replica of a pruned model, as nn.DataParallel makes them, and hooks do not follow to replicas; "
@@ -185,7 +189,7 @@ class Pruner(Unpicklable):
         visual = VisualInputs.of(config.base, config.family, arguments, self._attachment.source_of)
         if visual is None and config.family.masks == "text" and self.calls.current() is None:
             return None  # as at every decode step
-        call = self.calls.enter(self._depth(module), calling_frame())
+        call = self.calls.enter(self._depth(module, len(config.heads)), calling_frame())
         call.visual = visual
         if config.family.masks == "text":
             return None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .encoder_activations import EncoderActivations
 from .families.base import Family, InputFacts, Kind, VisualShape
-from .feature_source import FeatureSource, feature_lengths
+from .feature_source import FeatureSource, input_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ class VisualInputs:
 
     def record_features(self, kind: Kind, output: Any, source: FeatureSource | None) -> None:
         """Note the encoder output that fills the placeholders of a kind, and where it came from."""
-        self.lengths[kind] = self.family.lengths(self.base.config, feature_lengths(output))
+        arguments = {} if source is None else source.arguments
+        self.lengths[kind] = input_lengths(self.family, self.base.config, kind, output, arguments)
         if source is not None:
             self.sources[kind] = source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
+from packaging.version import Version
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
@@ -49,7 +50,8 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+TRANSFORMERS = Version(transformers.__version__)
+TRANSFORMERS_4 = TRANSFORMERS.major == 4
 VOCAB, IMAGE, VIDEO, VISION_START, VISION_END, EOS = 99, 90, 91, 92, 93, 2
 TEXT = dict(
     hidden_size=32,

@@ -15,10 +15,11 @@ import transformers
 from packaging.version import Version
 
 from tokenprune.patches.families.base import Family
-from tokenprune.patches.families.registry import family_by_type
+from tokenprune.patches.families.registry import family_by_type, family_of
+from tokenprune.patches.modules import base_of, text_model_of
 
 from . import builders
-from .builders import IMAGE, TEXT, TRANSFORMERS_4, VISION_END, VISION_START, spread_weights
+from .builders import IMAGE, TEXT, TRANSFORMERS, VISION_END, VISION_START, spread_weights
 from .family_case import (
     FamilyCase,
     Picture,
@@ -42,7 +43,7 @@ __all__ = ["TEXT", "FamilyCase", "Picture", "spread_weights"]  # some tests buil
 ENCODES_FIRST = hasattr(transformers.GenerationMixin, "_expand_multimodal_outputs")
 
 
-CROPS = FamilyCase(builders.llava_next, ((40, 24), (20, 48), (48, 44)), pixels=crops)
+CROPS = FamilyCase(builders.llava_next, ((40, 24), (20, 48), (48, 44)), pixels=crops, uniform=True)
 QWEN = FamilyCase(
     builders.qwen2_vl, ((4, 6), (8, 4), (6, 6)), video=True, pixels=patches, runs=runs_of_patches, fenced=True,
     further=types_of_placeholders,
@@ -63,7 +64,7 @@ FAMILIES = {
     "idefics3": TILES,
     "mistral3": FamilyCase(builders.mistral3, ((24, 32), (40, 24), (32, 32)), pixels=sized, runs=runs_by_raster_row),
     "gemma3": FamilyCase(builders.gemma3, blocks="picture"),
-    "paligemma": FamilyCase(builders.paligemma, blocks="prompt"),
+    "paligemma": FamilyCase(builders.paligemma, blocks="prompt", since="5.0"),
     "qwen3_5": replace(QWEN3_5, build=builders.qwen3_5, config="Qwen3_5Config"),
 }
 #: Families of which the same holds as of one above: generic tests run over them with FULL=1 alone.
@@ -85,17 +86,14 @@ ALIKE = {
 
 def _known(cases: dict[str, FamilyCase]) -> dict[str, FamilyCase]:
     """Those that the installed transformers has."""
-    here = Version(transformers.__version__)
     return {
         name: case
         for name, case in cases.items()
-        if hasattr(transformers, case.config or "LlavaConfig") and here >= Version(case.since or "0")
+        if hasattr(transformers, case.config or "LlavaConfig") and Version(case.since or "0") <= TRANSFORMERS
     }
 
 
-NEWER = {name: case for name, case in {**FAMILIES, **ALIKE, **MORE}.items() if case.config}  # than some versions
-if TRANSFORMERS_4:
-    del FAMILIES["paligemma"]
+NEWER = {name: case for name, case in {**FAMILIES, **ALIKE, **MORE}.items() if case.config or case.since}  # than some
 FAMILIES, ALIKE, MORE = _known(FAMILIES), _known(ALIKE), _known(MORE)
 if os.environ.get("FULL") == "1":
     FAMILIES |= ALIKE
@@ -132,8 +130,7 @@ def facts_of(name: str) -> Family:
 
 def text_of(model):
     """The text model."""
-    base = model.model
-    return base.text_model if hasattr(base, "text_model") else base.language_model
+    return text_model_of(base_of(model), family_of(model))
 
 
 @dataclass(frozen=True)
@@ -167,6 +164,7 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
                 sequence += text(part)
                 continue
             kind, token = ("video", case.video_token) if part.frames else ("image", IMAGE)
+            start, end = case.video_fence if part.frames else (VISION_START, VISION_END)
             columns = []
             for j, run in enumerate(next(counts[kind])):
                 if j:
@@ -174,10 +172,10 @@ def make_batch(name: str, rows: list[list], seed: int = 0) -> Batch:
                 if j and case.by_frame and part.frames:
                     visuals.append((row, columns, kind))
                     columns = []
-                sequence += [VISION_START] if case.fenced else []
+                sequence += [start] if case.fenced else []
                 columns += range(len(sequence), len(sequence) + run)
                 sequence += [token] * run
-                sequence += [VISION_END] if case.fenced else []
+                sequence += [end] if case.fenced else []
             visuals.append((row, columns, kind))
         ids.append(sequence)
     length = max(map(len, ids))
@@ -196,8 +194,8 @@ def ragged_batch(name: str, video: bool = False, seed: int = 0) -> Batch:
     sizes = CASES[name].sizes
     if video:
         clip, other = Picture((4, 4), 2), Picture((4, 6), 2)
-        if name in ANYRES:
-            other = clip  # its processor gives all videos of a batch one shape
+        if CASES[name].uniform:
+            other = clip
         return make_batch(name, [[3, clip, 4], [2, Picture(sizes[0]), 2, other, 3], [19, clip, 5], [9]], seed)
     a, b, c = (sizes * 3)[:3]
     return make_batch(name, [[3, Picture(a), 5], [2, Picture(b), 3, Picture(c), 4], [23, Picture(c), 6], [11]], seed)
@@ -209,7 +207,7 @@ def small_batch(name: str, video: bool = False) -> Batch:
     if not video:
         return make_batch(name, [[3, Picture(a), 5], [2, Picture(b), 3, Picture(c), 4], [11]])
     clip, wide = (Picture((4 * case.scale, width * case.scale), 2) for width in (4, 6))
-    other = clip if name in ANYRES else wide
+    other = clip if case.uniform else wide
     second = Picture(a) if case.mixed else clip
     return make_batch(name, [[3, clip, 4], [2, second, 2, other, 3], [9]])
 

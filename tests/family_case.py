@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .builders import LLAVA_SIDE, PATCH, VIDEO
+from tokenprune.patches.families.registry import family_of
+from tokenprune.patches.feature_source import input_lengths
+from tokenprune.patches.modules import base_of
+
+from .builders import LLAVA_SIDE, PATCH, VIDEO, VISION_END, VISION_START
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,11 @@ def feature_arguments(base: Any, inputs: dict[str, Tensor], kind: str) -> dict[s
 
 def runs_of_features(model: Any, inputs: dict[str, Tensor], kind: str) -> Runs:
     """One run for each of the features that the model returns."""
+    base = base_of(model)
+    arguments = feature_arguments(base, inputs, kind)
     with torch.no_grad():
-        features = getattr(model.model, f"get_{kind}_features")(**feature_arguments(model.model, inputs, kind))
-    features = getattr(features, "pooler_output", features)
-    return [[f.shape[:-1].numel()] for f in features]
+        features = getattr(base, f"get_{kind}_features")(**arguments)
+    return [[length] for length in input_lengths(family_of(model), base.config, kind, features, arguments)]
 
 
 def runs_of_patches(model: Any, inputs: dict[str, Tensor], kind: str) -> Runs:
@@ -183,17 +188,19 @@ class FamilyCase:
         blocks: what attends to itself both ways, each `"picture"` or the whole `"prompt"`. Pictures as
             `mm_token_type_ids` tell them: `"sliding"`, in sliding-window layers alone, or `"both"`, in all.
         config: its class of configs in transformers; "" where all supported versions have it.
-        since: the first tested transformers that has it in the form that the library knows; "" where all do.
+        since: the first transformers with which the library takes it; "" where all do.
         model_type: of the family, where it is not the name of the case.
         pixels: vision inputs of a batch, as the family's processor would shape them.
         runs: placeholders of each visual input of a kind, by unbroken run.
         fenced: whether a token stands before each run, and one behind it.
         video_token: placeholder of videos.
+        video_fence: the tokens before and behind each run of a video.
         further: further inputs of the model, `further(ids, visuals, accepted)`.
         aligned: arguments of the text model that have a value for each column, (B, L, ...).
         as_padding: whether the model embeds a placeholder that it has generated as padding.
         step: arguments of the text model at a decode step, `step(model, tokens)`.
         mixed: whether a batch may have images and videos.
+        uniform: whether all videos of a batch have one shape, as the family's processor makes them.
         frames: of a video of two frames, (T, H, W)[0] of its raster.
         scale: of videos, over 4 x 4 patches.
         by_frame: whether each frame of a video is an input of its own.
@@ -212,11 +219,13 @@ class FamilyCase:
     runs: Callable[[Any, dict[str, Tensor], str], Runs] = runs_of_features
     fenced: bool = False
     video_token: int = VIDEO
+    video_fence: tuple[int, int] = (VISION_START, VISION_END)
     further: Callable[..., dict[str, Tensor]] = nothing
     aligned: tuple[str, ...] = ()
     as_padding: bool = False
     step: Callable[[Any, Tensor], dict[str, Tensor]] = nothing
     mixed: bool = True
+    uniform: bool = False
     frames: int = 2
     scale: int = 1
     by_frame: bool = False

@@ -241,10 +241,11 @@ def native_short(
         planes = {}
         if text["planes"]:
             visual, here = text["planes"]["visual_pos_masks"], torch.zeros_like(keep)
+            marks = visual if visual.ndim == 2 else visual[..., 0]  # transformers 4 has it along the features
             here[row, columns] = True
             planes = dict(
                 visual_pos_masks=visual[row : row + 1, columns],
-                deepstack_visual_embeds=[p[here[visual]] for p in text["planes"]["deepstack_visual_embeds"]],
+                deepstack_visual_embeds=[p[here[marks]] for p in text["planes"]["deepstack_visual_embeds"]],
             )
             if not planes["visual_pos_masks"].any():
                 planes = {}

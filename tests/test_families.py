@@ -1,5 +1,6 @@
 """Families of one's own: registered in a process, or by an installed package."""
 
+import copy
 import importlib.util
 import os
 import subprocess
@@ -9,7 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GitConfig, GitForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    GitConfig,
+    GitForCausalLM,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    dynamic_module_utils,
+)
 
 import tokenprune
 from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, register_family, remove_pruning
@@ -18,7 +26,7 @@ from tokenprune.patches.families.base import feature_layer, layers_below_feature
 from tokenprune.patches.families.refusals import REASONS, image_text_types
 from tokenprune.plugins import use_builtin_only
 
-from .families import CASES, get_model, ragged_batch
+from .families import CASES, TEXT, get_model, ragged_batch, small_batch
 from .oracles import check_against_oracles
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_family"
@@ -58,8 +66,7 @@ def model(monkeypatch):
 
 @pytest.mark.parametrize(("policy", "merges"), [("divprune", False), ("fopru", False), ("visionzip", True)])
 def test_the_example_is_held_to_the_oracles(example, model, policy, merges):
-    with pytest.raises(UnsupportedModelError, match="house_llava"):
-        apply_pruning(model, policy)
+    assert "house_llava" not in tokenprune.list_supported_models()
     assert register_family(example.FAMILY) is example.FAMILY
     assert "house_llava" in tokenprune.list_supported_models()
     check_against_oracles(model, ragged_batch("llava"), policy, 0.3, "original", merges)
@@ -155,11 +162,85 @@ def test_layers_below_a_feature_end_with_its_layer(index, count):
     assert list(layers_below_feature(range(5), index)) == list(range(count))
 
 
+def test_a_class_that_derives_from_a_supported_one_has_its_family(model):
+    """Under its model type, or under one of its own."""
+
+    class Renamed(LlavaForConditionalGeneration):
+        pass
+
+    stock = get_model("llava")
+    same = Renamed(stock.config).to(torch.float64).eval()
+    same.load_state_dict(stock.state_dict())
+    same.generation_config = stock.generation_config
+    for each in (same, model, peft_of(model)):
+        assert registry.family_of(each) == registry.family_by_type("llava")
+    for each in (same, model):
+        check_against_oracles(each, small_batch("llava"), "visionzip", 0.3, "original", True, steps=2)
+    alone = model.model
+    assert registry.family_of(alone) == registry.family_by_type("llava")
+
+
+def peft_of(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))
+
+
+REMOTE = """
+from transformers import {name}Config, {name}ForConditionalGeneration
+
+class Mine({name}ForConditionalGeneration):
+    config_class = {name}Config
+"""
+
+
+def remote(folder, name, monkeypatch):
+    """A class as a checkpoint brings it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder / "modules"))
+    (folder / "modeling_mine.py").write_text(REMOTE.format(name=name))
+    return dynamic_module_utils.get_class_from_dynamic_module("modeling_mine.Mine", folder)
+
+
+def test_code_of_a_checkpoint_is_refused_unless_a_family_is_registered_for_it(example, tmp_path, monkeypatch):
+    made = remote(tmp_path, "Llava", monkeypatch)
+    assert made.__module__.startswith("transformers_modules.")
+    model = made(get_model("llava").config)
+    for each in (model, peft_of(model)):
+        with pytest.raises(UnsupportedModelError, match=r"'llava' is not supported: .*remote code.*replace=True"):
+            apply_pruning(each, "divprune")
+    config = HouseLlavaConfig(**{k: v for k, v in model.config.to_dict().items() if k != "model_type"})
+    renamed = made(config)
+    with pytest.raises(UnsupportedModelError, match=r"'house_llava' is not supported: .*remote code"):
+        apply_pruning(renamed, "divprune")
+    register_family(example.FAMILY)
+    remove_pruning(apply_pruning(renamed, "divprune"))
+    register_family(replace(registry.family_by_type("llava"), no_encoder_stage="theirs"), replace=True)
+    remove_pruning(apply_pruning(model, "divprune"))
+
+
 def test_every_image_text_type_of_transformers_is_supported_or_refused_by_name():
-    known = set(registry.families())
-    assert set(image_text_types()) <= known | set(REASONS)
-    assert not known & set(REASONS)
-    assert set(registry.refused_types()) == set(REASONS)
+    known, too_old = set(registry.families()), set(registry.refused_by_version())
+    assert set(image_text_types()) <= known | too_old | set(REASONS)
+    assert not known & (too_old | set(REASONS))
+    assert set(registry.refused_types()) == too_old | set(REASONS)
+
+
+@pytest.mark.parametrize(("first", "taken"), [("5.0", True), ("5.24", True), ("5.24.1", False), ("6", False)])
+def test_a_family_may_need_a_version_of_transformers(example, monkeypatch, first, taken):
+    monkeypatch.setattr(registry, "version", lambda name: "5.24.0")
+    monkeypatch.setattr(registry, "_TOO_OLD", {})
+    config = HouseLlavaConfig(vision_config=get_model("llava").config.vision_config, text_config=LlamaConfig(**TEXT))
+    registry.register_since(first, "its masks are its own", example.FAMILY, "house-llava")
+    assert ("house_llava" in registry.families()) is taken
+    assert set(registry.refused_by_version()) == (set() if taken else {"house_llava", "house-llava"})
+    assert ("house_llava" in registry.refused_types()) is not taken
+    model = HouseLlava(config)
+    if taken:
+        apply_pruning(model, "divprune")
+        return
+    why = f"'house_llava' is not supported: before transformers {first}, its masks are its own; 5.24.0 is installed;"
+    with pytest.raises(UnsupportedModelError, match=why):
+        apply_pruning(model, "divprune")
 
 
 def test_a_refused_type_is_told_why():

@@ -96,7 +96,8 @@ def test_second_turn(family):
         turn = dict(input_ids=ids, attention_mask=F.pad(batch.inputs["attention_mask"], (0, added), value=1))
         run = generate(model, turn, STEPS, past_key_values=first.past_key_values)
     again = case.further(ids, batch.visuals, batch.inputs)
-    full, kept = Batch({**batch.inputs, **turn, **again}, batch.visuals), F.pad(kept, (0, added), value=True)
+    types = {k: F.pad(v, (0, added)) for k, v in batch.inputs.items() if k == "token_type_ids"}
+    full, kept = Batch({**batch.inputs, **turn, **types, **again}, batch.visuals), F.pad(kept, (0, added), value=True)
     if case.hybrid:
         assert_same(run, native_short(model, full, kept, "compact", STEPS), 1e-3)
     else:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from tokenprune.eval.files import markdown_table
 from tokenprune.patches import families
-from tokenprune.patches.families import paligemma
 from tokenprune.patches.families.base import Family
 
 
 def built_in() -> dict[str, Family]:
-    """Families by model type, without those of installed packages. PaliGemma is named whatever transformers is."""
-    modules = (module for module in vars(families).values() if hasattr(module, "FAMILY"))
-    found = [module.FAMILY for module in (*modules, paligemma)]
+    """Families by model type, without those of installed packages; all of them, whatever transformers is installed."""
+    found = [module.FAMILY for module in vars(families).values() if hasattr(module, "FAMILY")]
     return {model_type: family for family in found for model_type in family.model_types}
 
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import StoppingCriteria
 
 from ...patches.families.registry import family_of
-from ...patches.modules import base_of
+from ...patches.modules import base_of, text_model_of
 
 
 def now(device: torch.device) -> float:
@@ -64,7 +64,7 @@ def decoder_flops(model: Any, cache: Any) -> int:
         model: a supported model.
         cache: filled by the prefill.
     """
-    text = base_of(model).get_submodule(family_of(model).text_model)
+    text = text_model_of(base_of(model), family_of(model))
     total = 0
     for layer, of_layer in zip(text.layers, cache.layers, strict=True):
         batch, _, length, _ = of_layer.keys.shape

@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from ...patches.families.registry import family_of
-from ...patches.modules import base_of
+from ...patches.modules import base_of, text_model_of
 from ..prefill import WARM_UP
 from ..setting import PruningSetting
 
@@ -55,7 +55,7 @@ class Costs:
             new_tokens: to generate.
         """
         base = base_of(model)
-        decoder = base.get_submodule(family_of(model).text_model)
+        decoder = text_model_of(base, family_of(model))
         inside = {id(p) for p in decoder.parameters()}
         of_decoder = sum(p.numel() for layer in decoder.layers for p in layer.parameters())
         encoder = [p for p in base.parameters() if id(p) not in inside and p.ndim > 1]
@@ -136,7 +136,7 @@ class Work:
     def encoding(self, model: Any) -> Iterator[None]:
         """A context in which the layers of the vision encoder are noted one by one."""
         base = base_of(model)
-        inside = set(base.get_submodule(family_of(model).text_model).modules())
+        inside = set(text_model_of(base, family_of(model)).modules())
         lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and m not in inside]
         layers = max(lists, key=len, default=())
         cost = self.costs.encode / max(1, len(layers)) if self.costs else 0.0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...patches.families.registry import family_of
-from ...patches.modules import base_of
+from ...patches.modules import base_of, text_model_of
 from ..profile.counting import now
 from ..setting import PruningSetting
 from .asking import Asker
@@ -154,7 +154,7 @@ class Costs:
 
 
 def _layers(model: Any) -> Any:
-    return base_of(model).get_submodule(family_of(model).text_model).layers
+    return text_model_of(base_of(model), family_of(model)).layers
 
 
 def _width(attention: Any, projection: str, side: str) -> int:

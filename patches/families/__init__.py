@@ -38,14 +38,19 @@ from . import (
     ovis2,
     paddleocr_vl,
     paligemma,
+    qwen2_5_omni,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_5,
+    qwen3_omni,
     qwen3_vl,
     video_llama_3,
     video_llava,
     vipllava,
 )
+from .registry import note_ours
+
+note_ours()
 
 __all__ = [
     "aria",
@@ -80,9 +85,11 @@ __all__ = [
     "ovis2",
     "paddleocr_vl",
     "paligemma",
+    "qwen2_5_omni",
     "qwen2_5_vl",
     "qwen2_vl",
     "qwen3_5",
+    "qwen3_omni",
     "qwen3_vl",
     "video_llama_3",
     "video_llava",

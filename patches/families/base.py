@@ -199,12 +199,15 @@ class Family:
         model_types: values of `config.model_type`.
         positions: `"1d"` RoPE or `"mrope"`, multi-axis RoPE whose positions have rows (t, h, w).
         default_keep: keep ratio where the caller gives none; conservative.
-        text_model: attribute path of the text model inside the base model.
+        text_model: attribute path of the text model inside the base model; several, where versions of transformers
+            differ: the first that a model has.
         kinds: visual inputs that the family takes.
         placeholder: id of the token that stands for a kind of visual input, `placeholder(config, kind)`.
         shape: layout of one visual input.
         lengths: placeholders of each visual input, given the lengths of what the feature function returns,
             `lengths(config, returned)`: some return several inputs as one.
+        lengths_by_grid: placeholders of each visual input by their sizes, `lengths_by_grid(config, kind, arguments)`,
+            where a version of transformers returns the features of all inputs as one; None where sizes are not known.
         extras: new values of further arguments of the text model that are aligned with the sequence.
         layer_arguments: further arguments of decoder layers that have a value for each column, (B, L, ...).
         encoder: facts about the vision encoder, for policies that read it.
@@ -221,17 +224,20 @@ class Family:
         first_decoder_cut: lowest decoder layer before which tokens can leave, of the base's config.
         usual_towers: values of `config.vision_config.model_type` that `shape`, `encoder` and the like are about;
             empty where a family has a vision tower of its own.
+        readable_towers: values of it for other towers that `encoder` is true of, but between whose layers tokens cannot
+            leave.
         other_towers: the facts with other vision towers, by that value.
     """
 
     model_types: tuple[str, ...]
     positions: Literal["1d", "mrope"] = "1d"
     default_keep: float = 0.25
-    text_model: str = "language_model"
+    text_model: str | tuple[str, ...] = "language_model"
     kinds: tuple[Kind, ...] = ("image",)
     placeholder: Callable[[Any, Kind], int] = named_token
     shape: Callable[[InputFacts], VisualShape] = unknown_shape
     lengths: Callable[[Any, list[int]], list[int]] = as_returned
+    lengths_by_grid: Callable[[Any, Kind, Mapping[str, Any]], list[int] | None] | None = None
     extras: Callable[[PrunedSequence], dict[str, Any]] = no_extras
     layer_arguments: tuple[str, ...] = ()
     encoder: EncoderFacts | None = None
@@ -244,12 +250,14 @@ class Family:
     no_decoder_stage: str | None = None
     first_decoder_cut: Callable[[Any], int] = lambda config: 1
     usual_towers: tuple[str, ...] = ()
+    readable_towers: tuple[str, ...] = ()
     other_towers: Mapping[str, Family] = field(default_factory=dict)
 
     def with_tower(self, config: Any) -> Family:
         """The facts for the vision tower that a model has.
 
-        Those of the family, those of `other_towers`, or, for an unknown tower, the family's without its encoder.
+        Those of the family, those of `other_towers`, or the family's without its encoder's layers, or, for an unknown
+        tower, without its encoder.
         """
         tower = getattr(getattr(config, "vision_config", None), "model_type", None)
         if not self.usual_towers or tower in self.usual_towers:
@@ -257,6 +265,9 @@ class Family:
         for other, family in self.other_towers.items():
             if tower == other:
                 return family
+        if tower in self.readable_towers and self.encoder is not None:
+            encoder = replace(self.encoder, layers=None, embeddings=None)
+            return replace(self, encoder=encoder, no_encoder_stage=f"its vision tower is of type {tower!r}")
         nothing = f"nothing is known about its vision tower of type {tower!r}"
         return replace(self, encoder=None, no_encoder_stage=nothing, no_pixel_stage=nothing)
 

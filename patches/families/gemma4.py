@@ -34,6 +34,8 @@ def _frames(facts: InputFacts | EncoderValues) -> list[list[Positions]] | None:
     positions = facts.arguments.get(f"{facts.kind}_position_ids")
     if positions is None:
         return None
+    if positions.ndim == 4:  # (videos, frames, M, 2), before transformers 5.24
+        return [list(video) for video in positions.cpu()]
     frames = list(positions.cpu())
     counts = [1] * len(frames) if facts.kind == "image" else facts.arguments["num_frames_per_video"].tolist()
     return [frames[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))]

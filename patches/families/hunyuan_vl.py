@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from . import merged_patches, qwen2_vl
-from .base import EncoderFacts, InputFacts, VisualShape, last_attention
+from .base import EncoderFacts, InputFacts, Kind, VisualShape, last_attention
 from .registry import register_family
 
 
@@ -20,12 +22,22 @@ def shape(facts: InputFacts) -> VisualShape:
     return VisualShape(((1, h, w),), (0, *(1 + y * (w + 1) + w for y in range(h)), facts.length - 1))
 
 
+def lengths(config: Any, kind: Kind, arguments: Mapping[str, Any]) -> list[int] | None:
+    """Tokens of each image, with its separators: before transformers 5.24 all images come as one."""
+    grids = merged_patches.grids_of(kind, arguments)
+    if grids is None:
+        return None
+    merge = merged_patches.square_merge(config, kind)
+    return [h * (w + 1) + 2 for _, h, w in (merged_patches.merged_grid(grid, merge) for grid in grids)]
+
+
 FAMILY = register_family(
     replace(
         qwen2_vl.FAMILY,
         model_types=("hunyuan_vl",),
         kinds=("image",),
         shape=shape,
+        lengths_by_grid=lengths,
         encoder=EncoderFacts(
             attention=last_attention("vision_tower.layers"), regroup=merged_patches.regroup(by_row=True)
         ),

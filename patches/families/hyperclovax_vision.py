@@ -12,5 +12,6 @@ FAMILY = register_family(
         exaone4_5.FAMILY,
         model_types=("hyperclovax_vision_v2",),
         encoder=qwen2_vl.encoder_facts("vision_model"),
+        usual_towers=("qwen2_5_vl_vision",),
     )
 )

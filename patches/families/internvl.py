@@ -50,5 +50,6 @@ FAMILY = register_family(
             raster_layers=layers_to_feature,
             patches_per_token=patches_per_token,
         ),
+        usual_towers=("internvl_vision", "qianfan_ocr_vision"),
     )
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import llava
 from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape
 from .merged_patches import mean_of_patches, merged_grid
-from .registry import register_family
+from .registry import register_since
 
 
 def shape(facts: InputFacts) -> VisualShape:
@@ -36,7 +36,9 @@ def regroup(output: EncoderValues) -> list[Tensor]:
     ]
 
 
-FAMILY = register_family(
+FAMILY = register_since(
+    "5.5",
+    "its text model has a KV cache of its own class, which cannot hold fewer columns than were fed",
     Family(
         model_types=("lfm2_vl",),
         default_keep=0.5,
@@ -44,5 +46,6 @@ FAMILY = register_family(
         encoder=EncoderFacts(attention=vision_attention, regroup=regroup),
         no_decoder_stage="its convolution layers would not forget them",
         usual_towers=("siglip2_vision_model",),
-    )
+    ),
+    "lfm2-vl",
 )

@@ -31,9 +31,22 @@ def inner_tower(tower: Any) -> Any:
     return getattr(tower, "vision_model", tower)
 
 
+def layers_of(tower: Any) -> Any:
+    """All layers of a tower of `TOWERS` or `READABLE_TOWERS`."""
+    tower = inner_tower(tower)
+    stack = getattr(tower, "encoder", getattr(tower, "model", tower))  # the second of DINOv3
+    return stack.layers if hasattr(stack, "layers") else stack.layer
+
+
+def attention_of(layer: Any) -> nn.Module:
+    """The attention of a layer of `layers_of`."""
+    found: nn.Module = layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+    return getattr(found, "attention", found)  # before transformers 5.x, that of a ViT is one deeper
+
+
 def vision_layers(base: Any) -> Any:
     """All layers of the tower."""
-    return inner_tower(base.vision_tower).encoder.layers
+    return layers_of(base.vision_tower)
 
 
 def embeddings(base: Any) -> nn.Module:
@@ -46,8 +59,7 @@ def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
     """Attention of the layer that `vision_feature_layer` names, or of the last."""
     layers = vision_layers(base)
     chosen = layers[-1] if layer == "last" else feature_layer(layers, base.config.vision_feature_layer)
-    attention: nn.Module = chosen.self_attn
-    return attention
+    return attention_of(chosen)
 
 
 def has_cls(base: Any) -> bool:
@@ -75,6 +87,18 @@ ENCODER = EncoderFacts(
 )
 #: Vision towers that `ENCODER` is about.
 TOWERS = ("clip_vision_model", "siglip_vision_model")
+#: Towers whose attention is found as theirs is. Register tokens, where there are any, stay among a picture's tokens.
+READABLE_TOWERS = (
+    "aimv2_vision_model",
+    "chinese_clip_vision_model",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "ijepa",
+    "mlcd",
+    "mlcd_vision_model",
+    "vit",
+)
 #: Pixtral 12B and the like.
 WITH_PIXTRAL = Family(
     model_types=("llava",),
@@ -88,6 +112,7 @@ FAMILY = register_family(
         shape=shape,
         encoder=ENCODER,
         usual_towers=TOWERS,
+        readable_towers=READABLE_TOWERS,
         other_towers={"pixtral": WITH_PIXTRAL},
     )
 )

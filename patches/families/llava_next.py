@@ -125,4 +125,12 @@ def regroup(output: EncoderValues) -> list[Tensor]:
 
 
 ENCODER = replace(llava.ENCODER, regroup=regroup)
-FAMILY = register_family(Family(model_types=("llava_next",), shape=shape, encoder=ENCODER, usual_towers=llava.TOWERS))
+FAMILY = register_family(
+    Family(
+        model_types=("llava_next",),
+        shape=shape,
+        encoder=ENCODER,
+        usual_towers=llava.TOWERS,
+        readable_towers=llava.READABLE_TOWERS,
+    )
+)

@@ -5,6 +5,7 @@ Patches stand in groups that become one token, or row by row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,16 @@ def shape(merge: Merge = square_merge) -> Callable[[InputFacts], VisualShape]:
         return VisualShape((grid,) if grid[0] * grid[1] * grid[2] == facts.length else None)
 
     return shape_of
+
+
+def lengths(merge: Merge = square_merge) -> Callable[[Any, Kind, Mapping[str, Any]], list[int] | None]:
+    """`Family.lengths_by_grid`: the tokens of each input, after its patches were merged."""
+
+    def lengths_of(config: Any, kind: Kind, arguments: Mapping[str, Any]) -> list[int] | None:
+        grids = grids_of(kind, arguments)
+        return None if grids is None else [math.prod(merged_grid(grid, merge(config, kind))) for grid in grids]
+
+    return lengths_of
 
 
 def regroup(merge: Merge = square_merge, by_row: bool = False) -> Callable[[EncoderValues], list[Tensor]]:

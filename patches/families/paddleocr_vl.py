@@ -13,4 +13,12 @@ ENCODER = EncoderFacts(
     regroup=merged_patches.regroup(by_row=True),
     merger=lambda base: base.projector,
 )
-FAMILY = register_family(replace(qwen2_vl.FAMILY, model_types=("paddleocr_vl",), kinds=("image",), encoder=ENCODER))
+FAMILY = register_family(
+    replace(
+        qwen2_vl.FAMILY,
+        model_types=("paddleocr_vl",),
+        kinds=("image",),
+        encoder=ENCODER,
+        lengths_by_grid=merged_patches.lengths(),
+    )
+)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and the thinker of Qwen2.5-Omni: as Qwen2-VL; windows of the vision tower are undone by the merger."""
+"""Qwen2.5-VL: as Qwen2-VL; windows of the vision tower are undone by the merger."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from dataclasses import replace
 from . import qwen2_vl
 from .registry import register_family
 
-FAMILY = register_family(replace(qwen2_vl.FAMILY, model_types=("qwen2_5_vl", "qwen2_5_omni_thinker")))
+FAMILY = register_family(replace(qwen2_vl.FAMILY, model_types=("qwen2_5_vl",)))

@@ -1,4 +1,4 @@
-"""Qwen3-VL, the thinker of Qwen3-Omni, and Cosmos 3 Omni: as Qwen2-VL, with deepstack planes.
+"""Qwen3-VL and Cosmos 3 Omni: as Qwen2-VL, with deepstack planes.
 
 The planes are added to the visual columns of early layers. A video's placeholders come in one run per frame, with
 timestamps between the runs.
@@ -30,7 +30,7 @@ def deepstack(pruned: PrunedSequence) -> dict[str, Any]:
 FAMILY = register_family(
     replace(
         qwen2_vl.FAMILY,
-        model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni"),
+        model_types=("qwen3_vl", "qwen3_vl_moe", "cosmos3_omni"),
         extras=deepstack,
         # the first layers add a plane to every visual column
         first_decoder_cut=lambda config: max(1, len(config.vision_config.deepstack_visual_indexes)),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from importlib.metadata import entry_points
+from collections.abc import Iterable
+from importlib.metadata import entry_points, version
 from typing import Any
 
+from packaging.version import Version
 from torch import nn
 
 from ...plugins import builtin_only
 from .base import Family
+from .classes import derived_type, is_remote
 from .refusals import REASONS, UNTRIED, image_text_types
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,10 @@ class UnsupportedModelError(ValueError):
 _FAMILIES: dict[str, Family] = {}
 #: Those that entry points of other packages took the place of, None where there was none, by model type.
 _REPLACED: dict[str, Family | None] = {}
+#: Those of this package, by model type.
+_OURS: dict[str, Family] = {}
+#: Why model types of ours are refused with the installed transformers.
+_TOO_OLD: dict[str, str] = {}
 
 
 def register_family(family: Family, replace: bool = False) -> Family:
@@ -50,6 +57,31 @@ def register_family(family: Family, replace: bool = False) -> Family:
     for model_type in family.model_types:
         _FAMILIES[model_type] = family
     return family
+
+
+def register_since(first: str, why: str, family: Family, *former: str) -> Family:
+    """Register a family of ours with transformers `first` and later, and refuse its model types with older ones.
+
+    Args:
+        first: version of transformers.
+        why: it is refused with older ones, of the model: "its ...".
+        family: its facts.
+        former: names of its model type in older versions.
+
+    Returns:
+        The same family.
+    """
+    installed = version("transformers")
+    if Version(installed) >= Version(first):
+        return register_family(family)
+    for model_type in (*family.model_types, *former):
+        _TOO_OLD[model_type] = f"before transformers {first}, {why}; {installed} is installed"
+    return family
+
+
+def note_ours() -> None:
+    """What is registered now comes with this package, and is about classes of transformers."""
+    _OURS.update(_FAMILIES)
 
 
 _LOADING = threading.RLock()
@@ -91,9 +123,14 @@ def supported_model_types() -> list[str]:
     return list(families())
 
 
+def refused_by_version() -> dict[str, str]:
+    """Why model types of ours are refused that the installed transformers is too old for."""
+    return dict(_TOO_OLD)
+
+
 def refused_types() -> dict[str, str]:
     """Why each image-text type is refused that is not supported: of the installed transformers, and all known ones."""
-    named = {name: REASONS.get(name, UNTRIED) for name in (*image_text_types(), *REASONS)}
+    named = {name: REASONS.get(name, UNTRIED) for name in (*image_text_types(), *REASONS)} | _TOO_OLD
     return {name: reason for name, reason in sorted(named.items()) if name not in families()}
 
 
@@ -107,15 +144,34 @@ def family_by_type(model_type: str) -> Family:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model.
+    """The family of a model: that of its model type, or of the class in transformers that its class derives from.
 
     Raises:
-        UnsupportedModelError: naming the model's type and the supported ones.
+        UnsupportedModelError: naming the model's type and the supported ones; for a class that came with the
+            checkpoint, unless a family is registered for it.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = families()
-    if not isinstance(model, nn.Module) or model_type not in known:
-        what = f"model type {model_type!r}" if model_type else f"{type(model).__name__} object"
-        why = f": {REASONS[model_type]}" if model_type in REASONS else ""
-        raise UnsupportedModelError(f"{what} is not supported{why}; supported model types: {', '.join(known)}")
+    if model_type is None:
+        raise _unsupported(f"{type(model).__name__} object is not supported", known)
+    if not isinstance(model, nn.Module):
+        raise _unsupported(f"model type {model_type!r} is not supported", known)
+    remote = is_remote(model)
+    if remote and (model_type not in known or known[model_type] is _OURS.get(model_type)):
+        raise _unsupported(
+            f"model type {model_type!r} is not supported: its class comes with its checkpoint (remote code), of which "
+            "nothing is known; load it without trust_remote_code, or register a family for it with "
+            "tokenprune.register_family(family, replace=True)",
+            known,
+        )
+    reason = {**REASONS, **_TOO_OLD}.get(model_type)
+    if model_type not in known and not remote and reason is None:
+        model_type = derived_type(model, known) or model_type
+    if model_type not in known:
+        why = f": {reason}" if reason else ""
+        raise _unsupported(f"model type {model_type!r} is not supported{why}", known)
     return known[model_type].with_tower(model.config)
+
+
+def _unsupported(what: str, known: Iterable[str]) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{what}; supported model types: {', '.join(known)}")

@@ -14,7 +14,7 @@ from .registry import register_family
 
 def vision_layers(base: Any) -> Any:
     """All layers of the image tower."""
-    return llava.inner_tower(base.image_tower).encoder.layers
+    return llava.layers_of(base.image_tower)
 
 
 def layers_to_feature(base: Any) -> Any:
@@ -24,8 +24,7 @@ def layers_to_feature(base: Any) -> Any:
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
     """Attention of the layer that `vision_feature_layer` names, or of the last."""
-    attention: nn.Module = (vision_layers(base) if layer == "last" else layers_to_feature(base))[-1].self_attn
-    return attention
+    return llava.attention_of((vision_layers(base) if layer == "last" else layers_to_feature(base))[-1])
 
 
 def embeddings(base: Any) -> nn.Module:

@@ -16,17 +16,15 @@ def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:
     """Attention of the deepest of the layers that are read, or of the last."""
     layers, config = llava.vision_layers(base), base.config
     if layer == "last":
-        attention: nn.Module = layers[-1].self_attn
-        return attention
+        return llava.attention_of(layers[-1])
     chosen = getattr(config, "vision_feature_layers", None)  # renamed in transformers 5
     chosen = config.vision_feature_layer if chosen is None else chosen
     # The deepest comes first: -2, -5, -8, -11, 6.
-    attention = feature_layer(layers, chosen if isinstance(chosen, int) else chosen[0]).self_attn
-    return attention
+    return llava.attention_of(feature_layer(layers, chosen if isinstance(chosen, int) else chosen[0]))
 
 
 def has_cls(base: Any) -> bool:
-    """Its CLIP tower has one."""
+    """It drops the first token, whatever the tower."""
     return True
 
 

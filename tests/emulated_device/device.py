@@ -21,7 +21,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from tokenprune.device import ASYNC_COPY_DEVICES
 from tokenprune.patches.families.registry import family_of
-from tokenprune.patches.modules import base_of
+from tokenprune.patches.modules import base_of, text_model_of
 
 aten = torch.ops.aten
 _setup_privateuseone_for_python_backend("emulated")
@@ -162,7 +162,7 @@ def moved(model: nn.Module, second: Sequence[str] = ()) -> nn.Module:
 
 def blocks(model: nn.Module) -> list[str]:
     """Names of what a model can be split into: its tower and projector, its decoder's layers, and the rest."""
-    base, text = base_of(model), base_of(model).get_submodule(family_of(model).text_model)
+    base, text = base_of(model), text_model_of(base_of(model), family_of(model))
     split = {id(model), id(base), id(text), id(text.layers)}
     return [
         f"{name}.{child}".lstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import torch
@@ -69,14 +70,18 @@ def _padded(pictures: Rows, model) -> dict[str, Tensor]:
         out[name] = torch.rand(len(frames), most, 3 * PATCH * PATCH, generator=pictures.generator, dtype=torch.float64)
         out[f"{kind}_position_ids"] = positions
         if kind == "video":
-            out["num_frames_per_video"] = torch.tensor([p.frames for p in some])
+            if "num_frames_per_video" in inspect.signature(model.forward).parameters:
+                out["num_frames_per_video"] = torch.tensor([p.frames for p in some])
+            else:  # older transformers have a dimension for frames
+                for each in (name, "video_position_ids"):
+                    out[each] = out[each].unflatten(0, (len(some), -1))
     return out
 
 
 def _runs(pooled: int):
     def runs(model, inputs, kind):
         """One for each picture, and one for each of the two frames of a video."""
-        tokens = (inputs[f"{kind}_position_ids"] >= 0).all(2).sum(1) // pooled
+        tokens = (inputs[f"{kind}_position_ids"] >= 0).all(-1).sum(-1).flatten() // pooled
         return [[int(n)] for n in tokens] if kind == "image" else tokens.view(-1, 2).tolist()
 
     return runs

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import transformers
 
-from ..builders import IMAGE, PATCH, VIDEO, mrope_text
+from ..builders import IMAGE, PATCH, TRANSFORMERS_4, VIDEO, mrope_text
 from ..family_case import FamilyCase, patches, runs_by_frame, types_of_placeholders
 
 _IDS = dict(
@@ -42,6 +42,9 @@ def glmga():
 
 
 def glm4v_moe():
+    if TRANSFORMERS_4:
+        # Its experts compute in float32: none here.
+        return _build("Glm4vMoe", partial_rotary_factor=1.0, **_EXPERTS | dict(first_k_dense_replace=3))
     rope = dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1e4, partial_rotary_factor=1.0)
     return _build("Glm4vMoe", rope_parameters=rope, **_EXPERTS)
 
@@ -52,7 +55,7 @@ def glm_ocr():
 
 GLM = FamilyCase(
     glm4v, ((4, 6), (8, 4), (6, 6)), video=True, config="Glm4vConfig", pixels=patches, runs=runs_by_frame, fenced=True,
-    video_token=IMAGE, further=types_of_placeholders, mixed=False,
+    video_token=IMAGE, video_fence=(96, 97), further=types_of_placeholders, mixed=False,
 )  # fmt: skip
 CASES = {
     "glm4v": GLM,

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
-from ..builders import IMAGE, LLAVA_SIDE, PATCH, QWEN_IDS, SIGLIP, TEXT, qwen3_5_text
+from ..builders import IMAGE, LLAVA_SIDE, PATCH, QWEN_IDS, SIGLIP, TEXT, TRANSFORMERS, qwen3_5_text
 from ..family_case import (
     FamilyCase,
     Rows,
@@ -159,8 +161,8 @@ def _runs_of_slices(model, inputs, kind):
 
 
 def aria():
-    text = TEXT | dict(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
-    vision = SIGLIP | dict(model_type="idefics3_vision")
+    text = transformers.AriaTextConfig(**TEXT, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
+    vision = Idefics3VisionConfig(**SIGLIP)
     config = transformers.AriaConfig(
         vision_config=vision, text_config=text, image_token_index=IMAGE, projector_patch_to_query_dict={36: 12},
         tie_word_embeddings=False,
@@ -180,9 +182,12 @@ def idefics2():
 
 
 ONE = FamilyCase(qianfan_ocr)
+#: Stock 5.17 takes slices of one size alone.
+_OF_ANY_SIZE = Version("5.24") <= TRANSFORMERS
 SLICES = FamilyCase(
-    minicpmv4_6, ((8, 12), (16, 8), (8, 8)), video=True, hybrid=True, config="MiniCPMV4_6Config", pixels=_strips,
-    runs=_runs_of_slices, fenced=True, further=types_of_placeholders, by_frame=True, frames=1, scale=2,
+    minicpmv4_6, ((8, 12), (16, 8), (8, 8)) if _OF_ANY_SIZE else ((8, 12),), video=True, hybrid=True,
+    uniform=not _OF_ANY_SIZE, config="MiniCPMV4_6Config", pixels=_strips, runs=_runs_of_slices, fenced=True,
+    further=types_of_placeholders, by_frame=True, frames=1, scale=2,
 )  # fmt: skip
 CASES = {
     "lighton_ocr": replace(
@@ -198,7 +203,7 @@ CASES = {
     "got_ocr2": replace(ONE, build=got_ocr2, config="GotOcr2Config", pixels=_large),
     "pp_chart2table": replace(ONE, build=pp_chart2table, config="PPChart2TableConfig", pixels=_large),
     "lfm2_vl": replace(
-        ONE, build=lfm2_vl, sizes=((4, 6), (8, 4), (6, 6)), hybrid=True, config="Lfm2VlConfig",
+        ONE, build=lfm2_vl, sizes=((4, 6), (8, 4), (6, 6)), hybrid=True, config="Lfm2VlConfig", since="5.5",
         pixels=_padded_patches,
     ),
     "minicpmv4_6": SLICES,

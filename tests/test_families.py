@@ -22,8 +22,8 @@ from transformers import (
 import tokenprune
 from tokenprune import Family, UnsupportedModelError, apply_pruning, pruning, register_family, remove_pruning
 from tokenprune.patches.families import registry
-from tokenprune.patches.families.base import feature_layer, layers_below_feature
 from tokenprune.patches.families.refusals import REASONS, image_text_types
+from tokenprune.patches.families.tower_layers import feature_layer, layers_below_feature
 from tokenprune.plugins import use_builtin_only
 
 from .families import CASES, TEXT, get_model, ragged_batch, small_batch

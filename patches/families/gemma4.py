@@ -13,17 +13,9 @@ from torch import Tensor
 
 from ...device import to_device
 from ..cache import cache_name
-from .base import (
-    EncoderFacts,
-    EncoderValues,
-    Family,
-    InputFacts,
-    MaskInputs,
-    PrunedSequence,
-    VisualShape,
-    last_attention,
-)
+from .base import EncoderFacts, EncoderValues, Family, InputFacts, MaskInputs, PrunedSequence, VisualShape
 from .registry import register_family
+from .tower_layers import last_attention
 
 #: (M, 2) x and y of the patches of a picture or frame, -1 at padding.
 Positions = Tensor

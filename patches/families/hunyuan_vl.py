@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from . import merged_patches, qwen2_vl
-from .base import EncoderFacts, InputFacts, Kind, VisualShape, last_attention
+from .base import EncoderFacts, InputFacts, Kind, VisualShape
 from .registry import register_family
+from .tower_layers import last_attention
 
 
 def shape(facts: InputFacts) -> VisualShape:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import EncoderFacts, Family, last_attention
+from .base import EncoderFacts, Family
 from .registry import register_family
 from .square_tiles import regroup, square
+from .tower_layers import last_attention
 
 
 def tiles(config: Any, returned: list[int]) -> list[int]:

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .base import EncoderFacts, Family, feature_layer, layers_below_feature
+from .base import EncoderFacts, Family
 from .llava import has_cls
 from .registry import register_family
 from .square_tiles import regroup, square
+from .tower_layers import feature_layer, layers_below_feature
 
 
 def vision_layers(base: Any) -> Any:

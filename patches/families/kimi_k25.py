@@ -6,8 +6,9 @@ from typing import Any
 
 from ...policies.types import Grid
 from . import merged_patches
-from .base import EncoderFacts, Family, InputFacts, Kind, VisualShape, last_attention
+from .base import EncoderFacts, Family, InputFacts, Kind, VisualShape
 from .registry import register_family
+from .tower_layers import last_attention
 
 
 def merge(config: Any, kind: Kind) -> Grid:

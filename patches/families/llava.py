@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ...policies.types import Grid
 from . import pixtral
-from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape, feature_layer, layers_below_feature
+from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape
 from .registry import register_family
+from .tower_layers import feature_layer, layers_below_feature
 
 
 def tile_grid(config: Any) -> Grid:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from . import qwen3_5
-from .base import EncoderFacts, EncoderValues, InputFacts, VisualShape, last_attention
+from .base import EncoderFacts, EncoderValues, InputFacts, VisualShape
 from .merged_patches import mean_of_patches, merged_grid
 from .registry import register_family
+from .tower_layers import last_attention
 
 
 def _sizes(facts: InputFacts | EncoderValues) -> Any:

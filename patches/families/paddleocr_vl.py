@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import merged_patches, qwen2_vl
-from .base import EncoderFacts, last_attention
+from .base import EncoderFacts
 from .registry import register_family
+from .tower_layers import last_attention
 
 ENCODER = EncoderFacts(
     attention=last_attention("visual.vision_model.encoder.layers"),

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ...policies.types import Grid
-from .base import EncoderFacts, EncoderValues, InputFacts, VisualShape, feature_layer
+from .base import EncoderFacts, EncoderValues, InputFacts, VisualShape
+from .tower_layers import feature_layer
 
 
 def _merge_size(config: Any) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...policies.types import Grid
-from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape, last_attention
+from .base import EncoderFacts, EncoderValues, Family, InputFacts, VisualShape
 from .merged_patches import NO_ENCODER_STAGE, grids_of, mean_of_patches, merged_grid
 from .registry import register_family
+from .tower_layers import last_attention
 
 
 def _merge(facts: InputFacts | EncoderValues, index: int) -> Grid | None:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import nn
 
 from . import llava
-from .base import layers_below_feature
 from .registry import register_family
+from .tower_layers import layers_below_feature
 
 
 def vision_layers(base: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import nn
 
 from . import llava
-from .base import feature_layer
 from .registry import register_family
+from .tower_layers import feature_layer
 
 
 def vision_attention(base: Any, layer: Literal["feature", "last"]) -> nn.Module:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -99,7 +99,7 @@ def selection(name: str, n: int) -> Callable[[], Any]:
         raise ValueError("resizes pictures, and chooses no tokens")
     tower = TowerView(
         hidden=torch.randn(1, n, WIDTH, generator=generator),
-        **heads,
+        **cast(dict[str, Any], heads),
         scaling=HEAD_WIDTH**-0.5,
         cls=False,
         sizes=torch.ones(1, n),

@@ -71,7 +71,7 @@ class PackedStage:
                 f"policy {policy!r} acts inside the vision tower, where it cannot find its own number of tokens; give "
                 "it one, as keep=0.25 or, in a list, keep=[0.5, 0.25]"
             )
-        self.blocks: list[Any] = list(self.tower.blocks)
+        self.blocks: list[Any] = list(self.tower.get_submodule("blocks").children())
         full = getattr(self.tower, "fullatt_block_indexes", None)
         self.is_full = [full is None or i in full for i in range(len(self.blocks))]
         #: Indices of the layers in front of which tokens may leave.

@@ -29,7 +29,8 @@ def blocks_of_pixels(pixels: Tensor, side: int, merge: int) -> Tensor:
     whole = pixels[..., : height * merge * side, : width * merge * side]
     split = whole.unflatten(3, (width, merge, side)).unflatten(2, (height, merge, side))
     # (B, channels, H, merge, side, W, merge, side)
-    return split.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(3).flatten(1, 2)
+    patches: Tensor = split.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(3).flatten(1, 2)
+    return patches
 
 
 class PatchStage(EncoderStage):

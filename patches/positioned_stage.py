@@ -77,8 +77,8 @@ class PositionedStage(PixelStage):
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         self.policy, self.budget = policy, budget
         assert family.encoder is not None and family.encoder.positioned_tower is not None
-        self.tower: Any = family.encoder.positioned_tower(base)
-        self.kernel: int = self.tower.config.pooling_kernel_size
+        tower: Any = family.encoder.positioned_tower(base)
+        self.tower, self.kernel = tower, int(tower.config.pooling_kernel_size)
         self._handles: list[Any] = []
 
     def attach(self) -> None:

@@ -32,7 +32,7 @@ FAMILY = register_family(
         encoder=EncoderFacts(
             attention=vision_attention,
             regroup=regroup,
-            patch_conv=lambda base: embeddings(base).patch_embedding,
+            patch_conv=lambda base: embeddings(base).get_submodule("patch_embedding"),
             raster_layers=layers_to_feature,
             patches_per_token=lambda base: base.config.downsample_factor**2,
         ),

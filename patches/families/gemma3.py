@@ -35,7 +35,7 @@ FAMILY = register_family(
         encoder=EncoderFacts(
             attention=vision_attention,
             regroup=regroup,
-            patch_conv=lambda base: embeddings(base).patch_embedding,
+            patch_conv=lambda base: embeddings(base).get_submodule("patch_embedding"),
             raster_layers=vision_layers,
             patches_per_token=patches_per_token,
         ),

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace, console: Console) -> Tuned:
         minutes=options.minutes,
         batch=options.batch_size,
         new_tokens=options.new_tokens,
+        frames=options.frames,
     )
     prompts = some_of(read_prompts(options.data, options.question), options.samples, given.seed)
     workers = Workers.found()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...arguments import Positions
+from ..videos import FRAMES
 from .candidates import KEEPS, POLICIES, Candidate
 from .metrics import METRICS, Score
 from .sequence import Goal
@@ -31,6 +32,7 @@ class Options:
         minutes: after so long no further setting is tested; None: no limit.
         batch: prompts that are asked together.
         new_tokens: of an answer, at most.
+        frames: of a video, evenly spaced; all if there are fewer.
         seed: of the order in which prompts are dealt to ranking and test.
 
     Raises:
@@ -48,6 +50,7 @@ class Options:
     minutes: float | None = None
     batch: int = 16
     new_tokens: int = 32
+    frames: int = FRAMES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +62,7 @@ class Options:
             raise ValueError(f"score goes with metric='accuracy', not {self.metric!r}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes!r} must be a number > 0, or None")
-        for name in ("batch", "new_tokens"):
+        for name in ("batch", "new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be >= 1")
         self.goal()

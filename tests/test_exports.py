@@ -14,6 +14,7 @@ from tokenprune.serve import settings
 
 PUBLIC = {
     "AdaptiveBudget",
+    "CoverageBudget",
     "EnergyBudget",
     "DecoderView",
     "EncoderFacts",

@@ -16,7 +16,7 @@ from ..errors import CommandError
 from ..setting import PruningSetting
 from ..videos import check_reads_videos
 from .asking import Asker
-from .candidates import chains_of, describe
+from .candidates import KEEPS, chains_of, describe
 from .certify import FINALISTS, Outcome, certify
 from .cost import Costs
 from .metrics import METRICS, exact_match
@@ -96,7 +96,9 @@ class Tuning:
     def run(self) -> Tuned:
         """Ask, rank, test and choose."""
         options = self.options
-        chains = chains_of(self.model, options.policies, options.keeps, options.positions, self.notes.append)
+        chains = chains_of(
+            self.model, options.candidates(), options.keeps or KEEPS, options.positions, self.notes.append
+        )
         shared = shared_sources(self.prompts)
         if shared:
             self.notes.append(

@@ -39,7 +39,9 @@ def add(commands: arguments.Commands) -> None:
         help="what a prompt loses: whether its answer changes, the share of the answer's tokens that do, the "
         "divergence of the next token, or whether a right answer is lost (with answers in the data)",
     )
-    arguments.add_policy(tune, default=None, note="; default: several of each kind")
+    arguments.add_policy(
+        tune, default=None, note="; default: several of each kind, and counts that are found for each input"
+    )
     tune.add_argument(
         "--keep", type=arguments.keeps, metavar="K,K", help=f"{arguments.KEEP_HELP}; default: from 0.9 to 0.05"
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ENERGY, _COVERAGE = "energy:", "coverage:"
-_EXAMPLES = {_ENERGY: "0.98", _COVERAGE: "0.8"}
+_EXAMPLES = {_ENERGY: "0.98", _COVERAGE: "0.95"}
 _FIRST = 64  # tokens that are picked at first to see how much they cover
 
 
@@ -92,7 +92,7 @@ class EnergyBudget(AdaptiveBudget):
 
 @dataclass(frozen=True)
 class CoverageBudget(AdaptiveBudget):
-    """As many tokens as cover a share of the input. `keep="coverage:0.8"` is `CoverageBudget(0.8)`.
+    """As many tokens as cover a share of the input. `keep="coverage:0.95"` is `CoverageBudget(0.95)`.
 
     Tokens are centred: their mean over the input is subtracted. A set of tokens covers a token by the largest cosine
     similarity of the centred ones, at least 0 (the coverage of CoverPruner, arXiv:2609.03158, with equal weights). The

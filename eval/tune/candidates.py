@@ -34,8 +34,8 @@ KEEPS: tuple[float | int | str, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25
 
 #: Budgets that are found for each input, from safe to cheap.
 SHARES: tuple[tuple[str, ...], ...] = (
-    tuple(f"energy:{share}" for share in (0.9999, 0.9995, 0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)),
-    tuple(f"coverage:{share}" for share in (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)),
+    tuple(f"energy:{share}" for share in (0.99999, 0.9999, 0.9995, 0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)),
+    tuple(f"coverage:{share}" for share in (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5)),
 )
 #: Policies that are tried with them.
 _WITH_SHARES = ("auto", "divprune")
@@ -69,7 +69,7 @@ def chains_of(
         model: not pruned.
         candidates: what is tried.
         keeps: budgets of policies given as text. They are sorted from safe to cheap; numbers of tokens and ratios
-            cannot be mixed. Budgets that are found for each input ("energy:0.98", "coverage:0.8") are chains of their
+            cannot be mixed. Budgets that are found for each input ("energy:0.98", "coverage:0.95") are chains of their
             own, one for each kind. A preset with a budget of its own has that one only.
         positions: of surviving tokens, for policies given as text.
         note: receives, once per reason, why a candidate is left out.

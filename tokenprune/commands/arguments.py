@@ -23,7 +23,7 @@ _EMBEDDED = f"{', '.join(_ALIASES[:-1])}, and {_ALIASES[-1]}, ship with us"
 #: What `--keep` is.
 KEEP_HELP = (
     "visual tokens that a decoder layer holds, mean over layers: ratios in (0, 1] or whole numbers; or energy:0.98, "
-    "coverage:0.8"
+    "coverage:0.95"
 )
 #: Where `-v` (1) and `-q` (-1) are collected before the command's name, and after it.
 VERBOSITY = ("verbosity", "verbosity_of_command")

@@ -1,4 +1,5 @@
-"""Records what `test_coverage.py` draws from: `python -m tests.eval.tune.record_losses qwen`."""
+"""Records what `test_coverage.py` draws from: `python -m tests.eval.tune.record_losses qwen 60`, a model and how many
+questions of each task of the bench. Those of the Qwens are made by it; the LLaVA's have other policies and budgets."""
 
 from __future__ import annotations
 
@@ -21,13 +22,12 @@ from tokenprune.eval.tune.workers import Workers
 FOLDER = Path(__file__).parent / "recorded"
 #: From safe to cheap.
 POLICIES, KEEPS = ("auto", "divprune", "vispruner"), (0.9, 0.7, 0.5, 0.25)
-OF_TASK = 60  # prompts
 
 
-def record(model: str) -> None:
-    """Write the losses of an embedded model under all settings, on the first questions of the bench's tasks."""
+def record(model: str, of_task: int) -> None:
+    """Write the losses of an embedded model under all settings, on so many questions of each task of the bench."""
     options = Options()
-    samples = [sample for task in tasks_of(model) for sample in asked(model, task, OF_TASK)]
+    samples = [sample for task in tasks_of(model) for sample in asked(model, task, of_task)]
     prompts = [
         Prompt(each.question.text, [*map(Image.fromarray, each.images)], answers=(each.question.answer,))
         for each in samples
@@ -59,4 +59,4 @@ def record(model: str) -> None:
 
 
 if __name__ == "__main__":
-    record(sys.argv[1])
+    record(sys.argv[1], int(sys.argv[2]))

@@ -38,7 +38,7 @@ def decode_videos(conversations: Sequence[list[dict[str, Any]]], frames: int = F
     metadata: list[Any] = []
     for part in parts:
         if part.get("type") == "video":
-            found = None
+            found: Any = None
             if isinstance(part["video"], str | os.PathLike):
                 part["video"], found = read_video(part["video"], frames)
             metadata.append(found)
@@ -57,7 +57,7 @@ def read_video(source: str | os.PathLike[str], frames: int = FRAMES) -> tuple[np
     """
     from transformers.video_utils import load_video
 
-    name = os.fspath(source)
+    name: Any = os.fspath(source)
     if not name.startswith(ADDRESSES) and not os.path.isfile(name):
         raise CommandError(f"{name}: no such file")
     if importlib.util.find_spec("av") is None:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _TIMEOUT = 30.0  # of a fetch, seconds
-_ADDRESSES = ("http://", "https://")
+#: How addresses of pictures and videos begin.
+ADDRESSES = ("http://", "https://")
 
 
 def open_image(source: str | os.PathLike[str]) -> Image.Image:
@@ -28,7 +29,7 @@ def open_image(source: str | os.PathLike[str]) -> Image.Image:
 
     name = os.fspath(source)
     try:
-        if name.startswith(_ADDRESSES):
+        if name.startswith(ADDRESSES):
             return load_image(name, timeout=_TIMEOUT)
         with Image.open(name) as image:
             return load_image(image)
@@ -37,7 +38,7 @@ def open_image(source: str | os.PathLike[str]) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise CommandError(f"{name} is too large: {error}") from error
     except Exception as error:
-        if name.startswith(_ADDRESSES):
+        if name.startswith(ADDRESSES):
             raise CommandError(f"{name} cannot be fetched: {error}") from error
         if isinstance(error, OSError) and error.strerror:  # the operating system's: not there, no right to read
             raise CommandError(f"{name}: {error.strerror}") from error

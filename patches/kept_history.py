@@ -22,8 +22,7 @@ class History:
     Args:
         keep: of each picture's tokens, those that were pruned included: a ratio in (0, 1), or a number of tokens >= 1;
             0 lets all go.
-        policy: a policy of the vision stage that reads tokens alone, by name or as an instance: `divprune`, `grid`,
-            `random`.
+        policy: a policy of the vision stage that reads tokens alone, by name or as an instance: `divprune`, `grid`.
 
     Raises:
         ValueError: for another keep or policy.

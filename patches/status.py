@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..adaptive_budget import EnergyBudget
+from ..adaptive_budget import CoverageBudget, EnergyBudget
 from ..budget import Budget, IntermediateBudget, PolicysBudget, TokenBudget
 from ..mean_budget import MeanBudget, MeanBudgetBefore
 from ..policies.base import Policy
@@ -85,6 +85,8 @@ def _budget(budget: TokenBudget) -> str:
         return "as many tokens as it finds necessary"
     if isinstance(budget, EnergyBudget):
         return f"as many tokens as singular values hold {budget.share:g} of their energy"
+    if isinstance(budget, CoverageBudget):
+        return f"as many tokens as cover {budget.share:g} of the input"
     if isinstance(budget, IntermediateBudget):
         keep, exponent = budget.final.keep, budget.exponent
         if isinstance(keep, int):

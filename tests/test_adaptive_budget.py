@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from tokenprune import AdaptiveBudget, EnergyBudget, apply_pruning, pruning, pruning_report, pruning_status
+from tokenprune import (
+    AdaptiveBudget,
+    CoverageBudget,
+    EnergyBudget,
+    adaptive_budget,
+    apply_pruning,
+    pruning,
+    pruning_report,
+    pruning_status,
+)
 from tokenprune.commands.arguments import keeps
 from tokenprune.eval.setting import PruningSetting, format_keep
 
@@ -22,10 +31,38 @@ def test_the_number_is_that_of_the_values_that_hold_the_energy(share, k):
     assert EnergyBudget(share).tokens(torch.zeros(5, 4)) == 1
 
 
+def test_the_number_is_that_of_the_picks_that_cover():
+    """Three directions, 4, 2 and 1 tokens of each and one that is their mean: centred, each covers its own alone."""
+    corners = torch.eye(3) - 1 / 3
+    tokens = torch.cat([corners[[i]] for i in (0, 0, 0, 0, 1, 1, 2)])
+    tokens = tokens + torch.tensor([5.0, 0.0, -3.0])
+    units = torch.nn.functional.normalize(tokens - tokens.mean(0), dim=1)
+    cosine = (units @ units.T).clamp(min=0)
+    first = int(cosine.sum(1).argmax())
+    covered, counts = cosine[first], []
+    while covered.mean() < 1 - 1e-6:
+        counts.append(float(covered.mean()))
+        covered = torch.maximum(covered, cosine[(torch.maximum(cosine, covered).sum(1)).argmax()])
+    assert len(counts) == 2
+    for share, k in ((0.1, 1), (counts[0] - 1e-3, 1), (counts[0] + 1e-3, 2), (counts[1] + 1e-3, 3), (1.0, 3)):
+        assert CoverageBudget(share).tokens(tokens) == k
+    assert CoverageBudget(1.0).tokens(torch.ones(5, 4)) == 5  # nothing covers a token that is the mean
+
+
+def test_the_number_does_not_depend_on_how_many_are_picked_at_once(monkeypatch):
+    tokens = torch.randn(90, 16, generator=torch.Generator().manual_seed(0))
+    shares = (0.3, 0.6, 0.8, 0.95, 1.0)
+    found = [CoverageBudget(share).tokens(tokens) for share in shares]
+    assert found == sorted(found) and found[1] < 64 < found[3] < 90 == found[4]
+    monkeypatch.setattr(adaptive_budget, "_FIRST", 7)
+    assert [CoverageBudget(share).tokens(tokens) for share in shares] == found
+
+
 @pytest.mark.parametrize(
     ("family", "policy", "keep"),
     [
         ("llava", "divprune", "energy:0.9"),
+        ("llava_next", "divprune", "coverage:0.7"),
         ("qwen2_5_vl", "visionzip", EnergyBudget(0.8)),
     ],
 )
@@ -94,6 +131,11 @@ def test_budgets_of_ones_own():
             "energy:1.5",
             r"keep='energy:1.5' is no budget; accepted: 'energy:SHARE' with a share in \(0, 1\]",
         ),
+        (
+            "divprune",
+            "coverage:0",
+            r"keep='coverage:0' is no budget; accepted: 'coverage:SHARE' with a share in \(0, 1\]",
+        ),
         ("divprune", "energy:", "keep='energy:' is no budget"),
         ("divprune", "energy:nan", "keep='energy:nan' is no budget"),
         ("divprune", "half", "keep='half' is no number"),
@@ -113,10 +155,12 @@ def test_what_is_refused(policy, keep, error):
 def test_shares_that_are_none(share):
     with pytest.raises(ValueError, match=r"^share=.* must be a share of the energy in \(0, 1\]"):
         EnergyBudget(share)
+    with pytest.raises(ValueError, match=r"^share=.* must be a share of the coverage in \(0, 1\]"):
+        CoverageBudget(share)
 
 
 def test_commands_take_it():
-    assert keeps("0.25,energy:0.98,64") == [0.25, "energy:0.98", 64]
+    assert keeps("0.25,energy:0.98,64,coverage:0.80") == [0.25, "energy:0.98", 64, "coverage:0.8"]
     setting = PruningSetting("divprune", "energy:0.980")
     assert (setting.keep, str(setting), format_keep(setting.keep)) == (
         "energy:0.98",

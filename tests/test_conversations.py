@@ -8,13 +8,13 @@ import os
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tokenprune import Policy
+from tokenprune import History, Policy
 
 from .families import ENCODES_FIRST, FAMILIES, Picture
 from .support import conversations
 from .support.conversations import hold
 from .support.hiding import Hiding
-from .support.talks import Setting, Turn, talks
+from .support.talks import SHRINK_HISTORY, Setting, Turn, talks
 
 pytestmark = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers drops the pixels of a second turn")
 
@@ -23,11 +23,12 @@ SEED = int(os.environ.get("SEED", 0))
 A, B = Picture((24, 24)), Picture((4, 4))
 
 
-@pytest.mark.parametrize("shard", range(SHARDS))
-def test_any_conversation(shard):
-    @seed(1_000_003 * SEED + shard)
+def hold_random(families, number, count, **options):
+    """Hold so many random talks; the number is that of the series."""
+
+    @seed(1_000_003 * SEED + number)
     @settings(
-        max_examples=TALKS // SHARDS,
+        max_examples=count,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -35,11 +36,22 @@ def test_any_conversation(shard):
         print_blob=False,
         report_multiple_bugs=False,
     )
-    @given(talks(list(FAMILIES)[shard::SHARDS]))
+    @given(talks(families, **options))
     def run(case):
         hold(**case)
 
     run()
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_any_conversation(shard):
+    hold_random(list(FAMILIES)[shard::SHARDS], shard, TALKS // SHARDS)
+
+
+@pytest.mark.parametrize("shard", range(4))
+def test_any_conversation_whose_earlier_pictures_shrink(shard):
+    families = [family for family in SHRINK_HISTORY if family in FAMILIES][shard::4]
+    hold_random(families, SHARDS + shard, TALKS // 40, history=True)
 
 
 def grid(rows, keep=0.5, positions="original", **options):
@@ -162,3 +174,5 @@ def test_a_failure_prints_the_call_that_repeats_it():
         == "Turn([[3, Picture((24, 24)), 4]], setting=Setting('divprune', 0.3), crop=3, hidden=[(0, 1, 2)])"
     )
     assert eval(repr(turns)) == turns
+    shrinks = Setting("grid", 0.5, history=History(0.1, "grid"))
+    assert eval(repr(shrinks)) == shrinks

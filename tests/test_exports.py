@@ -14,6 +14,7 @@ from tokenprune.serve import settings
 
 PUBLIC = {
     "AdaptiveBudget",
+    "CoverageBudget",
     "EnergyBudget",
     "DecoderView",
     "EncoderFacts",
@@ -170,7 +171,7 @@ COMMANDS = {
     "demo": "policy keep positions samples out json",
     "bench": "model policy keep positions tasks samples split against out json",
     "tune": "model data question samples tolerance confidence metric policy keep positions cost minutes batch-size "
-    "new-tokens dtype attn device device-map work plot out",
+    "new-tokens frames dtype attn device device-map work plot out",
     "show": "image model policy keep positions question new-tokens device out json",
     "profile": "model config layers vision-layers policy keep batch image-size images frames new-tokens rounds dtype "
     "attn device engine concurrency requests json plot",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .adaptive_budget import AdaptiveBudget, EnergyBudget
+    from .adaptive_budget import AdaptiveBudget, CoverageBudget, EnergyBudget
     from .api import (
         apply_pruning,
         expand_logits,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 #: Public names by the module that has them.
 _HOMES = {
-    "adaptive_budget": ("AdaptiveBudget", "EnergyBudget"),
+    "adaptive_budget": ("AdaptiveBudget", "CoverageBudget", "EnergyBudget"),
     "api": (
         "apply_pruning",
         "expand_logits",
@@ -93,6 +93,7 @@ _SUBMODULES = ("api", "arguments", "budget", "device", "ops", "patches", "pickli
 __all__ = [
     "AdaptiveBudget",
     "BudgetMeaning",
+    "CoverageBudget",
     "DecoderView",
     "EncoderFacts",
     "EncoderSpec",

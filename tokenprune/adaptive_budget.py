@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PREFIX = "energy:"
-_ACCEPTED = "accepted: 'energy:SHARE' with a share in (0, 1], as 'energy:0.98'"
+_ENERGY, _COVERAGE = "energy:", "coverage:"
+_EXAMPLES = {_ENERGY: "0.98", _COVERAGE: "0.95"}
+_FIRST = 64  # tokens that are picked at first to see how much they cover
 
 
 class AdaptiveBudget:
@@ -73,11 +75,7 @@ class EnergyBudget(AdaptiveBudget):
     share: float
 
     def __post_init__(self) -> None:
-        share = self.share
-        number = isinstance(share, Real) and not isinstance(share, bool)
-        if not (number and math.isfinite(share) and 0 < share <= 1):
-            raise ValueError(f"share={share!r} must be a share of the energy in (0, 1]")
-        object.__setattr__(self, "share", float(share))
+        object.__setattr__(self, "share", _share(self.share, "energy"))
 
     def tokens(self, features: Tensor) -> int:
         import torch
@@ -89,20 +87,100 @@ class EnergyBudget(AdaptiveBudget):
         return min(len(tokens), int(below.sum()) + 1)
 
     def __str__(self) -> str:
-        return f"{_PREFIX}{self.share:g}"
+        return f"{_ENERGY}{self.share:g}"
+
+
+@dataclass(frozen=True)
+class CoverageBudget(AdaptiveBudget):
+    """As many tokens as cover a share of the input. `keep="coverage:0.95"` is `CoverageBudget(0.95)`.
+
+    Tokens are centred: their mean over the input is subtracted. A set of tokens covers a token by the largest cosine
+    similarity of the centred ones, at least 0 (the coverage of CoverPruner, arXiv:2609.03158, with equal weights). The
+    number is that of the tokens which greedy selection adds until the mean coverage of all tokens is `share`, to a
+    millionth, or of all tokens if they do not get there. Pictures whose tokens repeat keep few.
+
+    The tokens that are counted need not be those that stay: the policy chooses these.
+
+    Args:
+        share: in (0, 1].
+
+    Raises:
+        ValueError: for anything else.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", _share(self.share, "coverage"))
+
+    def tokens(self, features: Tensor) -> int:
+        from .ops import token_coverage_select
+
+        tokens = features.detach().float()
+        tokens = tokens - tokens.mean(0)
+        n, most, counted = len(tokens), _FIRST, 0
+        running: Tensor | None = None
+        while counted < n:  # the first picks of more picks are those of fewer
+            most = min(n, most)
+            picks = token_coverage_select(tokens[None], most)[0, counted:]
+            covered = _covered(tokens, picks, running)
+            enough = covered.mean(1) >= self.share * (1 - 1e-6)
+            if enough.any():
+                return counted + int(enough.int().argmax()) + 1
+            counted, most, running = most, 2 * most, covered[-1]
+        return n
+
+    def __str__(self) -> str:
+        return f"{_COVERAGE}{self.share:g}"
+
+
+def _covered(tokens: Tensor, picks: Tensor, before: Tensor | None) -> Tensor:
+    """How well (N, D) tokens are covered after each of P picks, (P, N), float32.
+
+    Args:
+        tokens: centred.
+        picks: (P,) indices in the order picked.
+        before: (N,) how well they were covered before; None: not at all.
+    """
+    from torch.nn.functional import normalize
+
+    units = normalize(tokens, dim=1)
+    similar = (units[picks] @ units.T).clamp(min=0)
+    if before is not None:
+        similar[0] = similar[0].maximum(before)
+    return similar.cummax(0).values
+
+
+def _share(share: Any, of: str) -> float:
+    number = isinstance(share, Real) and not isinstance(share, bool)
+    if not (number and math.isfinite(share) and 0 < share <= 1):
+        raise ValueError(f"share={share!r} must be a share of the {of} in (0, 1]")
+    return float(share)
+
+
+#: Budgets that can be written as text, by how the text begins.
+KINDS: dict[str, Callable[[float], EnergyBudget | CoverageBudget]] = {_ENERGY: EnergyBudget, _COVERAGE: CoverageBudget}
+
+
+def kind_of(keep: Any) -> str | None:
+    """How a budget as text begins, as "energy:"; None: it is no such text."""
+    return next((kind for kind in KINDS if isinstance(keep, str) and keep.startswith(kind)), None)
 
 
 def parsed(keep: Any) -> Any:
-    """A budget as text turned into an `EnergyBudget`, also in a list of budgets; all else as it is.
+    """A budget as text turned into an `EnergyBudget` or a `CoverageBudget`, also in a list of budgets; all else as it
+    is.
 
     Raises:
-        ValueError: text that begins with `energy:` and goes on otherwise.
+        ValueError: text that begins with `energy:` or `coverage:` and goes on otherwise.
     """
     if isinstance(keep, list | tuple) and any(isinstance(each, str) for each in keep):
         return [parsed(each) for each in keep]
-    if not isinstance(keep, str) or not keep.startswith(_PREFIX):
+    kind = kind_of(keep)
+    if kind is None:
         return keep
     try:
-        return EnergyBudget(float(keep.removeprefix(_PREFIX)))
+        return KINDS[kind](float(keep.removeprefix(kind)))
     except ValueError:
-        raise ValueError(f"keep={keep!r} is no budget; {_ACCEPTED}") from None
+        accepted = f"accepted: '{kind}SHARE' with a share in (0, 1], as '{kind}{_EXAMPLES[kind]}'"
+        raise ValueError(f"keep={keep!r} is no budget; {accepted}") from None

@@ -63,8 +63,8 @@ def apply_pruning(
             what is left of the whole input after each, `["divprune", "fastv"], keep=[0.5, 0.1]`, with None
             for what an adaptive one finds (of others: the family's default), as in
             `["pixelprune", "divprune"], keep=[None, 0.25]`.
-            With a policy of the vision stage also `"energy:0.98"` or an `AdaptiveBudget`, which finds the
-            number for each input from its tokens (`EnergyBudget`).
+            With a policy of the vision stage also `"energy:0.98"`, `"coverage:0.95"` or an `AdaptiveBudget`, which
+            finds the number for each input from its tokens (`EnergyBudget`, `CoverageBudget`).
         budget: what a single `keep` counts: `"mean"`, as said, met as nearly as whole tokens allow and
             reported as `Record.mean`; or `"final"`, the tokens that are left after the last cut. None: as a
             preset says, else `"mean"`.

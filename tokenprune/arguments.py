@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from .adaptive_budget import AdaptiveBudget
 
-#: A budget: a ratio, a number of tokens, or one that is found for each input, as "energy:0.98".
+#: A budget: a ratio, a number of tokens, or one that is found for each input, as "energy:0.98" and "coverage:0.95".
 OneKeep = float | int | str | AdaptiveBudget
 #: Budgets: one, one for each policy of a list, or None for the family's default or what an adaptive policy finds.
 Keep = OneKeep | Sequence[OneKeep | None] | None

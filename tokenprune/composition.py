@@ -107,7 +107,7 @@ def _budget(keep: OneKeep) -> Budget | AdaptiveBudget:
     if isinstance(keep, str):
         raise ValueError(
             f"keep={keep!r} is no number; accepted: a float in (0, 1] (keep ratio), an int >= 1 (tokens per visual "
-            "input), 'energy:SHARE' as 'energy:0.98', an AdaptiveBudget, or None (family default)"
+            "input), 'energy:SHARE' as 'energy:0.98', 'coverage:SHARE', an AdaptiveBudget, or None (family default)"
         )
     return Budget(keep)
 

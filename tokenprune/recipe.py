@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ._version import __version__
 from .arguments import BUDGETS, POSITIONS, BudgetMeaning, Positions
@@ -164,16 +164,30 @@ def fingerprint(model: nn.Module) -> str:
     """
     config: Any = model.config
     found = hashlib.sha256(json.dumps(_stable(config.to_dict()), sort_keys=True, default=str).encode())
-    matrices = sorted(
-        ((name, p) for name, p in model.named_parameters() if p.ndim > 1 and p.device.type != "meta"),
-        key=lambda pair: pair[0],
-    )
-    step = max(1, len(matrices) // _SAMPLED)
-    for _, parameter in matrices[::step]:
-        flat = parameter.detach().reshape(-1)
-        values = flat[:: max(1, len(flat) // _VALUES)][:_VALUES]
+    matrices = sorted(name for name, parameter in model.named_parameters() if parameter.ndim > 1)
+    for name in matrices[:: max(1, len(matrices) // _SAMPLED)]:
+        values = _some_values(model, name)
         found.update(values.to("cpu", torch.float32).bfloat16().view(torch.int16).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _some_values(model: nn.Module, name: str) -> Tensor:
+    """Some values of a parameter, which accelerate may have put on the disk; none of one that has no values."""
+    folder, _, leaf = name.rpartition(".")
+    module = model.get_submodule(folder)
+    parameter = getattr(module, leaf)
+    if parameter.device.type != "meta":
+        return _spread(parameter)
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        parameter = getattr(module, leaf)
+        return torch.empty(0) if parameter.device.type == "meta" else _spread(parameter).clone()
+
+
+def _spread(parameter: Tensor) -> Tensor:
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _VALUES)][:_VALUES]
 
 
 def _stable(config: Any) -> Any:

@@ -13,21 +13,26 @@ from . import tasks_path
 _NETWORK = ("httpx", "requests", "huggingface_hub", "urllib3", "datasets")
 
 
-def fetch(tasks: Iterable[str], manager: Any) -> None:
+def fetch(tasks: Iterable[str], manager: Any, kind: str = "simple") -> list[dict[Any, Any]]:
     """Load tasks with their data, which the harness does again from its cache.
 
     Args:
         tasks: names of tasks or groups.
         manager: the harness's task manager.
+        kind: as which the harness makes tasks, "simple" or "chat".
+
+    Returns:
+        For each name, tasks by name, in groups by group.
 
     Raises:
         CommandError: the data of a task cannot be fetched, without network for example.
     """
     from lmms_eval.tasks import get_task_dict
 
+    loaded = []
     for task in tasks:
         try:
-            get_task_dict([task], manager)
+            loaded.append(get_task_dict([task], manager, kind))
         except Exception as error:
             reason = next((each for each in _causes(error) if _is_network(each)), None)
             if reason is None:
@@ -37,6 +42,7 @@ def fetch(tasks: Iterable[str], manager: Any) -> None:
                 f"the data of task {task!r} cannot be fetched ({type(reason).__name__}: {said[:200]}); "
                 f"tasks that need no network: {', '.join(offline_tasks())}"
             ) from error
+    return loaded
 
 
 def offline_tasks() -> list[str]:

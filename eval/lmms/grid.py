@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
-import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,18 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import runs
-from ..errors import CommandError
 from ..machine import pick_device
 from ..setting import PruningSetting
-from . import tasks_path
 from .datasets import fetch
+from .harness import NoHarness as NoHarness
+from .harness import check_installed, silence, task_manager
 from .options import model_args
 
 BACKENDS = ("tokenprune_hf", "tokenprune_llava_hf", "tokenprune_qwen2_5_vl", "tokenprune_qwen3_vl")
-
-
-class NoHarness(CommandError):
-    """lmms-eval is not installed."""
 
 
 @dataclass(frozen=True)
@@ -134,28 +127,15 @@ def check(plan: Plan) -> Any:
         UnsupportedModelError: the checkpoint's family is not supported.
         OSError: there is no such checkpoint.
     """
-    if importlib.util.find_spec("lmms_eval") is None:
-        raise NoHarness("lmms-eval is not installed; in a checkout of this repository: pip install '.[eval]'")
+    check_installed()
     pick_device(plan.device)
     if plan.backend not in BACKENDS:
         raise ValueError(f"backend {plan.backend!r} is none of {', '.join(BACKENDS)}")
-    from loguru import logger
-
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING")
+    silence()
     from .model import checkpoint
 
     checkpoint(plan.model)
-    from lmms_eval.tasks import TaskManager
-
-    folders = [tasks_path()] + ([plan.include] if plan.include else [])
-    manager = TaskManager("WARNING", include_path=folders, model_name=plan.backend)
-    for task in plan.tasks:
-        if task not in manager.task_index:
-            close = difflib.get_close_matches(task, manager.all_tasks, 3)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise ValueError(f"the harness has no task {task!r}{hint}")
-    return manager
+    return task_manager(plan.tasks, plan.backend, plan.include)
 
 
 def run(plan: Plan, out: Path, note: Callable[[str], None] = lambda text: None) -> list[Cell]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -18,13 +17,13 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.video_utils import load_video
 
 from ...api import remove_pruning
 from ...patches import UnsupportedModelError, supported_model_types
 from .. import minivlm
 from ..conversations import answer_lengths, encode_conversations
 from ..model_names import find_checkpoint
+from ..videos import decode_videos
 from .options import reject_unknown, take_pruning
 from .statistics import Statistics
 
@@ -227,23 +226,10 @@ class PrunedModel(lmms):
                 raise ValueError(f"task {task!r} asks about sound, which tokenprune_hf does not take")
             if part["type"] == "image" and hasattr(part["image"], "convert"):
                 part["image"] = part["image"].convert("RGB")
-            if part["type"] == "video" and isinstance(part["video"], str):
-                # Decoded here, since the decoders that processors support depend on the version of transformers.
-                path: Any = part["video"]
-                part["video"], part["metadata"] = load_video(path, backend="pyav", sample_indices_fn=self._frames)
         return self._apply_system_prompt(messages, self.system_prompt)
 
-    def _frames(self, metadata: Any, **kwargs: Any) -> np.ndarray:
-        """Indices of `max_frames` evenly spaced frames, or of all if there are fewer."""
-        total = metadata.total_num_frames
-        return np.linspace(0, total - 1, min(self.max_frames, total)).round().astype(int)
-
     def _encode(self, conversations: list[list[dict[str, Any]]]) -> Any:
-        parts = [part for messages in conversations for message in messages for part in message["content"]]
-        videos = [part.pop("metadata", None) for part in parts if part["type"] == "video"]
-        options: dict[str, Any] = {}
-        if videos:
-            options = {"do_sample_frames": False, "video_metadata": videos}
+        options = decode_videos(conversations, self.max_frames)
         inputs = encode_conversations(self._processor, conversations, **options)
         return inputs.to(self.device, self._model.dtype)
 

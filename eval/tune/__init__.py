@@ -36,7 +36,7 @@ def tune(
         work: folder of what was answered; a call with the same folder goes on from there. None: nothing is kept.
         progress: is told what is being done.
         **options: those of `Options`: `tolerance`, `confidence`, `policies`, `keeps`, `positions`, `metric`, `score`,
-            `cost`, `minutes`, `batch`, `new_tokens` and `seed`.
+            `cost`, `minutes`, `batch`, `new_tokens`, `frames` and `seed`.
 
     Returns:
         What was found. Its `recipe` is None if nothing could be certified.

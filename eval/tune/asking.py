@@ -15,7 +15,9 @@ from ...recipe import fingerprint
 from .. import runs
 from ..conversations import encode_conversations
 from ..setting import PruningSetting, format_keep
+from ..videos import decode_videos
 from .metrics import Pruned
+from .options import Options
 from .prompts import Prompt, digest
 from .replies import Reply, full_replies, pruned_texts, take, visual_tokens
 from .workers import Workers
@@ -66,7 +68,7 @@ class Asker:
         model: not pruned.
         processor: of the model.
         batches: prompts that are asked together.
-        new_tokens: of an answer, at most.
+        options: length of an answer, and frames of a video.
         work: folder for what was answered.
         workers: processes that share the batches.
     """
@@ -76,12 +78,12 @@ class Asker:
         model: Any,
         processor: Any,
         batches: Sequence[Sequence[Prompt]],
-        new_tokens: int,
+        options: Options,
         work: Path,
         workers: Workers,
     ):
         self.model, self.processor, self.batches = model, processor, batches
-        self.new_tokens, self.work, self.workers = new_tokens, work, workers
+        self.options, self.work, self.workers = options, work, workers
         self.replies: list[list[Reply]] = []
         #: Of each prompt, by batch: all its tokens, and those that are visual.
         self.tokens: list[list[int]] = []
@@ -90,7 +92,8 @@ class Asker:
         self._of_run = (
             ("model", fingerprint(model)),
             ("dtype", str(model.dtype)),
-            ("new_tokens", new_tokens),
+            ("new_tokens", options.new_tokens),
+            ("frames", options.frames),
             ("tokenprune", __version__),
             ("transformers", importlib.metadata.version("transformers")),
         )
@@ -104,7 +107,7 @@ class Asker:
             results = self._read(PruningSetting(), i)
             if results is None:
                 inputs = self.inputs(i)
-                replies = full_replies(self.model, self.processor, inputs, self.new_tokens)
+                replies = full_replies(self.model, self.processor, inputs, self.options.new_tokens)
                 results = {
                     "replies": [dataclasses.asdict(reply) for reply in replies],
                     "visual_tokens": visual_tokens(self.model, inputs["input_ids"]),
@@ -161,7 +164,7 @@ class Asker:
         texts: list[str | None] = [None] * len(differ)
         if others:
             inputs = self.encode([self.batches[i][row] for row in others])
-            told = pruned_texts(self.model, self.processor, inputs, setting, self.new_tokens)
+            told = pruned_texts(self.model, self.processor, inputs, setting, self.options.new_tokens)
             for row, text in zip(others, told, strict=True):
                 texts[row] = text
         return texts
@@ -177,7 +180,9 @@ class Asker:
 
     def encode(self, prompts: Sequence[Prompt]) -> Any:
         """Model inputs of prompts."""
-        inputs = encode_conversations(self.processor, [prompt.conversation() for prompt in prompts])
+        conversations = [prompt.conversation() for prompt in prompts]
+        videos = decode_videos(conversations, self.options.frames)
+        inputs = encode_conversations(self.processor, conversations, **videos)
         return inputs.to(self.model.device, self.model.dtype)
 
     def _cell(self, setting: PruningSetting, i: int) -> Cell:

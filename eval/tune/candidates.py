@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ...adaptive_budget import parsed
+from ...adaptive_budget import KINDS, kind_of, parsed
 from ...arguments import Positions
 from ..errors import CommandError
 from ..reachable import refusal
@@ -32,9 +32,28 @@ POLICIES = (
 #: From safe to cheap.
 KEEPS: tuple[float | int | str, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 
+#: Budgets that are found for each input, from safe to cheap.
+SHARES: tuple[tuple[str, ...], ...] = (
+    tuple(f"energy:{share}" for share in (0.99999, 0.9999, 0.9995, 0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9)),
+    tuple(f"coverage:{share}" for share in (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5)),
+)
+#: Policies that are tried with them.
+_WITH_SHARES = ("auto", "divprune")
+#: Of `pixelprune`, from safe to cheap: how much a pixel may differ from its prediction.
+_TAUS = (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2)
+
 #: A policy as text, which is tried at every keep ratio; or settings from safe to cheap, as those of one policy whose
 #: options, a threshold for example, say how much stays.
 Candidate = str | Sequence[PruningSetting]
+
+
+def default_candidates() -> list[Candidate]:
+    """What is tried unless other policies are named: `POLICIES`, and counts that are found for each input.
+
+    These are budgets of `SHARES`, and `pixelprune` without a budget, whose `tau` says how much stays.
+    """
+    found = [[PruningSetting(policy, share) for share in shares] for policy in _WITH_SHARES for shares in SHARES]
+    return [*POLICIES, *found, [PruningSetting(f"pixelprune:tau={tau:g}") for tau in _TAUS]]
 
 
 def chains_of(
@@ -50,8 +69,8 @@ def chains_of(
         model: not pruned.
         candidates: what is tried.
         keeps: budgets of policies given as text. They are sorted from safe to cheap; numbers of tokens and ratios
-            cannot be mixed. Budgets that are found for each input ("energy:0.98") are chains of their own. A preset
-            with a budget of its own has that one only.
+            cannot be mixed. Budgets that are found for each input ("energy:0.98", "coverage:0.95") are chains of their
+            own, one for each kind. A preset with a budget of its own has that one only.
         positions: of surviving tokens, for policies given as text.
         note: receives, once per reason, why a candidate is left out.
 
@@ -78,8 +97,9 @@ def chains_of(
 
 
 def describe(setting: PruningSetting) -> str:
-    """`divprune 0.5`, or `divprune 0.5, compact`."""
-    return str(setting) + (", compact" if setting.positions == "compact" else "")
+    """`divprune 0.5`, `divprune 0.5, compact`, or `pixelprune:tau=0.1` where the policy finds the number itself."""
+    own = setting.keep is None and any(policy.adaptive for policy in setting.policies)
+    return (setting.name if own else str(setting)) + (", compact" if setting.positions == "compact" else "")
 
 
 def _ladders(keeps: Sequence[float | int | str]) -> list[list[float | int | str]]:
@@ -87,11 +107,10 @@ def _ladders(keeps: Sequence[float | int | str]) -> list[list[float | int | str]
     numbers = {keep for keep in keeps if not isinstance(keep, str)}
     if len({isinstance(keep, int) for keep in numbers}) > 1:
         raise CommandError("--keep mixes ratios and numbers of tokens, whose order from safe to cheap is not known")
-    found = {keep: parsed(keep) for keep in keeps if isinstance(keep, str)}
-    ladders: list[list[float | int | str]] = [
-        [*sorted(numbers, reverse=True)],
-        [*sorted(found, key=lambda keep: -found[keep].share)],
-    ]
+    ladders: list[list[float | int | str]] = [[*sorted(numbers, reverse=True)]]
+    for kind in KINDS:
+        found = {keep: parsed(keep).share for keep in keeps if kind_of(keep) == kind}
+        ladders.append([*sorted(found, key=lambda keep: -found[keep])])
     return [ladder for ladder in ladders if ladder]
 
 
@@ -112,6 +131,7 @@ def _name(settings: Sequence[PruningSetting]) -> str:
     """What tables call a chain."""
     first, last = settings[0], settings[-1]
     name = first.name if first.name == last.name else f"{first.name} to {last.name}"
-    if isinstance(first.keep, str):
-        name += ", a budget for each input"
+    kind = kind_of(first.keep)
+    if kind is not None:
+        name += f", {kind.rstrip(':')} of each input"
     return f"{name}, compact" if first.positions == "compact" else name

@@ -14,7 +14,6 @@ from ..files import check_different, check_file, check_folder, picture_suffixes,
 from ..machine import pick_device, pick_dtype
 from ..progress import progress_bar
 from . import Options, Tuned
-from .candidates import KEEPS, POLICIES
 from .display import draw, table, verdict
 from .readers import read_prompts, some_of
 from .tuning import Tuning
@@ -57,14 +56,15 @@ def run(options: argparse.Namespace, console: Console) -> Tuned:
     given = Options(
         tolerance=options.tolerance,
         confidence=options.confidence,
-        policies=options.policy or POLICIES,
-        keeps=options.keep or KEEPS,
+        policies=options.policy,
+        keeps=options.keep,
         positions=options.positions,
         metric=options.metric,
         cost=options.cost,
         minutes=options.minutes,
         batch=options.batch_size,
         new_tokens=options.new_tokens,
+        frames=options.frames,
     )
     prompts = some_of(read_prompts(options.data, options.question), options.samples, given.seed)
     workers = Workers.found()

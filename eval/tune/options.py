@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...arguments import Positions
-from .candidates import KEEPS, POLICIES, Candidate
+from ..videos import FRAMES
+from .candidates import POLICIES, Candidate, default_candidates
 from .metrics import METRICS, Score
 from .sequence import Goal
 
@@ -22,8 +23,9 @@ class Options:
     Args:
         tolerance: largest risk: the mean loss over all prompts that could be asked, in (0, 1).
         confidence: smallest probability that the risk of the chosen setting is within it, in (0, 1).
-        policies: what is tried: policies as text, or settings from safe to cheap.
-        keeps: budgets of policies given as text.
+        policies: what is tried: policies as text, or settings from safe to cheap. None: `default_candidates`, without
+            the counts that are found for each input if `keeps` are given.
+        keeps: budgets of policies given as text. None: `KEEPS`.
         positions: of surviving tokens.
         metric: what a prompt loses: `"answer"`, `"tokens"`, `"kl"` or `"accuracy"`.
         score: of an answer against right ones, in [0, 1], for `accuracy`; None: exact match.
@@ -31,6 +33,7 @@ class Options:
         minutes: after so long no further setting is tested; None: no limit.
         batch: prompts that are asked together.
         new_tokens: of an answer, at most.
+        frames: of a video, evenly spaced; all if there are fewer.
         seed: of the order in which prompts are dealt to ranking and test.
 
     Raises:
@@ -39,8 +42,8 @@ class Options:
 
     tolerance: float = 0.02
     confidence: float = 0.95
-    policies: Sequence[Candidate] = POLICIES
-    keeps: Sequence[float | int | str] = KEEPS
+    policies: Sequence[Candidate] | None = None
+    keeps: Sequence[float | int | str] | None = None
     positions: Sequence[Positions] = ("original",)
     metric: str = "answer"
     score: Score | None = None
@@ -48,6 +51,7 @@ class Options:
     minutes: float | None = None
     batch: int = 16
     new_tokens: int = 32
+    frames: int = FRAMES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,10 +63,16 @@ class Options:
             raise ValueError(f"score goes with metric='accuracy', not {self.metric!r}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes!r} must be a number > 0, or None")
-        for name in ("batch", "new_tokens"):
+        for name in ("batch", "new_tokens", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be >= 1")
         self.goal()
+
+    def candidates(self) -> Sequence[Candidate]:
+        """What is tried."""
+        if self.policies is not None:
+            return self.policies
+        return POLICIES if self.keeps is not None else default_candidates()
 
     def goal(self) -> Goal:
         """What is to be certified."""

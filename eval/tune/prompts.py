@@ -25,7 +25,7 @@ class Prompt:
     Args:
         question: what is asked about the pictures; empty with `messages`.
         images: its pictures in order, as `Picture` has it. They are opened when they are needed.
-        videos: its videos in order: files or addresses, as the processor's chat template takes them.
+        videos: its videos in order: files or addresses, which PyAV decodes when they are needed.
         messages: the conversation as chat templates take it, in place of a question. Parts of type `image` and `video`
             without a source take `images` and `videos` in turn.
         answers: right answers, any of which counts; empty: unknown.
@@ -78,6 +78,11 @@ class Prompt:
             }
             for message in self.messages
         ]
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether there is a video among its parts."""
+        return bool(self.videos) or any(part.get("type") == "video" for part in self._parts())
 
     def sources(self) -> list[Picture]:
         """All its pictures and videos, those in its messages included."""

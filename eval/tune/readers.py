@@ -1,4 +1,4 @@
-"""Prompts from files: JSON lines, a folder of pictures, or a Hugging Face dataset on disk."""
+"""Prompts from files, JSON lines, a folder of pictures or a Hugging Face dataset on disk, and from lmms-eval."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import CommandError
+from .lmms_tasks import PREFIX, task_prompts
 from .prompts import Prompt
 
 #: Asked about the pictures of a folder in turn, one about each.
@@ -36,19 +37,24 @@ _KEYS = {
 }
 
 
-def read_prompts(path: Path, question: str | None = None) -> list[Prompt]:
-    """The prompts of a file or folder.
+def read_prompts(source: str | Path, question: str | None = None) -> list[Prompt]:
+    """The prompts of a file or folder, or of a task of lmms-eval.
 
     Args:
-        path: JSON lines, a folder of pictures, or a folder that `Dataset.save_to_disk` wrote. A row has `question` or
+        source: JSON lines, a folder of pictures, or a folder that `Dataset.save_to_disk` wrote. A row has `question` or
             `messages`, and may have `image` or `images`, `video` or `videos`, and `answer` or `answers`. Paths in JSON
-            lines are relative to their file.
+            lines are relative to their file. `lmms:NAME` is a task or a group of tasks.
         question: about each picture of a folder; None: those of `QUESTIONS` in turn.
 
     Raises:
-        CommandError: there is no such file or folder, nothing is in it, or a row is no prompt; naming the row.
+        CommandError: there is no such file or folder, nothing is in it, or a row is no prompt; naming the row. Or as
+            `lmms_tasks.task_prompts`.
+        ValueError: lmms-eval has no such task.
         ImportError: a dataset, and the package datasets is not installed.
     """
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return task_prompts(source.removeprefix(PREFIX))
+    path = Path(source)
     if path.is_dir() and (path / _SPLITS).is_file():
         splits = sorted(each.name for each in path.iterdir() if (each / _DATASET[0]).is_file())
         raise CommandError(f"{path} has several splits; name one: {', '.join(str(path / each) for each in splits)}")
@@ -107,10 +113,12 @@ def _of_dataset(path: Path) -> Iterator[Prompt]:
     dataset = datasets.load_from_disk(str(path))
     pictures = [name for name in (*_KEYS["images"],) if name in dataset.column_names]
     told = dataset.remove_columns(pictures)  # pictures stay on disk until they are needed
+    stored = dataset.select_columns(pictures).with_format("arrow")
     for i in range(len(dataset)):
         row = dict(told[i])
-        for name in pictures[:1]:
-            count = len(dataset[i][name]) if isinstance(dataset.features[name], datasets.Sequence | list) else 1
+        found = {name: each for name in pictures if (each := stored[i][name][0].as_py()) is not None}
+        for name in list(found)[:1]:
+            count = len(found[name]) if isinstance(found[name], list) else 1
             row["images"] = [functools.partial(_picture, dataset, i, name, number) for number in range(count)]
         yield _prompt(row, f"{path}, row {i}", lambda source: source)
 

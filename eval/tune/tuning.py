@@ -14,8 +14,9 @@ import numpy as np
 
 from ..errors import CommandError
 from ..setting import PruningSetting
+from ..videos import check_reads_videos
 from .asking import Asker
-from .candidates import chains_of, describe
+from .candidates import KEEPS, chains_of, describe
 from .certify import FINALISTS, Outcome, certify
 from .cost import Costs
 from .metrics import METRICS, exact_match
@@ -67,7 +68,7 @@ class Tuning:
 
     Raises:
         CommandError: too few prompts, a metric that needs right answers where a prompt has none, no policy that can
-            act on the model.
+            act on the model, videos that the model or its processor does not take.
     """
 
     def __init__(
@@ -83,9 +84,11 @@ class Tuning:
         self.metric, self.score = METRICS[options.metric], options.score or exact_match
         self.notes: list[str] = []
         _check(prompts, options)
+        if any(prompt.has_videos for prompt in prompts):
+            check_reads_videos(processor, model.config.model_type)
         self.workers = Workers.found()
         batches, self.halves = deal(prompts, options.batch, options.seed)
-        self.asker = Asker(model, processor, batches, options.new_tokens, work, self.workers)
+        self.asker = Asker(model, processor, batches, options, work, self.workers)
         self.costs = Costs(self.asker, options.cost)
         self.goal: Goal = options.goal()
         self.clock = Clock(options.minutes, self.workers)
@@ -93,7 +96,9 @@ class Tuning:
     def run(self) -> Tuned:
         """Ask, rank, test and choose."""
         options = self.options
-        chains = chains_of(self.model, options.policies, options.keeps, options.positions, self.notes.append)
+        chains = chains_of(
+            self.model, options.candidates(), options.keeps or KEEPS, options.positions, self.notes.append
+        )
         shared = shared_sources(self.prompts)
         if shared:
             self.notes.append(

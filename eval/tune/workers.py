@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Workers:
@@ -31,6 +33,8 @@ class Workers:
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available())
+        if state.num_processes > 1 and state.process_index == 0:
+            logger.info("%d processes share the prompts (%s)", state.num_processes, state.backend)
         return cls(state if state.num_processes > 1 else None)
 
     @property

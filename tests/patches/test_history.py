@@ -60,6 +60,18 @@ def test_the_oracle_can_fail(monkeypatch):
         hold("llava", [talk(0.1), Turn([[4]])])
 
 
+def test_the_count_can_fail(monkeypatch):
+    """More stays than `history` says."""
+    monkeypatch.setattr(History, "count", lambda self, n: n)
+    assert hold("llava", [talk(3), Turn([[4]])]) == []
+    monkeypatch.undo()
+    counts = iter([18])  # what leaves; then what the check counts
+    real = History.count
+    monkeypatch.setattr(History, "count", lambda self, n: next(counts, None) or real(self, n))
+    with pytest.raises(AssertionError, match=r"18 tokens of an earlier picture are held, and history leaves 3"):
+        hold("llava", [talk(3), Turn([[4]])])
+
+
 def run(model, batch, cache=None, steps=3):
     inputs = batch if cache is None else {**batch, "past_key_values": cache}
     how = dict(do_sample=False, return_dict_in_generate=True, max_new_tokens=steps, min_new_tokens=steps)

@@ -23,7 +23,7 @@ from ..builders import EOS, IMAGE, VIDEO, spread_weights
 from ..families import FAMILIES, make_batch, text_of
 from .hiding import Hiding, Seen, listening
 from .talks import EXPANDED, Setting, Turn, stages
-from .verdicts import account, compare, forget, hold_hybrid, refusal, says
+from .verdicts import account, check_shrunk, compare, forget, hold_hybrid, refusal, says
 
 _MODELS: dict[str, tuple[Any, Any]] = {}
 
@@ -89,6 +89,7 @@ class Talk:
         self.batches = [make_batch(family, turn.rows, seed + 31 * i) for i, turn in enumerate(turns)]
         self.setting: Setting | None = None
         self.turn, self.refused, self.torn = 0, [], False
+        self.fresh = 0  # pictures of the last turn
         self.faithful = True  # nothing but keep=1.0 so far
         rows = len(turns[0].rows)
         self.ids, self.mask = torch.zeros(rows, 0).long(), torch.zeros(rows, 0).long()
@@ -114,6 +115,7 @@ class Talk:
     def take(self, i: int) -> bool:
         """Take a turn with both models. False: the conversation cannot go on."""
         self.turn, turn = i, self.turns[i]
+        marked = self.setting is not None and self.setting.history is not None  # pictures of the turn before
         if turn.setting is not None:
             self.apply(turn.setting)
         if turn.crop and self.past > 1:
@@ -132,6 +134,12 @@ class Talk:
         visible = inputs["attention_mask"].bool()
         self.seen = self.seen.longer(visible.shape[1])
         forget(self, self.visuals[: len(self.visuals) - len(visuals)], ran.past_key_values, EXPANDED.get(turn.how, 1))
+        begins = turn.how != "forward" or inputs["input_ids"].shape[1] > 1
+        if marked and self.setting.history is not None and begins:
+            earlier = self.visuals[: len(self.visuals) - len(visuals)]
+            fresh = earlier[len(earlier) - self.fresh :]
+            check_shrunk(self, fresh, ran.past_key_values, EXPANDED.get(turn.how, 1))
+        self.fresh = len(visuals)
         lost = account(self, turn, visuals, visible) if turn.pictures else torch.zeros_like(visible)
         compact, changed = self.setting.positions == "compact", stages(self.setting.policy)[1]
         with Hiding(self.stock, self.seen, lost, visible, compact, fed, changed) as hiding:

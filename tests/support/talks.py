@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tokenprune import History
 from tokenprune.policies import Policy, make_policy
 
 from ..families import ANYRES, FAMILIES, PLAIN_FAMILIES, TOWER_FAMILIES, Picture
@@ -175,25 +176,33 @@ def _later(draw, family: str, before: Setting) -> Setting | None:
     if kind == "other":
         return _settings(draw, family)
     positions = draw(st.sampled_from(["original", "compact"]))
-    return Setting(before.policy, draw(_KEEP), positions, before.history)
+    history = before.history if before.history is None or draw(st.booleans()) else draw(_HISTORY)
+    return Setting(before.policy, draw(_KEEP), positions, history)
 
 
-_HISTORY = st.one_of(st.just(0), st.floats(0.02, 0.6), st.integers(1, 8))
+_LEFT = st.one_of(st.just(0), st.floats(0.02, 0.6), st.integers(1, 8))
+_HISTORY = st.one_of(_LEFT, st.builds(History, _LEFT, st.sampled_from(["divprune", "grid"])))
 #: Families whose layers have no sliding window.
-_SHRINK_HISTORY = ("llava", "llava_next", "paligemma", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3")
+SHRINK_HISTORY = ("llava", "llava_next", "paligemma", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3")
 
 
 @st.composite
-def talks(draw, families: list[str]) -> dict:
-    """Arguments of `hold`."""
+def talks(draw, families: list[str], history: bool = False) -> dict:
+    """Arguments of `hold`.
+
+    Args:
+        families: of which one is drawn.
+        history: whether pictures of earlier turns shrink in every talk, which then has two turns or more; the families
+            are some of `SHRINK_HISTORY`.
+    """
     family = draw(st.sampled_from(families))
     hybrid = FAMILIES[family].hybrid
-    cache = draw(st.sampled_from(["dynamic"] * 5 + ["static"] * 2 + ["none"]))
+    cache = "dynamic" if history else draw(st.sampled_from(["dynamic"] * 5 + ["static"] * 2 + ["none"]))
     n = draw(st.sampled_from([1, 1, 2, 2, 3]))
-    several = 1 if hybrid or cache == "none" else draw(st.sampled_from([1, 2, 2, 3, 3, 4]))
+    several = 1 if hybrid or cache == "none" else draw(st.sampled_from([2, 3, 4] if history else [1, 2, 2, 3, 3, 4]))
     turns: list[Turn] = []
     setting = _settings(draw, family)
-    if several > 1 and cache == "dynamic" and family in _SHRINK_HISTORY and _chance(draw, 4):
+    if history or (several > 1 and cache == "dynamic" and family in SHRINK_HISTORY and _chance(draw, 4)):
         setting = dataclasses.replace(setting, history=draw(_HISTORY))
     for i in range(several):
         last = i == several - 1

@@ -10,6 +10,7 @@ import torch
 from tokenprune import PrunedCacheError, pruning_report
 from tokenprune.budget import Budget
 from tokenprune.patches.cache import layout_of
+from tokenprune.patches.kept_history import history_of
 
 from ..families import FAMILIES, text_of
 from ..oracles import Run, assert_same, keep_mask, native_short
@@ -111,6 +112,22 @@ def forget(talk: Any, earlier: list, cache: Any, copies: int) -> None:
             held = torch.zeros(talk.seen.layers.shape[2], dtype=torch.bool)
             held[part.columns[at][part.valid[at]]] = True
             talk.seen.layers[first:, row, columns] &= held[columns]
+
+
+def check_shrunk(talk: Any, fresh: list, cache: Any, copies: int) -> None:
+    """Check that no layer holds more of pictures than `history` leaves.
+
+    Args:
+        talk: with its setting.
+        fresh: (row, columns, ...) of the pictures of the turn before.
+        cache: of the pruned model, after the turn.
+        copies: rows of it for each row of the talk.
+    """
+    layout, history = layout_of(cache), history_of(talk.setting.history)
+    for row, columns, *_ in fresh:
+        held = set(layout.columns[row * copies][layout.valid[row * copies]].tolist()) & set(columns.tolist())
+        most = history.count(len(columns))
+        assert len(held) <= most, f"{len(held)} tokens of an earlier picture are held, and history leaves {most}"
 
 
 def _read(

@@ -22,7 +22,8 @@ _ALIASES = [f"`{name}` or `{folder.name}`" for name, folder in EMBEDDED.items() 
 _EMBEDDED = f"{', '.join(_ALIASES[:-1])}, and {_ALIASES[-1]}, ship with us"
 #: What `--keep` is.
 KEEP_HELP = (
-    "visual tokens that a decoder layer holds, mean over layers: ratios in (0, 1] or whole numbers; or energy:0.98"
+    "visual tokens that a decoder layer holds, mean over layers: ratios in (0, 1] or whole numbers; or energy:0.98, "
+    "coverage:0.95"
 )
 #: Where `-v` (1) and `-q` (-1) are collected before the command's name, and after it.
 VERBOSITY = ("verbosity", "verbosity_of_command")
@@ -149,14 +150,14 @@ def policy(text: str) -> str:
 
 
 def keeps(text: str) -> list[float | int | str]:
-    """Keep ratios, numbers of tokens or `energy:SHARE`, by comma."""
-    from ..adaptive_budget import parsed
+    """Keep ratios, numbers of tokens, `energy:SHARE` or `coverage:SHARE`, by comma."""
+    from ..adaptive_budget import kind_of, parsed
     from ..budget import Budget
 
     out: list[float | int | str] = []
     for part in text.split(","):
         try:
-            if part.strip().startswith("energy:"):
+            if kind_of(part.strip()) is not None:
                 out.append(str(parsed(part.strip())))
                 continue
             value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)

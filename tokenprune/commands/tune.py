@@ -21,11 +21,10 @@ def add(commands: arguments.Commands) -> None:
     arguments.add_model(tune, "checkpoint to tune")
     tune.add_argument(
         "--data",
-        type=Path,
         required=True,
-        metavar="FILE_OR_FOLDER",
+        metavar="SOURCE",
         help="JSON lines with question or messages, image or images, and answer if it is known; a folder of pictures; "
-        "or a Hugging Face dataset on disk",
+        "a Hugging Face dataset on disk; or lmms:TASK, a task or group of lmms-eval",
     )
     tune.add_argument("--question", metavar="TEXT", help="about each picture of a folder; default: several in turn")
     tune.add_argument("--samples", type=arguments.count, metavar="N", help="so many of the prompts at random")
@@ -40,7 +39,9 @@ def add(commands: arguments.Commands) -> None:
         help="what a prompt loses: whether its answer changes, the share of the answer's tokens that do, the "
         "divergence of the next token, or whether a right answer is lost (with answers in the data)",
     )
-    arguments.add_policy(tune, default=None, note="; default: several of each kind")
+    arguments.add_policy(
+        tune, default=None, note="; default: several of each kind, and counts that are found for each input"
+    )
     tune.add_argument(
         "--keep", type=arguments.keeps, metavar="K,K", help=f"{arguments.KEEP_HELP}; default: from 0.9 to 0.05"
     )
@@ -56,6 +57,9 @@ def add(commands: arguments.Commands) -> None:
     )
     tune.add_argument("--batch-size", type=arguments.count, default=16, metavar="N", help="prompts asked together")
     tune.add_argument("--new-tokens", type=arguments.count, default=32, metavar="N", help="length of an answer at most")
+    tune.add_argument(
+        "--frames", type=arguments.count, default=32, metavar="N", help="of a video, evenly spaced; all if it has fewer"
+    )
     tune.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default bfloat16 on a GPU")
     tune.add_argument("--attn", metavar="NAME", help="attention implementation; default transformers' own")
     tune.add_argument("--device", help="default cuda if there is one")

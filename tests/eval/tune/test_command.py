@@ -1,5 +1,6 @@
 """The command: what it writes, says and refuses."""
 
+import dataclasses
 import json
 
 import pytest
@@ -50,6 +51,15 @@ def test_where_nothing_is_certified_there_is_no_recipe_and_a_status_of_1(data, t
     assert "Nothing can be certified" in told
     assert "about 102 more prompts would certify it" in told  # 2 * 59 of them, and 16 are there
     assert not out.exists()
+
+
+def test_a_model_that_transformers_places_gives_the_same(data, tmp_path, capsys):
+    found = []
+    for name, more in (("own", []), ("placed", ["--device-map", "auto"])):
+        out = tmp_path / f"{name}.json"
+        cli.main(["tune", "--data", str(data), "--tolerance", "0.4", *KEEPS, *more, "--out", str(out)])
+        found.append(dataclasses.replace(Recipe.read(out), measured={}))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,27 @@ def test_every_piece_is_done_once_and_comes_back_in_order(monkeypatch, count):
     assert Workers(State(0, count)).share(range(7), lambda i: i * i) == [i * i for i in range(7)]
 
 
+#: Without GPUs, `--multi_gpu` starts processes that talk by gloo; `--cpu` of accelerate starts one.
+LAUNCHERS = {
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no",
+    "torchrun": "torch.distributed.run --nproc-per-node 2",
+}
+GIVEN = "--tolerance 0.15 --policy divprune,random --keep 0.9,0.5,0.1 --cost flops --batch-size 8"
+
+
+def tuned(data, out, launcher=""):
+    """What the command writes, without its date, and what it says."""
+    command = ["-m", *launcher.split(), "-m", "tokenprune", "tune", "-v"] if launcher else ["-m", "tokenprune", "tune"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, *command, "--data", str(data), "--out", str(out), *GIVEN.split()]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    recipe = json.loads(out.read_text())
+    recipe.pop("made")
+    return recipe, done.stdout, done.stderr
+
+
 @pytest.mark.skipif(not FULL, reason="processes of their own take long: FULL=1")
 def test_two_processes_find_the_recipe_of_one(prompts, tmp_path):
     rows = []
@@ -46,16 +67,9 @@ def test_two_processes_find_the_recipe_of_one(prompts, tmp_path):
         rows.append({"image": f"{i}.png", "question": prompt.question, "answer": prompt.answers[0]})
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    found = []
-    for processes in (1, 2):
-        out = tmp_path / f"{processes}.json"
-        launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if processes > 1 else []
-        command = [sys.executable, *launch, "-m", "tokenprune", "tune", "--data", str(data), "--out", str(out)]
-        given = ["--tolerance", "0.15", "--policy", "divprune,random", "--keep", "0.9,0.5,0.1"]
-        given += ["--cost", "flops", "--batch-size", "8"]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, *given], check=True, env=environment, capture_output=True, timeout=600)
-        recipe = json.loads(out.read_text())
-        recipe.pop("made")
-        found.append(recipe)
-    assert found[0] == found[1]
+    alone, *_ = tuned(data, tmp_path / "alone.json")
+    for name, launcher in LAUNCHERS.items():
+        recipe, found, said = tuned(data, tmp_path / f"{name}.json", launcher)
+        assert recipe == alone, name
+        assert "2 processes share the prompts (gloo)" in " ".join(said.split()), name
+        assert found.count("visual tokens, and costs") == 1, "one of the processes tells"

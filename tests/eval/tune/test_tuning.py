@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from tokenprune import Recipe, apply_pruning, remove_pruning, tune
 from tokenprune.eval import minivlm
@@ -142,6 +143,22 @@ def test_settings_with_options_of_their_own_are_a_chain(loaded, prompts, work):
     assert tuned.rows[0].chain == f"{chain[0].name} to {chain[1].name}"
     assert tuned.recipe.keep is None
     assert tuned.recipe.policies[0].name == "vtw"
+
+
+def test_a_model_with_a_layer_on_the_disk_is_tuned_alike(tuned, loaded, prompts, tmp_path):
+    """As `device_map` spreads one that does not fit."""
+    parts = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+    parts |= {f"model.language_model.{name}": "cpu" for name in ("embed_tokens", "norm", "rotary_emb")}
+    parts |= {f"model.language_model.layers.{i}": "disk" if i == 3 else "cpu" for i in range(4)}
+    spread = type(loaded[0]).from_pretrained(
+        minivlm.WEIGHTS["llava"], dtype=torch.float32, device_map=parts, offload_folder=tmp_path / "disk"
+    )
+    assert {parameter.device.type for parameter in spread.parameters()} == {"cpu", "meta"}
+    few = {**OPTIONS, "tolerance": 0.4, "policies": ("fastv",), "keeps": (0.9, 0.6)}
+    found = [tune(model, loaded[1], prompts(16), **few) for model in (loaded[0], spread)]
+    assert found[0].rows == found[1].rows
+    assert found[0].recipe.differences(spread) == []
+    assert found[1].recipe.differences(loaded[0]) == []
 
 
 def test_without_time_nothing_is_claimed(loaded, prompts, work):

@@ -1,16 +1,19 @@
 """What the vLLM plugin decides without an engine: settings and refusals. With one: tests/vllm."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import tokenprune
 from tokenprune.policies import Auto, UnknownPolicyError
 from tokenprune.policies.random import Random
 from tokenprune.policies.registration import registry
+from tokenprune.serve import tables
+from tokenprune.serve.architectures import CLIP, SERVED, UNHEARD
 from tokenprune.serve.settings import (
-    CLIP,
     KEEP,
     OPTIONS,
     PER_FRAME,
@@ -218,6 +221,19 @@ def test_every_policy_is_served_or_refused_with_a_reason():
         "flashvid", "holitom", "coverpruner",
     }  # fmt: skip
     assert all("not heard" in on_qwen[name] for name in set(on_qwen) - always)
+    on_internvl = _refusals(UNHEARD)  # CLS is there, so that a policy cannot do without its attention
+    assert set(on_internvl) >= set(on_qwen)
+    assert all("not heard" in on_internvl[name] for name in set(on_internvl) - always)
+
+
+def test_the_table_names_every_architecture_and_its_class():
+    table = tables.architectures()
+    for name, served in SERVED.items():
+        assert f"| {served.title} | `{name}` | " in table
+        module, _, cls = served.path.partition(":")
+        path = Path(tokenprune.__file__).parents[1] / f"{module.replace('.', '/')}.py"
+        assert f"class {cls}(" in path.read_text()
+        assert f"{name}`" in path.read_text()
 
 
 def test_options_that_make_a_policy_servable():

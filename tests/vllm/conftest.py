@@ -8,7 +8,8 @@ import pytest
 
 from tokenprune.serve import register
 
-from .support import HERE, Engine, qwen3_vl
+from .checkpoints import qwen3_vl
+from .support import HERE, Engine
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

@@ -31,7 +31,12 @@ class Context(InputProcessingContext):
 
     def get_merged_mm_kwargs(self, kwargs: Mapping[str, object], **rest: Any) -> dict[str, Any]:
         merged = super().get_merged_mm_kwargs(kwargs, **rest)
-        return {name: value for name, value in merged.items() if name not in (KEEP, ASKED)}
+        return _stock(merged)
+
+
+def _stock(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not ours of a request's arguments of the processor."""
+    return {name: value for name, value in kwargs.items() if name not in (KEEP, ASKED)}
 
 
 class PruningProcessor(BaseMultiModalProcessor):
@@ -81,11 +86,11 @@ class PruningProcessor(BaseMultiModalProcessor):
     def visual_ids(self) -> set[int]:
         """Ids of placeholder tokens."""
         config = self.info.ctx.model_config.hf_config
-        names = ("image_token_index", "image_token_id", "video_token_id")
+        names = ("image_token_index", "image_token_id", "video_token_index", "video_token_id")
         return {getattr(config, name) for name in names if getattr(config, name, None) is not None}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        processed = super()._apply_hf_processor_main(mm_items, _stock(hf_kwargs))
         asked, counts = hf_kwargs[ASKED], mm_items.get_all_counts()
         for modality in MODALITIES:
             if n := counts.get(modality, 0):
@@ -93,21 +98,27 @@ class PruningProcessor(BaseMultiModalProcessor):
                 for name, words in ((TEXT, "text"), (QUESTION, "question")):
                     if words in asked:
                         processed[name.format(modality)] = [torch.tensor(asked[words], dtype=torch.int64)] * n
+                for field, value in self.own_fields(modality).items():
+                    processed[field] = torch.stack([value] * n)
         return processed
+
+    def own_fields(self, modality: str) -> dict[str, torch.Tensor]:
+        """What a model wants beside each picture or video, by names that begin with `tokenprune_`."""
+        return {}
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         ours = {
-            name.format(modality): MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+            name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
             for modality in MODALITIES
-            for name in (BUDGET, TEXT, QUESTION)
-            if name.format(modality) in hf_inputs
+            for name in hf_inputs
+            if name.startswith("tokenprune_") and name.endswith(modality)
         }
-        return {**super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs), **ours}
+        return {**super()._get_mm_fields_config(hf_inputs, _stock(hf_processor_mm_kwargs)), **ours}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> list[Any]:
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, _stock(hf_processor_mm_kwargs), out_mm_kwargs)
         budget = Budget(hf_processor_mm_kwargs[ASKED]["keep"])
         visual = self.visual_ids()
 
@@ -127,20 +138,35 @@ class PruningProcessor(BaseMultiModalProcessor):
         details = whole if isinstance(whole, PromptUpdateDetails) else None
         full = list(whole if details is None else details.full)
         runs = _runs(full, visual)
-        n = sum(stop - start for start, stop in runs)
-        k = budget.count(n)
-        if k == n:
+        lengths = [stop - start for start, stop in runs]
+        counts = self.counts(budget, lengths, modality)
+        if counts == lengths:
             return whole
-        if len(runs) > 1 and not self.settings.per_frame:
+        for (start, stop), count in reversed(list(zip(runs, counts, strict=True))):
+            del full[start + count : stop]
+        return full if details is None else dataclasses.replace(details, full=full)
+
+    def counts(self, budget: Budget, lengths: list[int], modality: str) -> list[int]:
+        """How many tokens each stretch of placeholders of one picture or video keeps.
+
+        Args:
+            budget: of the request.
+            lengths: of the stretches, before pruning.
+            modality: "image" or "video".
+
+        Raises:
+            ValueError: for a policy that chooses over all stretches, whose counts are then not known beforehand.
+        """
+        n = sum(lengths)
+        if budget.count(n) == n:
+            return lengths
+        if len(lengths) > 1 and not self.settings.per_frame:
             raise ValueError(
                 f"policy {self.settings.name!r} chooses over all frames of a {modality}, and this model's prompt wants "
                 f"to know beforehand how many tokens each frame keeps; set {PER_FRAME}=1 to have it choose in each "
                 "frame on its own, or send keep=1.0 with this request"
             )
-        shares = apportion(k, [stop - start for start, stop in runs])
-        for (start, stop), share in reversed(list(zip(runs, shares, strict=True))):
-            del full[start + share : stop]
-        return full if details is None else dataclasses.replace(details, full=full)
+        return apportion(budget.count(n), lengths)
 
 
 def _encoded(keep: float | int) -> tuple[float, float]:

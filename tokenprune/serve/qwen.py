@@ -1,17 +1,18 @@
-"""What Qwen2.5-VL and Qwen3-VL have in common in vLLM: rasters of any size, mRoPE."""
+"""What the Qwens have in common in vLLM: rasters of any size, mRoPE."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..patches.families.base import Kind
+from ..patches.families.merged_patches import merged_grid, square_merge
 from ..policies.types import Grid
 from .positions import Offsets, number
-from .pruned import Kind, Part, PrunedModel
+from .pruned import NoTowerGraphs, Part, PrunedModel, chunks
 
 #: Per kind, the rasters of its inputs, and the arguments that hold all inputs' rows one after the other.
 ARGUMENTS: dict[Kind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -20,7 +21,7 @@ ARGUMENTS: dict[Kind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-class PrunedQwen(PrunedModel):
+class PrunedQwen(NoTowerGraphs, PrunedModel):
     """Mixed in before a stock Qwen: survivors keep the positions they have in the whole prompt."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
@@ -53,7 +54,7 @@ class PrunedQwen(PrunedModel):
             grids = kwargs[of_grids]
             sizes = grids.prod(-1).tolist()
             others = {n for other in ARGUMENTS if other != kind for n in (ARGUMENTS[other][0], *_flat(other))}
-            for start, stop in _chunks([size // merge for size in sizes], self.most_at_once):
+            for start, stop in chunks([size // merge for size in sizes], self.most_at_once):
                 first, last = sum(sizes[:start]), sum(sizes[:stop])
                 part = {}
                 for name, value in kwargs.items():
@@ -63,15 +64,11 @@ class PrunedQwen(PrunedModel):
                         part[name] = value[first // merge : last // merge]
                     elif name not in others:
                         part[name] = value[start:stop] if _per_input(value, len(sizes)) else value
-                rasters = [self.raster(grid) for grid in grids[start:stop].tolist()]
+                factor = square_merge(self.config, kind)  # type: ignore[attr-defined]
+                rasters = [merged_grid(grid, factor) for grid in grids[start:stop].tolist()]
                 steps = self.seconds(kind, part, stop - start)
                 coordinates = [self.coordinates(r, s) for r, s in zip(rasters, steps, strict=True)]
-                yield Part(kind, part, rasters, [*coordinates])
-
-    def raster(self, grid: Sequence[int]) -> Grid:
-        """(T, H, W) visual tokens of (T, H, W) patches."""
-        side = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
-        return grid[0], grid[1] // side, grid[2] // side
+                yield Part(kind, part, {of_grids: grids[start:stop]}, coordinates)
 
     def seconds(self, kind: Kind, part: Mapping[str, Any], n: int) -> list[float]:
         """How far the temporal position goes on from frame to frame, of each input."""
@@ -90,10 +87,6 @@ class PrunedQwen(PrunedModel):
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
         return number(len(input_tokens), self.media(input_tokens, mm_features))
 
-    def get_encoder_cudagraph_config(self) -> Any:
-        """None of the tower's CUDA graphs: they would go past the selection."""
-        return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
-
 
 def _flat(kind: Kind) -> tuple[str, ...]:
     return ARGUMENTS[kind][1] + ARGUMENTS[kind][2]
@@ -101,15 +94,3 @@ def _flat(kind: Kind) -> tuple[str, ...]:
 
 def _per_input(value: Any, n: int) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() > 0 and len(value) == n)
-
-
-def _chunks(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of stretches that sum to `most` at most, or hold one."""
-    start = total = 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > most:
-            yield start, i
-            start, total = i, 0
-        total += size
-    if len(sizes) > start:
-        yield start, len(sizes)

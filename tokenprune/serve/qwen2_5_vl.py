@@ -13,8 +13,8 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from ..patches.families.base import Kind
 from .processing import PruningProcessor
-from .pruned import Kind
 from .qwen import PrunedQwen
 
 

@@ -25,10 +25,6 @@ RECIPE = "TOKENPRUNE_RECIPE"
 ATTRIBUTE = "tokenprune"
 
 
-#: What can be read of a CLIP or SigLIP tower inside the engine; of a Qwen tower nothing.
-CLIP = EncoderSpec(layer="feature", keys="mean", features=True)
-
-
 class UnservablePolicyError(ValueError):
     """The policy cannot be had inside the engine.
 
@@ -87,7 +83,7 @@ class Settings:
             keep = family_by_type(config.model_type).default_keep
         keep = _budget(keep, names["keep"])
         policy = _policy(name, options, names)
-        _refuse(policy)
+        refuse(policy)
         return cls(policy, keep, name, options, per_frame or policy.per_frame)
 
 
@@ -184,7 +180,7 @@ def _policy(policy: Any, options: dict[str, Any], names: Mapping[str, str]) -> P
         raise ValueError(f"{names['options']}={_written(options)} does not fit: {error}") from error
 
 
-def _refuse(policy: Policy) -> None:
+def refuse(policy: Policy) -> None:
     """Raise for what no engine that sizes its cache beforehand can do."""
     name = policy.name or type(policy).__name__
     if "pixels" in policy.stages:
@@ -221,8 +217,8 @@ def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
         raise UnservablePolicyError(name, "pixels", "reads the pixels of pictures, which are not handed on here")
     if spec is None or (spec.rows is None and spec.keys is None):
         return
-    if readable is None:
-        if spec.keys is None and spec.rows == "cls" and spec.without_cls is None:
+    if readable is None or (readable.rows is None and readable.keys is None):
+        if readable is None and spec.keys is None and spec.rows == "cls" and spec.without_cls is None:
             return  # it does without
         raise UnservablePolicyError(
             name, "tower's attention", "reads attention of the vision tower, which is not heard on this model here"
@@ -236,22 +232,3 @@ def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
         )
     if spec.joined_heads or spec.keys not in (None, readable.keys):
         raise UnservablePolicyError(name, "joined heads", "reads all heads joined, which are spread over ranks here")
-
-
-def table() -> str:
-    """Markdown: which policies are served on which models, and why others are not."""
-    lines = ["| policy | LLaVA-1.5 | Qwen2.5-VL, Qwen3-VL |", "|---|---|---|"]
-    for name in registry():
-        cells = [_cell(name, readable) for readable in (CLIP, None)]
-        lines.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
-
-
-def _cell(name: str, readable: EncoderSpec | None) -> str:
-    policy = make_policy(name)
-    try:
-        _refuse(policy)
-        check_encoder(policy, readable)
-    except UnservablePolicyError as error:
-        return error.short
-    return "served, by prompt" if "text" in policy.needs else "served"

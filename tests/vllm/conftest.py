@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from tokenprune.eval import minivlm
 from tokenprune.serve import register
 
-from .checkpoints import qwen3_vl
+from .checkpoints import BUILD
 from .support import HERE, Engine
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -19,8 +20,16 @@ if importlib.util.find_spec("vllm") is None:  # it pins other versions, so it ha
 
 
 @pytest.fixture(scope="session")
-def qwen3_folder(tmp_path_factory):
-    return qwen3_vl(tmp_path_factory.mktemp("qwen3_vl"))
+def folder(tmp_path_factory):
+    """Where a model is: an embedded one, or a small one with random weights, built once."""
+    made = dict(minivlm.WEIGHTS)
+
+    def build(name):
+        if name not in made:
+            made[name] = BUILD[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return build
 
 
 @pytest.fixture

@@ -5,11 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenprune import pruning
-from tokenprune.patches.families.registry import family_of
-
-from .checkpoints import BUILD
-from .support import NEW_TOKENS, tokens
+from .stock import Stock
+from .support import tokens
 
 #: What stands for a picture in a prompt.
 PICTURES = {"qwen": "<|vision_start|><|image_pad|><|vision_end|>", "llava": "<image> ", "gemma3": "<boi> no "}
@@ -47,47 +44,6 @@ def _requests(cases, keep):
         }
         for text, images in cases
     ]
-
-
-class Stock:
-    """The model in transformers."""
-
-    def __init__(self, folder, dtype=torch.float32):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.positions = "compact" if family_of(self.model).positions == "1d" else "original"
-
-    def inputs(self, case):
-        inputs = self.processor(text=[case[0]], images=[case[1]], return_tensors="pt")
-        if "token_type_ids" in inputs:  # Gemma 3: on a CPU, the engine has no attention within pictures both ways
-            inputs["token_type_ids"].zero_()
-        return inputs
-
-    def answers(self, cases, policy, keep):
-        found = []
-        with pruning(self.model, policy, keep, positions=self.positions), torch.inference_mode():
-            for inputs in map(self.inputs, cases):
-                out = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-                found.append(out[0, inputs["input_ids"].shape[1] :].tolist())
-        return found
-
-    def log_probs(self, cases, policy, keep, positions):
-        with pruning(self.model, policy, keep, positions=positions), torch.inference_mode():
-            return torch.stack([self.model(**self.inputs(c)).logits[0, -1].float().log_softmax(-1) for c in cases])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = {}
-
-    def build(name):
-        if name not in made:
-            made[name] = BUILD[name](tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return build
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ class Architecture:
         mrope: whether tokens keep their coordinates in the whole input; otherwise those that are kept are counted.
         videos: whether videos are taken beside pictures.
         readable: what can be read of its vision tower; None: nothing, and the tower has no CLS token.
+        pixels: whether policies are served that choose by pixels.
     """
 
     path: str
@@ -30,10 +31,11 @@ class Architecture:
     mrope: bool = False
     videos: bool = False
     readable: EncoderSpec | None = None
+    pixels: bool = False
 
 
 def _qwen(path: str, title: str) -> Architecture:
-    return Architecture(f"tokenprune.serve.{path}", title, mrope=True, videos=True)
+    return Architecture(f"tokenprune.serve.{path}", title, mrope=True, videos=True, pixels=True)
 
 
 #: By the name that a checkpoint's config has.

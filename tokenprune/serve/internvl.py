@@ -50,4 +50,4 @@ class PrunedInternVL(PrunedTiles, InternS1ForConditionalGeneration):
                 yield from self.tile_parts("video", kwargs, (name, "video_num_patches"))
             elif name == "image_embeds":
                 for features in kwargs[name]:
-                    yield Part("image", {name: [features]}, {})
+                    yield Part("image", 1, {name: [features]}, {})

@@ -51,7 +51,7 @@ class PrunedLlava(ClipTower, LlavaForConditionalGeneration):
         step = max(1, self.most_at_once // (height * width))
         for i in range(0, len(inputs), step):
             self.begin()
-            yield Part("image", {name: inputs[i : i + step]}, {})
+            yield Part("image", len(inputs[i : i + step]), {name: inputs[i : i + step]}, {})
 
     def tiles(self, part: Part) -> list[int]:
         return [1] * len(next(iter(part.arguments.values())))

@@ -47,7 +47,7 @@ class TiledPictures(ClipTower):
             if sizes is not None:
                 arguments["image_sizes"] = sizes[start:stop]
                 part["image_sizes"] = [tuple(size) for size in sizes[start:stop].tolist()]
-            yield Part("image", arguments, part)
+            yield Part("image", stop - start, arguments, part)
 
     def tiles(self, part: Part) -> list[int]:
         return [len(each) for each in next(iter(part.arguments.values()))]

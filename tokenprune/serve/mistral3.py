@@ -21,9 +21,8 @@ from vllm.model_executor.models.mistral3 import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
-from ..budget import Budget
 from .pieces import Piece
-from .processing import PruningProcessor
+from .processing import Cut, PruningProcessor
 from .pruned import Part, PrunedModel, chunks
 
 #: Beside each picture on its way to the model: the id of the break token.
@@ -37,14 +36,15 @@ class Processor(PruningProcessor, Mistral3MultiModalProcessor):
         token = self.info.get_hf_processor().image_break_token
         return {BREAK: torch.tensor(self.info.get_tokenizer().get_vocab()[token])}
 
-    def _cut(self, whole: Any, budget: Budget, visual: set[int], modality: str) -> Any:
-        (token,) = visual
-        kept = [i for i, each in enumerate(whole.full) if each == token]
-        count = budget.count(len(kept))
-        if count == len(kept):
+    def _cut(self, whole: Any, cut: Cut) -> Any:
+        (token,) = self.visual_ids()
+        n = sum(each == token for each in whole.full)
+        assert cut.budget is not None
+        count = cut.budget.count(n)
+        if count == n:
             return whole
         # All but the last, which closes the picture.
-        breaks = len(whole.full) - len(kept) - 1
+        breaks = len(whole.full) - n - 1
         return PromptUpdateDetails.select_token_id([token] * (count + breaks) + [whole.full[-1]], token)
 
 
@@ -62,7 +62,9 @@ class PrunedMistral3(PrunedModel, Mistral3ForConditionalGeneration):
         patch = self.config.vision_config.patch_size * self.config.spatial_merge_size
         tokens = [math.prod(side // patch for side in size) for size in sizes]
         for start, stop in chunks(tokens, self.most_at_once):
-            yield Part("image", {"pixel_values": pictures[start:stop]}, {"image_sizes": sizes[start:stop]})
+            yield Part(
+                "image", stop - start, {"pixel_values": pictures[start:stop]}, {"image_sizes": sizes[start:stop]}
+            )
 
     def with_separators(self, rows: Tensor, indices: Tensor, piece: Piece) -> Tensor:
         if piece.tokens is None or piece.shape.grids is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -23,6 +23,22 @@ ASKED = "tokenprune"
 MODALITIES = ("image", "video")
 #: Beside each image or video on its way to the model: its budget, and the tokens a text-guided policy reads.
 BUDGET, TEXT, QUESTION = "tokenprune_budget_{}", "tokenprune_text_{}", "tokenprune_question_{}"
+#: In place of a budget: the tokens that a policy of the pixels stage keeps.
+KEPT = "tokenprune_kept_{}"
+
+
+class Cut(NamedTuple):
+    """What one picture or video is cut down to.
+
+    Attributes:
+        modality: "image" or "video".
+        budget: of the request; None where the policy has found its own count.
+        kept: (K,) indices of the tokens that stay, where a policy has chosen by pixels.
+    """
+
+    modality: str
+    budget: Budget | None
+    kept: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +60,14 @@ class PruningProcessor(BaseMultiModalProcessor):
 
     #: What can be read of the model's vision tower; None: nothing.
     readable: ClassVar[EncoderSpec | None] = None
+    #: Whether policies that choose by pixels are asked, and the tower gets what they keep.
+    reads_pixels: ClassVar[bool] = False
 
     def __init__(self, info: Any, *args: Any, **kwargs: Any):
         info.ctx = Context(info.ctx.model_config, info.ctx.tokenizer)
         super().__init__(info, *args, **kwargs)
         self.settings = Settings.of(info.ctx.model_config.hf_config)
-        check_encoder(self.settings.policy, self.readable)
+        check_encoder(self.settings.policy, self.readable, self.reads_pixels)
         self._keep(None)  # of the engine's own arguments: a bad one stops it here
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,13 +81,15 @@ class PruningProcessor(BaseMultiModalProcessor):
             "policy": self.settings.name,
             "options": dict(self.settings.options),
             "per_frame": self.settings.per_frame,
-            "keep": self._keep(asked.pop(KEEP, None)),
         }
+        keep = self._keep(asked.pop(KEEP, None))
+        if keep is not None:
+            asked[ASKED]["keep"] = keep
         if "text" in self.settings.policy.needs:
             asked[ASKED].update(self._words(inputs.prompt))
         return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=asked), *args, **kwargs)
 
-    def _keep(self, requested: Any) -> float | int:
+    def _keep(self, requested: Any) -> float | int | None:
         """Of the request, else of the engine's `--mm-processor-kwargs`, else of the settings."""
         if requested is None:
             config = self.info.ctx.model_config.get_multimodal_config()
@@ -94,7 +114,8 @@ class PruningProcessor(BaseMultiModalProcessor):
         asked, counts = hf_kwargs[ASKED], mm_items.get_all_counts()
         for modality in MODALITIES:
             if n := counts.get(modality, 0):
-                processed[BUDGET.format(modality)] = torch.tensor([_encoded(asked["keep"])] * n, dtype=torch.float64)
+                row = _encoded(asked.get("keep", 1.0))
+                processed[BUDGET.format(modality)] = torch.tensor([row] * n, dtype=torch.float64)
                 for name, words in ((TEXT, "text"), (QUESTION, "question")):
                     if words in asked:
                         processed[name.format(modality)] = [torch.tensor(asked[words], dtype=torch.int64)] * n
@@ -119,13 +140,14 @@ class PruningProcessor(BaseMultiModalProcessor):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> list[Any]:
         updates = super()._get_prompt_updates(mm_items, _stock(hf_processor_mm_kwargs), out_mm_kwargs)
-        budget = Budget(hf_processor_mm_kwargs[ASKED]["keep"])
-        visual = self.visual_ids()
+        keep = hf_processor_mm_kwargs[ASKED].get("keep")
+        budget = None if keep is None else Budget(keep)
 
         def pruned(stock: Any, modality: str) -> Any:
             def replacement(item: int) -> Any:
                 whole = stock(item) if callable(stock) else stock
-                return self._cut(whole, budget, visual, modality)
+                kept = out_mm_kwargs[modality][item].get(KEPT.format(modality))
+                return self._cut(whole, Cut(modality, budget, None if kept is None else kept.data))
 
             return replacement
 
@@ -133,40 +155,43 @@ class PruningProcessor(BaseMultiModalProcessor):
             dataclasses.replace(update, replacement=pruned(update.replacement, update.modality)) for update in updates
         ]
 
-    def _cut(self, whole: Any, budget: Budget, visual: set[int], modality: str) -> Any:
+    def _cut(self, whole: Any, cut: Cut) -> Any:
         """A placeholder of the pruned length; frames, where text stands between them, get a share each."""
         details = whole if isinstance(whole, PromptUpdateDetails) else None
         full = list(whole if details is None else details.full)
-        runs = _runs(full, visual)
+        runs = _runs(full, self.visual_ids())
         lengths = [stop - start for start, stop in runs]
-        counts = self.counts(budget, lengths, modality)
+        counts = self.counts(lengths, cut)
         if counts == lengths:
             return whole
         for (start, stop), count in reversed(list(zip(runs, counts, strict=True))):
             del full[start + count : stop]
         return full if details is None else dataclasses.replace(details, full=full)
 
-    def counts(self, budget: Budget, lengths: list[int], modality: str) -> list[int]:
+    def counts(self, lengths: list[int], cut: Cut) -> list[int]:
         """How many tokens each stretch of placeholders of one picture or video keeps.
 
         Args:
-            budget: of the request.
             lengths: of the stretches, before pruning.
-            modality: "image" or "video".
+            cut: what they are cut down to.
 
         Raises:
             ValueError: for a policy that chooses over all stretches, whose counts are then not known beforehand.
         """
+        if cut.kept is not None:
+            stretch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+            return torch.bincount(stretch[cut.kept], minlength=len(lengths)).tolist()
         n = sum(lengths)
-        if budget.count(n) == n:
+        k = n if cut.budget is None else cut.budget.count(n)
+        if k == n:
             return lengths
         if len(lengths) > 1 and not self.settings.per_frame:
             raise ValueError(
-                f"policy {self.settings.name!r} chooses over all frames of a {modality}, and this model's prompt wants "
-                f"to know beforehand how many tokens each frame keeps; set {PER_FRAME}=1 to have it choose in each "
-                "frame on its own, or send keep=1.0 with this request"
+                f"policy {self.settings.name!r} chooses over all frames of a {cut.modality}, and this model's prompt "
+                f"wants to know beforehand how many tokens each frame keeps; set {PER_FRAME}=1 to have it choose in "
+                "each frame on its own, or send keep=1.0 with this request"
             )
-        return apportion(budget.count(n), lengths)
+        return apportion(k, lengths)
 
 
 def _encoded(keep: float | int) -> tuple[float, float]:

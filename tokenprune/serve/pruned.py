@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..budget import Budget
 from ..device import index_rows
 from ..patches.families.base import InputFacts, Kind, VisualShape
 from ..patches.families.registry import family_by_type
@@ -18,7 +20,7 @@ from ..policies.spacing import evenly_spaced
 from ..policies.types import Selection, VisualTokens
 from .pieces import Piece
 from .positions import pack
-from .processing import BUDGET, QUESTION, TEXT, decoded
+from .processing import BUDGET, KEPT, QUESTION, TEXT, decoded
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,15 +31,31 @@ class Part(NamedTuple):
 
     Attributes:
         kind: image or video.
+        n: how many the engine calls one.
         arguments: for the stock model.
         sizes: what the shape of each input is known from, by the names that `Family.shape` reads.
         coordinates: of each input, (N, 3) int64 mRoPE coordinates of its tokens; None: they have none.
     """
 
     kind: Kind
+    n: int
     arguments: dict[str, Any]
     sizes: dict[str, Any]
     coordinates: list[Tensor] | None = None
+
+
+class Asked(NamedTuple):
+    """What is asked of one picture or video.
+
+    Attributes:
+        budget: how many tokens stay.
+        words: the embedded text, for policies that read it.
+        kept: (K,) indices of the tokens that stay, where a policy has chosen by pixels.
+    """
+
+    budget: Budget
+    words: dict[str, Tensor]
+    kept: Tensor | None
 
 
 class NoTowerGraphs:
@@ -94,12 +112,23 @@ class PrunedModel:
         embeddings: list[Tensor] = []
         done = {"image": 0, "video": 0}
         for part in self.parts(kwargs):
-            kind, whole = part.kind, list(super().embed_multimodal(**part.arguments))  # type: ignore[misc]
-            words = [self._words(ours, kind, done[kind] + i) for i in range(len(whole))]
-            budgets = ours[BUDGET.format(kind)][done[kind] : done[kind] + len(whole)]
-            embeddings += self._keep(part, whole, words, budgets)
-            done[kind] += len(whole)
+            asked = [self._asked(ours, part.kind, done[part.kind] + i) for i in range(part.n)]
+            with self.tower_takes(part, asked):
+                whole = list(super().embed_multimodal(**part.arguments))  # type: ignore[misc]
+            embeddings += self._keep(part, whole, asked)
+            done[part.kind] += part.n
         return tuple(embeddings)
+
+    @contextmanager
+    def tower_takes(self, part: Part, asked: Sequence[Asked]) -> Iterator[None]:
+        """Run the vision tower on a part; on what a policy has chosen by pixels, where it has."""
+        yield
+
+    def _asked(self, ours: Mapping[str, Any], kind: Kind, i: int) -> Asked:
+        kept = ours.get(KEPT.format(kind))
+        return Asked(
+            decoded(ours[BUDGET.format(kind)][i]), self._words(ours, kind, i), None if kept is None else kept[i]
+        )
 
     def _words(self, ours: Mapping[str, Any], kind: Kind, i: int) -> dict[str, Tensor]:
         """The embedded text that a text-guided policy reads."""
@@ -111,30 +140,31 @@ class PrunedModel:
                 found[field] = table.embed_input_ids(ids[i].to(next(table.parameters()).device))
         return found
 
-    def _keep(
-        self, part: Part, whole: Sequence[Tensor], words: Sequence[Mapping[str, Any]], budgets: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """The embeddings that the policy keeps of each item, coordinates beside them.
+    def _keep(self, part: Part, whole: Sequence[Tensor], asked: Sequence[Asked]) -> list[Tensor]:
+        """The embeddings that are kept of each item, coordinates beside them.
 
         Args:
             part: the items.
             whole: (N, D) embeddings of each.
-            words: of each, the embedded text.
-            budgets: of each, as the processor wrote it.
+            asked: what is asked of each.
         """
         width = self.visual_width(whole[0])
-        pieces = self._pieces(part, whole, budgets)
+        pieces = self._pieces(part, whole, asked)
         values = self.encoder_values(part, [piece.length for piece in pieces])
         for piece, encoder in zip(pieces, values, strict=True):
             if piece.n_keep < piece.length:
-                piece.offer(whole[piece.item][:, :width], part.kind, {**words[piece.item], **encoder})
-        asked = [piece for piece in pieces if piece.tokens is not None]
-        answers = self._choose([each.tokens for each in asked if each.tokens], [e.n_keep - e.spare for e in asked])
-        chosen = dict(zip(map(id, asked), answers, strict=True))
+                piece.offer(whole[piece.item][:, :width], part.kind, {**asked[piece.item].words, **encoder})
+        undecided = [piece for piece in pieces if piece.tokens is not None]
+        answers = self._choose(
+            [each.tokens for each in undecided if each.tokens], [e.n_keep - e.spare for e in undecided]
+        )
+        chosen = dict(zip(map(id, undecided), answers, strict=True))
         kept: list[list[Tensor]] = [[] for _ in whole]
         for piece in pieces:
             each = whole[piece.item]
-            indices, features = piece.kept(chosen.get(id(piece)), each[:, :width])
+            fixed = asked[piece.item].kept
+            answer = chosen.get(id(piece)) if fixed is None else Selection(fixed)
+            indices, features = piece.kept(answer, each[:, :width])
             rows = index_rows(each, indices)
             if features is not None:  # planes for deeper layers, behind the first, stay the tokens' own
                 rows = torch.cat([features.to(each.dtype), rows[:, width:]], 1)
@@ -154,14 +184,14 @@ class PrunedModel:
         """
         return rows
 
-    def _pieces(self, part: Part, whole: Sequence[Tensor], budgets: Sequence[Tensor]) -> list[Piece]:
+    def _pieces(self, part: Part, whole: Sequence[Tensor], asked: Sequence[Asked]) -> list[Piece]:
         """The visual inputs of each item, with what is to stay of them."""
         pieces: list[Piece] = []
-        for item, (each, row) in enumerate(zip(whole, budgets, strict=True)):
-            budget, start = decoded(row), 0
+        for item, (each, (budget, _, kept)) in enumerate(zip(whole, asked, strict=True)):
+            start = 0
             for length in self.lengths(part, item, len(each)):
                 shape = self.shape(part, item, length)
-                pieces.append(Piece(item, start, length, shape, budget.count(length)))
+                pieces.append(Piece(item, start, length, shape, length if kept is not None else budget.count(length)))
                 start += length
         return pieces
 

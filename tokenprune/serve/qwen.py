@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from ..patches.families.base import Kind
 from ..patches.families.merged_patches import merged_grid, square_merge
 from ..policies.types import Grid
+from .pixels import PixelTower
 from .positions import Offsets, number
-from .pruned import NoTowerGraphs, Part, PrunedModel, chunks
+from .pruned import Asked, NoTowerGraphs, Part, PrunedModel, chunks
 
 #: Per kind, the rasters of its inputs, and the arguments that hold all inputs' rows one after the other.
 ARGUMENTS: dict[Kind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -33,6 +35,23 @@ class PrunedQwen(NoTowerGraphs, PrunedModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         device = next(self.parameters()).device  # type: ignore[attr-defined]
         self.offsets = Offsets(self.most_at_once, device)
+        self._pixel_tower: PixelTower | None = None
+        if "pixels" in self.settings.policy.stages:
+            if self.use_data_parallel:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"policy {self.settings.name!r} sends some patches through the vision tower, which "
+                    "--mm-encoder-tp-mode data splits by whole pictures; leave it out"
+                )
+            self._pixel_tower = PixelTower(self.visual)  # type: ignore[attr-defined]
+
+    @contextmanager
+    def tower_takes(self, part: Part, asked: Sequence[Asked]) -> Iterator[None]:
+        kept = [each.kept for each in asked if each.kept is not None]
+        if self._pixel_tower is None or not kept or part.coordinates is None:
+            yield
+            return
+        with self._pixel_tower.keeping(kept, [len(each) for each in part.coordinates]):
+            yield
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
@@ -68,7 +87,7 @@ class PrunedQwen(NoTowerGraphs, PrunedModel):
                 rasters = [merged_grid(grid, factor) for grid in grids[start:stop].tolist()]
                 steps = self.seconds(kind, part, stop - start)
                 coordinates = [self.coordinates(r, s) for r, s in zip(rasters, steps, strict=True)]
-                yield Part(kind, part, {of_grids: grids[start:stop]}, coordinates)
+                yield Part(kind, stop - start, part, {of_grids: grids[start:stop]}, coordinates)
 
     def seconds(self, kind: Kind, part: Mapping[str, Any], n: int) -> list[float]:
         """How far the temporal position goes on from frame to frame, of each input."""

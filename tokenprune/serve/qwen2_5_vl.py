@@ -14,11 +14,11 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..patches.families.base import Kind
-from .processing import PruningProcessor
+from .pixels import PixelProcessor
 from .qwen import PrunedQwen
 
 
-class Processor(PruningProcessor, Qwen2_5_VLMultiModalProcessor):
+class Processor(PixelProcessor, Qwen2_5_VLMultiModalProcessor):
     pass
 
 

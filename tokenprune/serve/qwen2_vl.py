@@ -13,11 +13,11 @@ from vllm.model_executor.models.qwen2_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from .processing import PruningProcessor
+from .pixels import PixelProcessor
 from .qwen import PrunedQwen
 
 
-class Processor(PruningProcessor, Qwen2VLMultiModalProcessor):
+class Processor(PixelProcessor, Qwen2VLMultiModalProcessor):
     pass
 
 

@@ -14,11 +14,11 @@ from vllm.model_executor.models.qwen3_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from .processing import PruningProcessor
+from .pixels import PixelProcessor
 from .qwen import PrunedQwen
 
 
-class Processor(PruningProcessor, Qwen3VLMultiModalProcessor):
+class Processor(PixelProcessor, Qwen3VLMultiModalProcessor):
     pass
 
 

@@ -43,14 +43,14 @@ class Settings:
 
     Attributes:
         policy: a vision-stage policy whose count is known beforehand.
-        keep: budget of a request that names none.
+        keep: budget of a request that names none; None: what a policy finds that chooses by pixels.
         name, options: what `policy` was made of; they enter the hash of every image and video.
         per_frame: whether a video's budget is split over its frames, as Qwen3-VL's prompts need it; the policy may
             do so by itself.
     """
 
     policy: Policy
-    keep: float | int
+    keep: float | int | None
     name: str
     options: Mapping[str, Any]
     per_frame: bool
@@ -78,12 +78,12 @@ class Settings:
             )
         options = _options(given.get("options", {}), names["options"])
         per_frame = _flag(given.get("per_frame", False), names["per_frame"])
-        keep = given.get("keep")
-        if keep is None:
-            keep = family_by_type(config.model_type).default_keep
-        keep = _budget(keep, names["keep"])
         policy = _policy(name, options, names)
         refuse(policy)
+        keep = given.get("keep")
+        if keep is None and not recipes.finds_count(policy):
+            keep = family_by_type(config.model_type).default_keep
+        keep = None if keep is None else _budget(keep, names["keep"])
         return cls(policy, keep, name, options, per_frame or policy.per_frame)
 
 
@@ -100,7 +100,10 @@ def _environment(config: Any) -> dict[str, Any]:
         if beside:
             raise ValueError(f"{RECIPE}={path} brings its own {', '.join(beside)}; set one or the other")
         given |= recipes.read(path, config, RECIPE)
-        given["keep"] = str(given["keep"])
+        if given["keep"] is None:
+            del given["keep"]
+        else:
+            given["keep"] = str(given["keep"])
         given["options"] = json.dumps(given["options"])
     if "keep" in given:
         given["keep"] = parse_keep(given["keep"], KEEP)
@@ -183,8 +186,6 @@ def _policy(policy: Any, options: dict[str, Any], names: Mapping[str, str]) -> P
 def refuse(policy: Policy) -> None:
     """Raise for what no engine that sizes its cache beforehand can do."""
     name = policy.name or type(policy).__name__
-    if "pixels" in policy.stages:
-        raise UnservablePolicyError(name, "vision tower", "acts before the vision tower, which is the engine's own")
     if "encoder" in policy.stages:
         raise UnservablePolicyError(name, "vision tower", "acts inside the vision tower, which is the engine's own")
     if "decoder" in policy.stages:
@@ -202,17 +203,24 @@ def refuse(policy: Policy) -> None:
         )
 
 
-def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
+def check_encoder(policy: Policy, readable: EncoderSpec | None, reads_pixels: bool = False) -> None:
     """Raise unless what a policy reads of the vision encoder can be read of a model's tower.
 
     Args:
         policy: already accepted by `Settings.of`.
         readable: what can be read of the tower; None: nothing.
+        reads_pixels: whether policies that choose by pixels are asked.
 
     Raises:
         UnservablePolicyError: naming what is missing.
     """
     spec, name = policy.encoder_spec(), policy.name
+    if "pixels" in policy.stages:
+        if not reads_pixels:
+            raise UnservablePolicyError(name, "vision tower", "acts before the vision tower, which is the engine's own")
+        if policy.pixel_features != "raw":
+            why = "reads the tower's embeddings of patches, and prompts are written before the tower runs"
+            raise UnservablePolicyError(name, "embedded patches", why)
     if spec is not None and spec.entropy:
         raise UnservablePolicyError(name, "pixels", "reads the pixels of pictures, which are not handed on here")
     if spec is None or (spec.rows is None and spec.keys is None):

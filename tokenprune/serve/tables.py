@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..policies.registration import make_policy, registry
-from ..policies.types import EncoderSpec
-from .architectures import SERVED
+from .architectures import SERVED, Architecture
 from .settings import UnservablePolicyError, check_encoder, refuse
 
 
@@ -22,7 +21,7 @@ def policies() -> str:
     """Markdown: which policies are served on which models, and why others are not."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for served in SERVED.values():
-        cells = tuple(_cell(name, served.readable) for name in registry())
+        cells = tuple(_cell(name, served) for name in registry())
         columns.setdefault(cells, []).append(served.title)
     lines = [
         f"| policy | {' | '.join(', '.join(titles) for titles in columns.values())} |",
@@ -33,11 +32,11 @@ def policies() -> str:
     return "\n".join(lines)
 
 
-def _cell(name: str, readable: EncoderSpec | None) -> str:
+def _cell(name: str, served: Architecture) -> str:
     policy = make_policy(name)
     try:
         refuse(policy)
-        check_encoder(policy, readable)
+        check_encoder(policy, served.readable, served.pixels)
     except UnservablePolicyError as error:
         return error.short
     return "served, by prompt" if "text" in policy.needs else "served"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..budget import Budget
-from .processing import PruningProcessor
+from .processing import Cut, PruningProcessor
 from .pruned import Kind, Part, PrunedModel, chunks
 
 
@@ -17,8 +16,9 @@ class TileProcessor(PruningProcessor):
         """Placeholders of a tile."""
         raise NotImplementedError
 
-    def counts(self, budget: Budget, lengths: list[int], modality: str) -> list[int]:
-        return [sum(budget.count(tile) for tile in tiles(length, self.tile_tokens())) for length in lengths]
+    def counts(self, lengths: list[int], cut: Cut) -> list[int]:
+        assert cut.budget is not None
+        return [sum(cut.budget.count(tile) for tile in tiles(length, self.tile_tokens())) for length in lengths]
 
 
 class PrunedTiles(PrunedModel):
@@ -41,7 +41,7 @@ class PrunedTiles(PrunedModel):
         for start, stop in chunks([count * self.tile_tokens for count in counts], self.most_at_once):
             first, last = sum(counts[:start]), sum(counts[:stop])
             arguments = {of_pixels: pixels[first:last], of_counts: kwargs[of_counts][start:stop]}
-            yield Part(kind, {**arguments, **others}, {})
+            yield Part(kind, stop - start, {**arguments, **others}, {})
 
     def lengths(self, part: Part, item: int, length: int) -> list[int]:
         return tiles(length, self.tile_tokens)

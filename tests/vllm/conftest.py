@@ -32,6 +32,15 @@ def folder(tmp_path_factory):
     return build
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server that keeps a quarter, for all tests."""
+    from .serving import running
+
+    with running(tmp_path_factory.mktemp("server") / "log") as started:
+        yield started
+
+
 @pytest.fixture
 def engine(monkeypatch):
     """Starts engines that prune as the environment tells them, one after the other."""

@@ -27,8 +27,10 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.logger import init_logger
 
+    from . import failures
     from .settings import POLICY, RECIPE
 
+    failures.begin()
     asked = next((name for name in (POLICY, RECIPE) if os.environ.get(name)), None)
     for name, path in ARCHITECTURES.items():
         ModelRegistry.register_model(PREFIX + name, path)

@@ -14,6 +14,7 @@ from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ..budget import Budget, apportion
 from ..policies.types import EncoderSpec
+from . import failures
 from .settings import PER_FRAME, Settings, check_encoder
 
 #: A request's `mm_processor_kwargs` may name its budget, `{"keep": 0.1}`.
@@ -85,6 +86,8 @@ class PruningProcessor(BaseMultiModalProcessor):
         keep = self._keep(asked.pop(KEEP, None))
         if keep is not None:
             asked[ASKED]["keep"] = keep
+        if failed := failures.count():
+            asked[ASKED]["failures"] = failed
         if "text" in self.settings.policy.needs:
             asked[ASKED].update(self._words(inputs.prompt))
         return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=asked), *args, **kwargs)

@@ -18,6 +18,7 @@ from ..patches.families.registry import family_by_type
 from ..policies.run import run_policy
 from ..policies.spacing import evenly_spaced
 from ..policies.types import Selection, VisualTokens
+from . import failures
 from .pieces import Piece
 from .positions import pack
 from .processing import BUDGET, KEPT, QUESTION, TEXT, decoded
@@ -210,6 +211,7 @@ class PrunedModel:
             if len(tokens) > 1:
                 return [self._choose([each], [k])[0] for each, k in zip(tokens, counts, strict=True)]
             n, k = len(tokens[0]), counts[0]
+            failures.add()
             logger.error("policy %r failed, so %d of %d tokens are kept evenly: %s", self.settings.name, k, n, error)
             return [Selection(evenly_spaced(k, n))]
 

@@ -58,6 +58,7 @@ def _requests(cases, keep):
         ("gemma3", "fopru"),  # attention received, crop by crop
         ("mistral3", "divprune"),
         ("qwen2_vl", "divprune"),
+        ("qwen2_vl", "mmtok"),  # patches before the merger
         ("qwen3_vl_moe", "cdpruner"),
     ],
 )

@@ -24,6 +24,7 @@ VISUAL = 144  # of a picture on either embedded model
         ("llava", "mmtok", 0.1),  # text, and features before the projector
         ("qwen", "divprune", 0.25),
         ("qwen", "cdpruner", 0.1),
+        ("qwen", "mmtok", 0.1),  # patches before the merger, window by window
     ],
 )
 def test_answers_are_those_of_the_hugging_face_path(engine, name, policy, keep):

@@ -123,7 +123,7 @@ class PixelTower:
             return None
         pixels, grid_thw = (*args, *(kwargs[name] for name in ("grid_thw",) if name in kwargs))
         grids = torch.as_tensor(grid_thw).cpu()
-        self._kept = kept = KeptTokens(_facts(self.tower), grids, self._keep)
+        self._kept = kept = KeptTokens(tower_facts(self.tower), grids, self._keep)
         left = pixels.index_select(0, kept.patches.to(pixels.device))
         return (left,), {"grid_thw": grid_thw, "encoder_metadata": _metadata(self.tower, kept)}
 
@@ -132,8 +132,8 @@ class PixelTower:
         return None if kept is None else whole_raster(output, kept.tokens, len(kept.keep))
 
 
-def _facts(tower: Any) -> Any:
-    """What `KeptTokens` reads of a tower of transformers."""
+def tower_facts(tower: Any) -> Any:
+    """What the facts of the families read of a tower of transformers, of the engine's."""
     names = ("spatial_merge_size", "window_size", "patch_size")
     return SimpleNamespace(**{name: getattr(tower, name) for name in names if hasattr(tower, name)})
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..patches.families.base import Kind
+from ..patches.families.base import EncoderValues, Kind
 from ..patches.families.merged_patches import merged_grid, square_merge
 from ..policies.types import Grid
-from .pixels import PixelTower
+from .pixels import PixelTower, tower_facts
 from .positions import Offsets, number
 from .pruned import Asked, NoTowerGraphs, Part, PrunedModel, chunks
 
@@ -35,17 +36,37 @@ class PrunedQwen(NoTowerGraphs, PrunedModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         device = next(self.parameters()).device  # type: ignore[attr-defined]
         self.offsets = Offsets(self.most_at_once, device)
-        self._pixel_tower: PixelTower | None = None
-        if "pixels" in self.settings.policy.stages:
-            if self.use_data_parallel:  # type: ignore[attr-defined]
-                raise ValueError(
-                    f"policy {self.settings.name!r} sends some patches through the vision tower, which "
-                    "--mm-encoder-tp-mode data splits by whole pictures; leave it out"
-                )
-            self._pixel_tower = PixelTower(self.visual)  # type: ignore[attr-defined]
+        spec, by_pixels = self.settings.policy.encoder_spec(), "pixels" in self.settings.policy.stages
+        reads_patches = spec is not None and spec.patches
+        if (by_pixels or reads_patches) and self.use_data_parallel:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"policy {self.settings.name!r} acts on the patches of the vision tower, which --mm-encoder-tp-mode "
+                "data splits by whole pictures; leave it out"
+            )
+        self._pixel_tower = PixelTower(self.visual) if by_pixels else None  # type: ignore[attr-defined]
+        self._patches: list[Tensor] = []
+        if reads_patches:
+            merger = self.visual.merger  # type: ignore[attr-defined]
+            # The merger itself may be compiled, and then calls no hooks.
+            first = merger.ln_q if hasattr(merger, "ln_q") else merger.norm
+            first.register_forward_pre_hook(self._read_patches)
+
+    def _read_patches(self, module: Any, args: tuple[Tensor, ...]) -> None:
+        self._patches.append(args[0].reshape(-1, args[0].shape[-1]))
+
+    def encoder_values(self, part: Part, lengths: list[int]) -> list[dict[str, Any]]:
+        if not self._patches:
+            return super().encoder_values(part, lengths)
+        assert self.family.encoder is not None
+        facts = tower_facts(self.visual)  # type: ignore[attr-defined]
+        base = SimpleNamespace(config=self.config, get_submodule=lambda path: facts)  # type: ignore[attr-defined]
+        values = EncoderValues(base, part.kind, torch.cat(self._patches)[None], lengths, part.sizes)
+        self._patches.clear()
+        return [{"encoder_patches": each} for each in self.family.encoder.regroup(values)]
 
     @contextmanager
     def tower_takes(self, part: Part, asked: Sequence[Asked]) -> Iterator[None]:
+        self._patches.clear()
         kept = [each.kept for each in asked if each.kept is not None]
         if self._pixel_tower is None or not kept or part.coordinates is None:
             yield

@@ -80,3 +80,16 @@ def test_linear_attention(engine, folder, name):
     apart = (found - stock.log_probs(cases, "grid", 0.3, "original")).abs().amax(1)
     assert apart.max() < 0.25
     assert (found - stock.log_probs(cases, "grid", 0.3, "compact")).abs().amax(1).min() > 0.4  # positions matter
+
+
+def test_patches_that_pad_a_picture(engine, folder):
+    """`mmtok` leaves them out, and finds them in the pixels, which the engine has on their way to the tower."""
+    stock, cases = Stock(folder("llava")), _cases("llava")
+    processor = stock.processor.image_processor
+    mean = [int(255 * each) for each in processor.image_mean]
+    for _, images in cases:
+        for image in images:
+            image[: image.shape[0] // 3] = mean
+    expected = stock.answers(cases, "mmtok", 20)
+    started = engine("llava", "mmtok", 20, images=2)
+    assert tokens(started.ask(_requests(cases, 20))) == expected

@@ -11,6 +11,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 
 from ..patches.encoder_capture import read_attention
 from ..patches.families.base import EncoderValues
+from ..patches.padded_patches import padded_patches
 from .pruned import Part, PrunedModel
 
 
@@ -50,7 +51,16 @@ class ClipTower(PrunedModel):
                 if name == "encoder_features":
                     each["project"] = self._project
         self._captured = {}
+        for each, padding in zip(fields, self._padding(part, lengths) or [], strict=False):
+            each["is_padding"] = padding
         return fields
+
+    def _padding(self, part: Part, lengths: list[int]) -> list[Tensor] | None:
+        """(N,) bool of each visual input, True at patches that pad it; None where there are none or nobody asks."""
+        encoder, pixels = self.family.encoder, part.arguments.get("pixel_values")
+        if self._spec is None or not self._spec.padding or encoder is None or encoder.projector is None:
+            return None
+        return padded_patches(self._base(), self.family, part.kind, lengths, {"pixel_values": pixels, **part.sizes})
 
     def _regrouped(self, part: Part, i: int, tiles: Tensor, length: int) -> Tensor:
         """(N, C) values of a visual input's candidates, of (tiles, tokens, C) of the tower."""

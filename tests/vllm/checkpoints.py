@@ -153,10 +153,11 @@ def llava_next(folder: Path) -> Path:
 def llava_onevision(folder: Path) -> Path:
     import transformers as t
 
-    tokenizer = _tokenizer()
+    tokenizer = _named_tokens(["<video>"])
     config = t.LlavaOnevisionConfig(
-        vision_config=t.SiglipVisionConfig(vision_use_head=False, **TILE), text_config=t.Qwen2Config(**TEXT),
-        image_token_index=4, video_token_index=tokenizer.convert_tokens_to_ids("square"),
+        vision_config=t.SiglipVisionConfig(vision_use_head=False, **TILE),
+        text_config=t.Qwen2Config(**TEXT | dict(vocab_size=len(tokenizer))),
+        image_token_index=4, video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=PINPOINTS, vision_feature_layer=-1, vision_feature_select_strategy="full",
         tie_word_embeddings=False,
     )  # fmt: skip
@@ -164,7 +165,7 @@ def llava_onevision(folder: Path) -> Path:
     processor = t.LlavaOnevisionProcessor(
         t.LlavaOnevisionImageProcessor(size=side, image_grid_pinpoints=PINPOINTS), tokenizer,
         t.LlavaOnevisionVideoProcessor(size=side), num_image_tokens=36, vision_feature_select_strategy="full",
-        video_token="square",
+        video_token="<video>",
     )  # fmt: skip
     return _llava(folder, t.LlavaOnevisionForConditionalGeneration(config), processor)
 

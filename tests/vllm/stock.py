@@ -43,6 +43,6 @@ class Stock:
         inputs = self.processor(
             text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
         )
-        with pruning(self.model, policy, keep), torch.inference_mode():
+        with pruning(self.model, policy, keep, positions=self.positions), torch.inference_mode():
             out = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
             return out[0, inputs["input_ids"].shape[1] :].tolist(), pruning_report(self.model)

@@ -43,4 +43,4 @@ class PrunedLlavaOnevision(TiledPictures, LlavaOnevisionForConditionalGeneration
             elif name == "pixel_values_videos":
                 for video in kwargs[name]:
                     self.begin()
-                    yield Part("video", 1, {name: [video]}, {})
+                    yield Part("video", 1, {name: video[None]}, {})

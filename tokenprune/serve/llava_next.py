@@ -43,7 +43,8 @@ class TiledPictures(ClipTower):
         tokens = [len(each) * height * width if name == "pixel_values" else len(each) for each in inputs]
         for start, stop in chunks(tokens, self.most_at_once):
             self.begin()
-            arguments, part = {name: inputs[start:stop]}, {}
+            arguments: dict[str, Any] = {name: inputs[start:stop]}
+            part: dict[str, Any] = {}
             if sizes is not None:
                 arguments["image_sizes"] = sizes[start:stop]
                 part["image_sizes"] = [tuple(size) for size in sizes[start:stop].tolist()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.progress import track
 
 from tokenprune.commands.policies import markdown, summary
-from tokenprune.serve.settings import table as served
+from tokenprune.serve import tables as serving
 
 from . import bench_tables, commands_page, compatibility_page, policies_page
 from .marked_tables import put
@@ -27,7 +27,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/choosing.md": {"bench auto": bench_tables.lead},
     "docs/models.md": {"models": models},
     "docs/policies.md": {"policies: tokenprune policies --markdown": markdown},
-    "docs/serving.md": {"served": served},
+    "docs/serving.md": {"architectures": serving.architectures, "served": serving.policies},
     "docs/bench.md": bench_tables.TABLES,
 }
 #: Pages that are generated as a whole.

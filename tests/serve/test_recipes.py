@@ -67,3 +67,9 @@ def test_what_an_engine_cannot_follow_is_refused(recipe, monkeypatch):
     monkeypatch.setenv(KEEP, "0.5")
     with pytest.raises(ValueError, match=f"brings its own {KEEP}; set one or the other"):
         Settings.of(LLAVA)
+
+
+def test_a_recipe_without_a_budget_of_a_policy_that_chooses_by_pixels(recipe):
+    recipe(make_policy("pixelprune", tau=0.5), keep=None, positions="original", model_type="qwen2_5_vl")
+    found = Settings.of(QWEN)
+    assert (found.name, found.policy.tau, found.keep) == ("pixelprune", 0.5, None)

@@ -1,16 +1,19 @@
 """What the vLLM plugin decides without an engine: settings and refusals. With one: tests/vllm."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import tokenprune
 from tokenprune.policies import Auto, UnknownPolicyError
 from tokenprune.policies.random import Random
 from tokenprune.policies.registration import registry
+from tokenprune.serve import tables
+from tokenprune.serve.architectures import CLIP, SERVED, UNHEARD
 from tokenprune.serve.settings import (
-    CLIP,
     KEEP,
     OPTIONS,
     PER_FRAME,
@@ -182,16 +185,16 @@ def test_one_and_all():
     assert isinstance(parse_keep("1.0", KEEP), float)
 
 
-def _served(name, heard, **options):
+def _served(name, heard, reads_pixels=False, **options):
     config = SimpleNamespace(model_type="llava", tokenprune={"policy": name, "options": options})
-    check_encoder(Settings.of(config).policy, heard)
+    check_encoder(Settings.of(config).policy, heard, reads_pixels)
 
 
-def _refusals(heard):
+def _refusals(heard, reads_pixels=False):
     found = {}
     for name in registry():
         try:
-            _served(name, heard)
+            _served(name, heard, reads_pixels)
         except UnservablePolicyError as error:
             found[name] = str(error)
     return found
@@ -218,6 +221,28 @@ def test_every_policy_is_served_or_refused_with_a_reason():
         "flashvid", "holitom", "coverpruner",
     }  # fmt: skip
     assert all("not heard" in on_qwen[name] for name in set(on_qwen) - always)
+    assert set(on_qwen) - set(_refusals(None, reads_pixels=True)) == {"pixelprune", "rlt"}
+    on_internvl = _refusals(UNHEARD)  # CLS is there, so that a policy cannot do without its attention
+    assert set(on_internvl) >= set(on_qwen)
+    assert all("not heard" in on_internvl[name] for name in set(on_internvl) - always)
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "keep"),
+    [("pixelprune", {}, None), ("pixelprune", {"keep": 0.5}, 0.5), ("rlt", {}, None), ("prumerge", {}, 0.25)],
+)
+def test_without_a_budget_a_policy_that_chooses_by_pixels_finds_its_count(policy, given, keep):
+    assert Settings.of(_config(policy=policy, **given)).keep == keep
+
+
+def test_the_table_names_every_architecture_and_its_class():
+    table = tables.architectures()
+    for name, served in SERVED.items():
+        assert f"| {served.title} | `{name}` | " in table
+        module, _, cls = served.path.partition(":")
+        path = Path(tokenprune.__file__).parents[1] / f"{module.replace('.', '/')}.py"
+        assert f"class {cls}(" in path.read_text()
+        assert f"{name}`" in path.read_text()
 
 
 def test_options_that_make_a_policy_servable():

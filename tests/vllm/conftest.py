@@ -6,9 +6,11 @@ import os
 
 import pytest
 
+from tokenprune.eval import minivlm
 from tokenprune.serve import register
 
-from .support import HERE, Engine, qwen3_vl
+from .checkpoints import BUILD
+from .support import HERE, Engine
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -18,8 +20,25 @@ if importlib.util.find_spec("vllm") is None:  # it pins other versions, so it ha
 
 
 @pytest.fixture(scope="session")
-def qwen3_folder(tmp_path_factory):
-    return qwen3_vl(tmp_path_factory.mktemp("qwen3_vl"))
+def folder(tmp_path_factory):
+    """Where a model is: an embedded one, or a small one with random weights, built once."""
+    made = dict(minivlm.WEIGHTS)
+
+    def build(name):
+        if name not in made:
+            made[name] = BUILD[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server that keeps a quarter, for all tests."""
+    from .serving import running
+
+    with running(tmp_path_factory.mktemp("server") / "log") as started:
+        yield started
 
 
 @pytest.fixture

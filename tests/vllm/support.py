@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from functools import cache
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -70,11 +68,12 @@ class Engine:
     def __init__(self, where, **settings):
         from vllm import LLM
 
-        images = settings.pop("images", 2)
-        limits = {"image": images} if "llava" in str(where) else {"image": images, "video": settings.pop("videos", 0)}
+        limits = {"image": settings.pop("images", 2)}
+        if str(where) != "llava":
+            limits["video"] = settings.pop("videos", 0)
         self.llm = LLM(
-            str(minivlm.WEIGHTS.get(where, where)), enforce_eager=True, dtype="float32", max_model_len=512,
-            max_num_seqs=8, limit_mm_per_prompt=limits, block_size=BLOCK, **settings,
+            str(minivlm.WEIGHTS.get(where, where)), enforce_eager=True, limit_mm_per_prompt=limits,
+            **dict(dtype="float32", max_model_len=512, max_num_seqs=8, block_size=BLOCK) | settings,
         )  # fmt: skip
 
     @property
@@ -89,13 +88,21 @@ class Engine:
     def visual(self) -> set[int]:
         """Ids of placeholder tokens."""
         config = self.llm.llm_engine.vllm_config.model_config.hf_config
-        names = ("image_token_index", "image_token_id", "video_token_id")
+        names = ("image_token_index", "image_token_id", "video_token_index", "video_token_id")
         return {getattr(config, name) for name in names if hasattr(config, name)}
 
     def ask(self, requests, max_tokens=NEW_TOKENS):
         from vllm import SamplingParams
 
         return self.llm.generate(requests, SamplingParams(temperature=0, max_tokens=max_tokens), use_tqdm=False)
+
+    def log_probs(self, requests) -> torch.Tensor:
+        """(N, V) log-probabilities of the first new token."""
+        from vllm import SamplingParams
+
+        outputs = self.llm.generate(requests, SamplingParams(temperature=0, max_tokens=1, logprobs=-1), use_tqdm=False)
+        rows = [sorted((token, each.logprob) for token, each in o.outputs[0].logprobs[0].items()) for o in outputs]
+        return torch.tensor([[value for _, value in row] for row in rows])
 
     def blocks_of(self, request) -> int:
         """KV blocks that a request holds once its prompt has been computed."""
@@ -120,39 +127,3 @@ class Engine:
 
 def tokens(outputs) -> list[list[int]]:
     return [list(out.outputs[0].token_ids) for out in outputs]
-
-
-def qwen3_vl(folder: Path) -> Path:
-    """A small Qwen3-VL with random weights and the embedded Qwen2.5-VL's tokenizer."""
-    import shutil
-
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-
-    source = minivlm.WEIGHTS["qwen"]
-    ids = {key: value for key, value in json.loads((source / "config.json").read_text()).items() if key.endswith("_id")}
-    rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "rope_theta": 10000.0, "mrope_interleaved": True}
-    text = dict(
-        vocab_size=91, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=1024, rope_parameters=rope, eos_token_id=1,
-    )  # fmt: skip
-    vision = dict(
-        depth=3, hidden_size=64, intermediate_size=96, num_heads=2, patch_size=4, temporal_patch_size=2,
-        spatial_merge_size=2, out_hidden_size=64, num_position_embeddings=144, deepstack_visual_indexes=[0, 1],
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
-    for name, weight in model.named_parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.5 if "lm_head" in name else 0.15)
-    model.save_pretrained(folder)
-    for path in source.glob("*"):
-        if path.name.startswith(("tokenizer", "chat", "preprocessor", "video_pre")):
-            shutil.copy(path, folder)
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"):
-        path = folder / name
-        path.write_text(
-            path.read_text().replace("Qwen2_5_VLProcessor", "Qwen3VLProcessor").replace("Qwen2VLVideo", "Qwen3VLVideo")
-        )
-    Qwen3VLProcessor.from_pretrained(folder)
-    return folder

@@ -24,11 +24,11 @@ def _text(visual, words):
 
 
 @pytest.fixture(scope="module")
-def stock(qwen3_folder):
+def stock(folder):
     from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(qwen3_folder, dtype=torch.float32).eval()
-    return model, Qwen3VLProcessor.from_pretrained(qwen3_folder)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder("qwen3_vl"), dtype=torch.float32).eval()
+    return model, Qwen3VLProcessor.from_pretrained(folder("qwen3_vl"))
 
 
 def _expected(stock, policy, keep, **inputs):
@@ -41,14 +41,14 @@ def _expected(stock, policy, keep, **inputs):
 
 
 @pytest.mark.parametrize("policy", ["divprune", "cdpruner"])
-def test_pictures(engine, qwen3_folder, stock, policy):
+def test_pictures(engine, folder, stock, policy):
     rng = np.random.default_rng(0)
     cases = [
         (_text(PICTURE * len(sizes), word), [_noise(rng, *size) for size in sizes])
         for word in ("circle", "square", "cross")
         for sizes in ([(64, 96)], [(96, 64), (80, 80)], [(48, 112)])
     ]
-    started = engine(qwen3_folder, policy, 0.3)
+    started = engine(folder("qwen3_vl"), policy, 0.3)
     outputs = started.ask(
         [
             {"prompt": text, "multi_modal_data": {"image": [Image.fromarray(i) for i in images]}}
@@ -60,13 +60,13 @@ def test_pictures(engine, qwen3_folder, stock, policy):
     assert len({tuple(answer) for answer, _ in expected}) > 2  # the model does not say one thing whatever it sees
 
 
-def test_videos(engine, qwen3_folder, stock, monkeypatch):
+def test_videos(engine, folder, stock, monkeypatch):
     policy = registry()["divprune"]()
     policy.per_frame = True
     rng = np.random.default_rng(1)
     cases = [(_text(VIDEO, word), _noise(rng, frames, 64, 96)) for word, frames in (("circle", 4), ("square", 6))]
     monkeypatch.setenv(PER_FRAME, "1")
-    started = engine(qwen3_folder, "divprune", 0.3, videos=1)
+    started = engine(folder("qwen3_vl"), "divprune", 0.3, videos=1)
     asked, expected = [], []
     for text, video in cases:
         metadata = {
@@ -84,4 +84,4 @@ def test_videos(engine, qwen3_folder, stock, monkeypatch):
         assert sum(token in started.visual for token in out.prompt_token_ids) == round(0.3 * whole)
     monkeypatch.delenv(PER_FRAME)
     with pytest.raises(ValueError, match=f"{PER_FRAME}=1"):
-        engine(qwen3_folder, "divprune", 0.3, videos=1).ask(asked[:1])
+        engine(folder("qwen3_vl"), "divprune", 0.3, videos=1).ask(asked[:1])

@@ -3,91 +3,28 @@
 import asyncio
 import base64
 import io
-import os
-import socket
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
 from tokenprune.budget import Budget
-from tokenprune.eval import minivlm
 from tokenprune.eval.answers import held_out
-from tokenprune.serve.settings import KEEP, POLICY
 
-from .support import NEW_TOKENS, answers, loaded
+from .serving import ask, body, of, picture, text_of, wait_until_idle
+from .support import answers, loaded
 
-MODEL = str(minivlm.WEIGHTS["llava"])
-START_UP = 240
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Base URL of a server that keeps a quarter."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    environment = {**os.environ, POLICY: "divprune", KEEP: "0.25", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL,
-        "--host", "127.0.0.1", "--port", str(port),
-        "--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8",
-        "--limit-mm-per-prompt", '{"image": 2}', "--trust-request-mm-kwargs",
-    ]  # fmt: skip
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.time() + START_UP
-        while True:
-            try:
-                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.time() < deadline, log.read_text()[-3000:]
-            time.sleep(1)
-        yield url
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+ROOT = Path(__file__).parents[2]
 
 
-def _picture(image):
+def _bomb():
+    """A picture of more than 900 million pixels in a few kilobytes."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    Image.new("1", (30_500, 30_500)).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _body(text, pictures, **more):
-    content = [{"type": "image_url", "image_url": {"url": each}} for each in pictures]
-    content.append({"type": "text", "text": text})
-    return {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": NEW_TOKENS,
-        "add_special_tokens": True,  # as the Hugging Face processor does
-        **more,
-    }
-
-
-def _of(sample, **more):
-    return _body(sample.question.text, [_picture(scene.image) for scene in sample.scenes], **more)
-
-
-def _ask(server, body):
-    return httpx.post(f"{server}/v1/chat/completions", json=body, timeout=120)
-
-
-def _text(name, tokens):
-    return loaded(name)[1].tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def _words(tokenizer, sample, n):
@@ -105,13 +42,13 @@ def test_concurrent_answers_and_usage(server, keep):
 
     async def ask_all():
         async with httpx.AsyncClient(timeout=120) as client:
-            asked = [client.post(f"{server}/v1/chat/completions", json=_of(sample, **more)) for sample in samples]
+            asked = [client.post(f"{server.url}/v1/chat/completions", json=of(sample, **more)) for sample in samples]
             return await asyncio.gather(*asked)
 
     replies = [reply.json() for reply in asyncio.run(ask_all())]
     budget = 0.25 if keep is None else keep
     expected = answers("llava", samples, "divprune", budget)
-    assert [r["choices"][0]["message"]["content"].strip() for r in replies] == [_text("llava", e) for e in expected]
+    assert [r["choices"][0]["message"]["content"].strip() for r in replies] == [text_of("llava", e) for e in expected]
     tokenizer, n = loaded("llava")[1].tokenizer, Budget(budget).count(144)
     for reply, sample in zip(replies, samples, strict=True):
         assert reply["usage"]["prompt_tokens"] == _words(tokenizer, sample, n)
@@ -119,46 +56,75 @@ def test_concurrent_answers_and_usage(server, keep):
 
 def _still_serves(server):
     sample = held_out(1)[0]
-    reply = _ask(server, _of(sample)).json()
-    expected = _text("llava", answers("llava", [sample], "divprune", 0.25)[0])
+    reply = ask(server, of(sample)).json()
+    expected = text_of("llava", answers("llava", [sample], "divprune", 0.25)[0])
     assert reply["choices"][0]["message"]["content"].strip() == expected
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        _body("what colour is the circle ?", ["data:image/png;base64,bm8gcGljdHVyZQ=="]),
-        _body("what colour is the circle ?", ["data:image/png;base64,&&&"]),
-        _body("circle " * 600, []),
-        _body("a", [_picture(held_out(1)[0].scene.image)] * 3),  # more pictures than the server takes
-        _body("a", [_picture(held_out(1)[0].scene.image)], mm_processor_kwargs={"keep": 0}),
-        _body("a", [_picture(held_out(1)[0].scene.image)], mm_processor_kwargs={"keep": "all"}),
-        _body("a", [_picture(held_out(1)[0].scene.image)] * 2, mm_processor_kwargs={"keep": 1e9}),
-    ],
-    ids=["no picture", "no base64", "over-long", "too many", "keep 0", "keep all", "keep 1e9"],
-)
-def test_a_bad_request_is_refused_and_the_server_goes_on(server, body):
-    reply = _ask(server, body)
+PICTURE = picture(held_out(1)[0].scene.image)
+BAD = {
+    "no picture": body("what colour is the circle ?", ["data:image/png;base64,bm8gcGljdHVyZQ=="]),
+    "no base64": body("what colour is the circle ?", ["data:image/png;base64,&&&"]),
+    "truncated": body("what colour is the circle ?", [PICTURE[: -len(PICTURE) // 8 * 4]]),
+    "over-long": body("circle " * 600, []),
+    "too many": body("a", [PICTURE] * 3),  # more pictures than the server takes
+}
+BAD_BUDGETS = {
+    "keep 0": 0,
+    "keep -1": -1,
+    "keep 1.5": 1.5,
+    "keep 1e9": 1e9,
+    "keep all": "all",
+    "a list": [1],
+    "yes": True,
+}
+BAD |= {name: body("a", [PICTURE], mm_processor_kwargs={"keep": keep}) for name, keep in BAD_BUDGETS.items()}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_refused_and_the_server_goes_on(server, name):
+    reply = ask(server, BAD[name])
     assert 400 <= reply.status_code < 500, reply.text
-    if "mm_processor_kwargs" in body:
-        assert "accepted: a float in (0, 1]" in reply.text
+    error = reply.json()["error"]  # as OpenAI's server says it
+    assert {"message", "type", "param", "code"} <= set(error)
+    assert error["message"] and error["code"] == reply.status_code
+    if name in BAD_BUDGETS:
+        assert "accepted: a float in (0, 1]" in error["message"]
+    _still_serves(server)
+
+
+def test_a_huge_picture(server):
+    """vLLM itself answers 500 for it, and goes on."""
+    reply = ask(server, body("what colour is the circle ?", [_bomb()]))
+    assert reply.status_code >= 400
+    assert "pixels" in reply.json()["error"]["message"]
     _still_serves(server)
 
 
 def test_a_client_that_leaves(server):
     sample = held_out(1)[0]
-    body = _of(sample, stream=True, ignore_eos=True) | {"max_tokens": 400}
+    long = of(sample, stream=True, ignore_eos=True) | {"max_tokens": 400}
     for _ in range(4):
-        with httpx.stream("POST", f"{server}/v1/chat/completions", json=body, timeout=120) as reply:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=120) as reply:
             assert reply.status_code == 200
             next(reply.iter_lines())  # the first token is there, and the client goes
     with pytest.raises(httpx.TimeoutException):  # or goes before there is any
-        httpx.post(f"{server}/v1/chat/completions", json=body | {"stream": False}, timeout=0.2)
+        httpx.post(f"{server.url}/v1/chat/completions", json=long | {"stream": False}, timeout=0.2)
     _still_serves(server)
-    for _ in range(60):
-        text = httpx.get(f"{server}/metrics", timeout=30).text
-        running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
-        if running and all(line.endswith(" 0.0") for line in running):
-            return
-        time.sleep(0.5)
-    raise AssertionError("requests whose client left are still running")
+    wait_until_idle(server)
+
+
+def test_the_example_asks_it(server, tmp_path):
+    """`examples/serve/ask.py`, with OpenAI's client, streaming."""
+    sample = held_out(1)[0]
+    Image.fromarray(sample.scene.image).save(tmp_path / "picture.png")
+    command = [sys.executable, ROOT / "examples" / "serve" / "ask.py", tmp_path / "picture.png", sample.question.text]
+    out = subprocess.run(
+        [*command, "--url", f"{server.url}/v1", "--keep", "1.0", "9"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    full, pruned = (int(line.split()[0]) for line in out[1::2])
+    assert full - pruned == 144 - 9
+    assert [line.partition(":")[0] for line in out[::2]] == ["keep=1.0", "keep=9"]
+    refused = subprocess.run([*command, "--url", f"{server.url}/v1", "--keep", "7.5"], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "the server refused keep=7.5" in refused.stderr

@@ -1,4 +1,4 @@
-"""Videos of Qwen2.5-VL: one stretch of tokens, whose temporal coordinates go on by the clock."""
+"""Videos: of Qwen2.5-VL one stretch of tokens, whose temporal coordinates go on by the clock; and of others."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import torch
 from tokenprune import pruning
 from tokenprune.eval import minivlm
 
+from .stock import Stock
 from .support import NEW_TOKENS, loaded, tokens
 
 PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|> what colour is the {} ?<|im_end|>\n<|im_start|>"
@@ -39,3 +40,26 @@ def test_answers_are_those_of_the_hugging_face_path(engine, policy):
     outputs = started.ask(asked)
     assert [sum(token in started.visual for token in out.prompt_token_ids) for out in outputs] == kept
     assert tokens(outputs) == expected
+
+
+#: A prompt with a video; `{}` is a word.
+PROMPTS = {
+    "qwen2_vl": PROMPT,
+    "llava_onevision": "USER : <video> What colour is the {} ? ASSISTANT :",
+    "internvl": "USER : <video> What colour is the {} ? ASSISTANT :",
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_of_other_architectures(engine, folder, name):
+    rng, stock, asked, expected = np.random.default_rng(0), Stock(folder(name)), [], []
+    for word, frames in (("circle", 2), ("cross", 4)):
+        video = rng.integers(0, 256, (frames, 24, 24, 3), dtype=np.uint8)
+        metadata = {
+            "fps": 2.0, "duration": frames / 2, "total_num_frames": frames, "frames_indices": list(range(frames)),
+            "video_backend": "opencv",
+        }  # fmt: skip
+        text = PROMPTS[name].format(word)
+        asked.append({"prompt": text, "multi_modal_data": {"video": [(video, metadata | {"do_sample_frames": False})]}})
+        expected.append(stock.video_answer(text, video, metadata, "divprune", 0.4)[0])
+    assert tokens(engine(folder(name), "divprune", 0.4, videos=1).ask(asked)) == expected

@@ -1,4 +1,4 @@
-"""Pruned LLaVA-1.5, Qwen2.5-VL and Qwen3-VL for vLLM, as a plugin that leaves the engine as it is.
+"""Pruned vision-language models for vLLM, as a plugin that leaves the engine as it is.
 
     TOKENPRUNE_POLICY=divprune TOKENPRUNE_KEEP=0.25 vllm serve llava-hf/llava-1.5-7b-hf
 
@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 
+from .architectures import SERVED
+
 #: Stock architecture -> the class that prunes it, `module:class` as vLLM's registry has it.
-ARCHITECTURES = {
-    "LlavaForConditionalGeneration": "tokenprune.serve.llava:PrunedLlava",
-    "Qwen2_5_VLForConditionalGeneration": "tokenprune.serve.qwen2_5_vl:PrunedQwen2_5_VL",
-    "Qwen3VLForConditionalGeneration": "tokenprune.serve.qwen3_vl:PrunedQwen3VL",
-}
+ARCHITECTURES = {name: served.path for name, served in SERVED.items()}
 #: How a checkpoint asks for pruning by itself, `--hf-overrides '{"architectures": ["Tokenprune..."], ...}'`.
 PREFIX = "Tokenprune"
 
@@ -29,8 +27,10 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.logger import init_logger
 
+    from . import failures
     from .settings import POLICY, RECIPE
 
+    failures.begin()
     asked = next((name for name in (POLICY, RECIPE) if os.environ.get(name)), None)
     for name, path in ARCHITECTURES.items():
         ModelRegistry.register_model(PREFIX + name, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -14,6 +14,7 @@ from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from ..budget import Budget, apportion
 from ..policies.types import EncoderSpec
+from . import failures
 from .settings import PER_FRAME, Settings, check_encoder
 
 #: A request's `mm_processor_kwargs` may name its budget, `{"keep": 0.1}`.
@@ -23,6 +24,22 @@ ASKED = "tokenprune"
 MODALITIES = ("image", "video")
 #: Beside each image or video on its way to the model: its budget, and the tokens a text-guided policy reads.
 BUDGET, TEXT, QUESTION = "tokenprune_budget_{}", "tokenprune_text_{}", "tokenprune_question_{}"
+#: In place of a budget: the tokens that a policy of the pixels stage keeps.
+KEPT = "tokenprune_kept_{}"
+
+
+class Cut(NamedTuple):
+    """What one picture or video is cut down to.
+
+    Attributes:
+        modality: "image" or "video".
+        budget: of the request; None where the policy has found its own count.
+        kept: (K,) indices of the tokens that stay, where a policy has chosen by pixels.
+    """
+
+    modality: str
+    budget: Budget | None
+    kept: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +48,12 @@ class Context(InputProcessingContext):
 
     def get_merged_mm_kwargs(self, kwargs: Mapping[str, object], **rest: Any) -> dict[str, Any]:
         merged = super().get_merged_mm_kwargs(kwargs, **rest)
-        return {name: value for name, value in merged.items() if name not in (KEEP, ASKED)}
+        return _stock(merged)
+
+
+def _stock(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not ours of a request's arguments of the processor."""
+    return {name: value for name, value in kwargs.items() if name not in (KEEP, ASKED)}
 
 
 class PruningProcessor(BaseMultiModalProcessor):
@@ -39,12 +61,14 @@ class PruningProcessor(BaseMultiModalProcessor):
 
     #: What can be read of the model's vision tower; None: nothing.
     readable: ClassVar[EncoderSpec | None] = None
+    #: Whether policies that choose by pixels are asked, and the tower gets what they keep.
+    reads_pixels: ClassVar[bool] = False
 
     def __init__(self, info: Any, *args: Any, **kwargs: Any):
         info.ctx = Context(info.ctx.model_config, info.ctx.tokenizer)
         super().__init__(info, *args, **kwargs)
         self.settings = Settings.of(info.ctx.model_config.hf_config)
-        check_encoder(self.settings.policy, self.readable)
+        check_encoder(self.settings.policy, self.readable, self.reads_pixels)
         self._keep(None)  # of the engine's own arguments: a bad one stops it here
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -58,13 +82,17 @@ class PruningProcessor(BaseMultiModalProcessor):
             "policy": self.settings.name,
             "options": dict(self.settings.options),
             "per_frame": self.settings.per_frame,
-            "keep": self._keep(asked.pop(KEEP, None)),
         }
+        keep = self._keep(asked.pop(KEEP, None))
+        if keep is not None:
+            asked[ASKED]["keep"] = keep
+        if failed := failures.count():
+            asked[ASKED]["failures"] = failed
         if "text" in self.settings.policy.needs:
             asked[ASKED].update(self._words(inputs.prompt))
         return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=asked), *args, **kwargs)
 
-    def _keep(self, requested: Any) -> float | int:
+    def _keep(self, requested: Any) -> float | int | None:
         """Of the request, else of the engine's `--mm-processor-kwargs`, else of the settings."""
         if requested is None:
             config = self.info.ctx.model_config.get_multimodal_config()
@@ -81,40 +109,48 @@ class PruningProcessor(BaseMultiModalProcessor):
     def visual_ids(self) -> set[int]:
         """Ids of placeholder tokens."""
         config = self.info.ctx.model_config.hf_config
-        names = ("image_token_index", "image_token_id", "video_token_id")
+        names = ("image_token_index", "image_token_id", "video_token_index", "video_token_id")
         return {getattr(config, name) for name in names if getattr(config, name, None) is not None}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        processed = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        processed = super()._apply_hf_processor_main(mm_items, _stock(hf_kwargs))
         asked, counts = hf_kwargs[ASKED], mm_items.get_all_counts()
         for modality in MODALITIES:
             if n := counts.get(modality, 0):
-                processed[BUDGET.format(modality)] = torch.tensor([_encoded(asked["keep"])] * n, dtype=torch.float64)
+                row = _encoded(asked.get("keep", 1.0))
+                processed[BUDGET.format(modality)] = torch.tensor([row] * n, dtype=torch.float64)
                 for name, words in ((TEXT, "text"), (QUESTION, "question")):
                     if words in asked:
                         processed[name.format(modality)] = [torch.tensor(asked[words], dtype=torch.int64)] * n
+                for field, value in self.own_fields(modality).items():
+                    processed[field] = torch.stack([value] * n)
         return processed
+
+    def own_fields(self, modality: str) -> dict[str, torch.Tensor]:
+        """What a model wants beside each picture or video, by names that begin with `tokenprune_`."""
+        return {}
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         ours = {
-            name.format(modality): MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+            name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
             for modality in MODALITIES
-            for name in (BUDGET, TEXT, QUESTION)
-            if name.format(modality) in hf_inputs
+            for name in hf_inputs
+            if name.startswith("tokenprune_") and name.endswith(modality)
         }
-        return {**super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs), **ours}
+        return {**super()._get_mm_fields_config(hf_inputs, _stock(hf_processor_mm_kwargs)), **ours}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> list[Any]:
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        budget = Budget(hf_processor_mm_kwargs[ASKED]["keep"])
-        visual = self.visual_ids()
+        updates = super()._get_prompt_updates(mm_items, _stock(hf_processor_mm_kwargs), out_mm_kwargs)
+        keep = hf_processor_mm_kwargs[ASKED].get("keep")
+        budget = None if keep is None else Budget(keep)
 
         def pruned(stock: Any, modality: str) -> Any:
             def replacement(item: int) -> Any:
                 whole = stock(item) if callable(stock) else stock
-                return self._cut(whole, budget, visual, modality)
+                kept = out_mm_kwargs[modality][item].get(KEPT.format(modality))
+                return self._cut(whole, Cut(modality, budget, None if kept is None else kept.data))
 
             return replacement
 
@@ -122,25 +158,43 @@ class PruningProcessor(BaseMultiModalProcessor):
             dataclasses.replace(update, replacement=pruned(update.replacement, update.modality)) for update in updates
         ]
 
-    def _cut(self, whole: Any, budget: Budget, visual: set[int], modality: str) -> Any:
+    def _cut(self, whole: Any, cut: Cut) -> Any:
         """A placeholder of the pruned length; frames, where text stands between them, get a share each."""
         details = whole if isinstance(whole, PromptUpdateDetails) else None
         full = list(whole if details is None else details.full)
-        runs = _runs(full, visual)
-        n = sum(stop - start for start, stop in runs)
-        k = budget.count(n)
-        if k == n:
+        runs = _runs(full, self.visual_ids())
+        lengths = [stop - start for start, stop in runs]
+        counts = self.counts(lengths, cut)
+        if counts == lengths:
             return whole
-        if len(runs) > 1 and not self.settings.per_frame:
-            raise ValueError(
-                f"policy {self.settings.name!r} chooses over all frames of a {modality}, and this model's prompt wants "
-                f"to know beforehand how many tokens each frame keeps; set {PER_FRAME}=1 to have it choose in each "
-                "frame on its own, or send keep=1.0 with this request"
-            )
-        shares = apportion(k, [stop - start for start, stop in runs])
-        for (start, stop), share in reversed(list(zip(runs, shares, strict=True))):
-            del full[start + share : stop]
+        for (start, stop), count in reversed(list(zip(runs, counts, strict=True))):
+            del full[start + count : stop]
         return full if details is None else dataclasses.replace(details, full=full)
+
+    def counts(self, lengths: list[int], cut: Cut) -> list[int]:
+        """How many tokens each stretch of placeholders of one picture or video keeps.
+
+        Args:
+            lengths: of the stretches, before pruning.
+            cut: what they are cut down to.
+
+        Raises:
+            ValueError: for a policy that chooses over all stretches, whose counts are then not known beforehand.
+        """
+        if cut.kept is not None:
+            stretch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+            return torch.bincount(stretch[cut.kept], minlength=len(lengths)).tolist()
+        n = sum(lengths)
+        k = n if cut.budget is None else cut.budget.count(n)
+        if k == n:
+            return lengths
+        if len(lengths) > 1 and not self.settings.per_frame:
+            raise ValueError(
+                f"policy {self.settings.name!r} chooses over all frames of a {cut.modality}, and this model's prompt "
+                f"wants to know beforehand how many tokens each frame keeps; set {PER_FRAME}=1 to have it choose in "
+                "each frame on its own, or send keep=1.0 with this request"
+            )
+        return apportion(k, lengths)
 
 
 def _encoded(keep: float | int) -> tuple[float, float]:

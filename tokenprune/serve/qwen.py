@@ -1,17 +1,21 @@
-"""What Qwen2.5-VL and Qwen3-VL have in common in vLLM: rasters of any size, mRoPE."""
+"""What the Qwens have in common in vLLM: rasters of any size, mRoPE."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..patches.families.base import EncoderValues, Kind
+from ..patches.families.merged_patches import merged_grid, square_merge
 from ..policies.types import Grid
+from .pixels import PixelTower, tower_facts
 from .positions import Offsets, number
-from .pruned import Kind, Part, PrunedModel
+from .pruned import Asked, NoTowerGraphs, Part, PrunedModel, chunks
 
 #: Per kind, the rasters of its inputs, and the arguments that hold all inputs' rows one after the other.
 ARGUMENTS: dict[Kind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -20,7 +24,7 @@ ARGUMENTS: dict[Kind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-class PrunedQwen(PrunedModel):
+class PrunedQwen(NoTowerGraphs, PrunedModel):
     """Mixed in before a stock Qwen: survivors keep the positions they have in the whole prompt."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
@@ -32,6 +36,43 @@ class PrunedQwen(PrunedModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         device = next(self.parameters()).device  # type: ignore[attr-defined]
         self.offsets = Offsets(self.most_at_once, device)
+        spec, by_pixels = self.settings.policy.encoder_spec(), "pixels" in self.settings.policy.stages
+        reads_patches = spec is not None and spec.patches
+        if (by_pixels or reads_patches) and self.use_data_parallel:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"policy {self.settings.name!r} acts on the patches of the vision tower, which --mm-encoder-tp-mode "
+                "data splits by whole pictures; leave it out"
+            )
+        self._pixel_tower = PixelTower(self.visual) if by_pixels else None  # type: ignore[attr-defined]
+        self._patches: list[Tensor] = []
+        if reads_patches:
+            merger = self.visual.merger  # type: ignore[attr-defined]
+            # The merger itself may be compiled, and then calls no hooks.
+            first = merger.ln_q if hasattr(merger, "ln_q") else merger.norm
+            first.register_forward_pre_hook(self._read_patches)
+
+    def _read_patches(self, module: Any, args: tuple[Tensor, ...]) -> None:
+        self._patches.append(args[0].reshape(-1, args[0].shape[-1]))
+
+    def encoder_values(self, part: Part, lengths: list[int]) -> list[dict[str, Any]]:
+        if not self._patches:
+            return super().encoder_values(part, lengths)
+        assert self.family.encoder is not None
+        facts = tower_facts(self.visual)  # type: ignore[attr-defined]
+        base = SimpleNamespace(config=self.config, get_submodule=lambda path: facts)  # type: ignore[attr-defined]
+        values = EncoderValues(base, part.kind, torch.cat(self._patches)[None], lengths, part.sizes)
+        self._patches.clear()
+        return [{"encoder_patches": each} for each in self.family.encoder.regroup(values)]
+
+    @contextmanager
+    def tower_takes(self, part: Part, asked: Sequence[Asked]) -> Iterator[None]:
+        self._patches.clear()
+        kept = [each.kept for each in asked if each.kept is not None]
+        if self._pixel_tower is None or not kept or part.coordinates is None:
+            yield
+            return
+        with self._pixel_tower.keeping(kept, [len(each) for each in part.coordinates]):
+            yield
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
@@ -53,7 +94,7 @@ class PrunedQwen(PrunedModel):
             grids = kwargs[of_grids]
             sizes = grids.prod(-1).tolist()
             others = {n for other in ARGUMENTS if other != kind for n in (ARGUMENTS[other][0], *_flat(other))}
-            for start, stop in _chunks([size // merge for size in sizes], self.most_at_once):
+            for start, stop in chunks([size // merge for size in sizes], self.most_at_once):
                 first, last = sum(sizes[:start]), sum(sizes[:stop])
                 part = {}
                 for name, value in kwargs.items():
@@ -63,15 +104,11 @@ class PrunedQwen(PrunedModel):
                         part[name] = value[first // merge : last // merge]
                     elif name not in others:
                         part[name] = value[start:stop] if _per_input(value, len(sizes)) else value
-                rasters = [self.raster(grid) for grid in grids[start:stop].tolist()]
+                factor = square_merge(self.config, kind)  # type: ignore[attr-defined]
+                rasters = [merged_grid(grid, factor) for grid in grids[start:stop].tolist()]
                 steps = self.seconds(kind, part, stop - start)
                 coordinates = [self.coordinates(r, s) for r, s in zip(rasters, steps, strict=True)]
-                yield Part(kind, part, rasters, [*coordinates])
-
-    def raster(self, grid: Sequence[int]) -> Grid:
-        """(T, H, W) visual tokens of (T, H, W) patches."""
-        side = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
-        return grid[0], grid[1] // side, grid[2] // side
+                yield Part(kind, stop - start, part, {of_grids: grids[start:stop]}, coordinates)
 
     def seconds(self, kind: Kind, part: Mapping[str, Any], n: int) -> list[float]:
         """How far the temporal position goes on from frame to frame, of each input."""
@@ -90,10 +127,6 @@ class PrunedQwen(PrunedModel):
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
         return number(len(input_tokens), self.media(input_tokens, mm_features))
 
-    def get_encoder_cudagraph_config(self) -> Any:
-        """None of the tower's CUDA graphs: they would go past the selection."""
-        return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
-
 
 def _flat(kind: Kind) -> tuple[str, ...]:
     return ARGUMENTS[kind][1] + ARGUMENTS[kind][2]
@@ -101,15 +134,3 @@ def _flat(kind: Kind) -> tuple[str, ...]:
 
 def _per_input(value: Any, n: int) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() > 0 and len(value) == n)
-
-
-def _chunks(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of stretches that sum to `most` at most, or hold one."""
-    start = total = 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > most:
-            yield start, i
-            start, total = i, 0
-        total += size
-    if len(sizes) > start:
-        yield start, len(sizes)

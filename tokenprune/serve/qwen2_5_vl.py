@@ -13,12 +13,12 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from .processing import PruningProcessor
-from .pruned import Kind
+from ..patches.families.base import Kind
+from .pixels import PixelProcessor
 from .qwen import PrunedQwen
 
 
-class Processor(PruningProcessor, Qwen2_5_VLMultiModalProcessor):
+class Processor(PixelProcessor, Qwen2_5_VLMultiModalProcessor):
     pass
 
 

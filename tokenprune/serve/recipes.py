@@ -6,11 +6,14 @@ import dataclasses
 from typing import Any
 
 from ..patches.families.registry import family_by_type
+from ..policies.base import Policy
 from ..recipe import Recipe
 
 
 def read(path: str, config: Any, name: str) -> dict[str, Any]:
-    """What a recipe says, by the keys of the settings. A `RecipeWarning` says where the engine does something else.
+    """What a recipe says, by the keys of the settings; a `keep` of None is what the policy finds.
+
+    A `RecipeWarning` says where the engine does something else.
 
     Args:
         path: of the recipe.
@@ -25,12 +28,17 @@ def read(path: str, config: Any, name: str) -> dict[str, Any]:
     labels = [policy.name for policy in recipe.policies]
     if len(labels) != 1:
         raise ValueError(f"{name}={path} has policies {'+'.join(labels)}, and an engine takes one")
-    if recipe.keep is None:
+    if recipe.keep is None and not finds_count(recipe.policies[0]):
         raise ValueError(f"{name}={path} has no keep: an engine wants the count before the vision tower runs")
     recipe.warn(_differences(recipe, config))
     policy = recipe.policies[0]
     options = {each.name: getattr(policy, each.name) for each in dataclasses.fields(policy) if each.init}
     return {"policy": policy.name, "keep": recipe.keep, "options": options}
+
+
+def finds_count(policy: Policy) -> bool:
+    """Whether a policy knows its own count before the vision tower runs."""
+    return policy.adaptive and "pixels" in policy.stages
 
 
 def _differences(recipe: Recipe, config: Any) -> list[str]:

@@ -25,10 +25,6 @@ RECIPE = "TOKENPRUNE_RECIPE"
 ATTRIBUTE = "tokenprune"
 
 
-#: What can be read of a CLIP or SigLIP tower inside the engine; of a Qwen tower nothing.
-CLIP = EncoderSpec(layer="feature", keys="mean", features=True)
-
-
 class UnservablePolicyError(ValueError):
     """The policy cannot be had inside the engine.
 
@@ -47,14 +43,14 @@ class Settings:
 
     Attributes:
         policy: a vision-stage policy whose count is known beforehand.
-        keep: budget of a request that names none.
+        keep: budget of a request that names none; None: what a policy finds that chooses by pixels.
         name, options: what `policy` was made of; they enter the hash of every image and video.
         per_frame: whether a video's budget is split over its frames, as Qwen3-VL's prompts need it; the policy may
             do so by itself.
     """
 
     policy: Policy
-    keep: float | int
+    keep: float | int | None
     name: str
     options: Mapping[str, Any]
     per_frame: bool
@@ -82,12 +78,12 @@ class Settings:
             )
         options = _options(given.get("options", {}), names["options"])
         per_frame = _flag(given.get("per_frame", False), names["per_frame"])
-        keep = given.get("keep")
-        if keep is None:
-            keep = family_by_type(config.model_type).default_keep
-        keep = _budget(keep, names["keep"])
         policy = _policy(name, options, names)
-        _refuse(policy)
+        refuse(policy)
+        keep = given.get("keep")
+        if keep is None and not recipes.finds_count(policy):
+            keep = family_by_type(config.model_type).default_keep
+        keep = None if keep is None else _budget(keep, names["keep"])
         return cls(policy, keep, name, options, per_frame or policy.per_frame)
 
 
@@ -104,7 +100,10 @@ def _environment(config: Any) -> dict[str, Any]:
         if beside:
             raise ValueError(f"{RECIPE}={path} brings its own {', '.join(beside)}; set one or the other")
         given |= recipes.read(path, config, RECIPE)
-        given["keep"] = str(given["keep"])
+        if given["keep"] is None:
+            del given["keep"]
+        else:
+            given["keep"] = str(given["keep"])
         given["options"] = json.dumps(given["options"])
     if "keep" in given:
         given["keep"] = parse_keep(given["keep"], KEEP)
@@ -184,11 +183,9 @@ def _policy(policy: Any, options: dict[str, Any], names: Mapping[str, str]) -> P
         raise ValueError(f"{names['options']}={_written(options)} does not fit: {error}") from error
 
 
-def _refuse(policy: Policy) -> None:
+def refuse(policy: Policy) -> None:
     """Raise for what no engine that sizes its cache beforehand can do."""
     name = policy.name or type(policy).__name__
-    if "pixels" in policy.stages:
-        raise UnservablePolicyError(name, "vision tower", "acts before the vision tower, which is the engine's own")
     if "encoder" in policy.stages:
         raise UnservablePolicyError(name, "vision tower", "acts inside the vision tower, which is the engine's own")
     if "decoder" in policy.stages:
@@ -206,23 +203,30 @@ def _refuse(policy: Policy) -> None:
         )
 
 
-def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
+def check_encoder(policy: Policy, readable: EncoderSpec | None, reads_pixels: bool = False) -> None:
     """Raise unless what a policy reads of the vision encoder can be read of a model's tower.
 
     Args:
         policy: already accepted by `Settings.of`.
         readable: what can be read of the tower; None: nothing.
+        reads_pixels: whether policies that choose by pixels are asked.
 
     Raises:
         UnservablePolicyError: naming what is missing.
     """
     spec, name = policy.encoder_spec(), policy.name
+    if "pixels" in policy.stages:
+        if not reads_pixels:
+            raise UnservablePolicyError(name, "vision tower", "acts before the vision tower, which is the engine's own")
+        if policy.pixel_features != "raw":
+            why = "reads the tower's embeddings of patches, and prompts are written before the tower runs"
+            raise UnservablePolicyError(name, "embedded patches", why)
     if spec is not None and spec.entropy:
         raise UnservablePolicyError(name, "pixels", "reads the pixels of pictures, which are not handed on here")
     if spec is None or (spec.rows is None and spec.keys is None):
         return
-    if readable is None:
-        if spec.keys is None and spec.rows == "cls" and spec.without_cls is None:
+    if readable is None or (readable.rows is None and readable.keys is None):
+        if readable is None and spec.keys is None and spec.rows == "cls" and spec.without_cls is None:
             return  # it does without
         raise UnservablePolicyError(
             name, "tower's attention", "reads attention of the vision tower, which is not heard on this model here"
@@ -236,22 +240,3 @@ def check_encoder(policy: Policy, readable: EncoderSpec | None) -> None:
         )
     if spec.joined_heads or spec.keys not in (None, readable.keys):
         raise UnservablePolicyError(name, "joined heads", "reads all heads joined, which are spread over ranks here")
-
-
-def table() -> str:
-    """Markdown: which policies are served on which models, and why others are not."""
-    lines = ["| policy | LLaVA-1.5 | Qwen2.5-VL, Qwen3-VL |", "|---|---|---|"]
-    for name in registry():
-        cells = [_cell(name, readable) for readable in (CLIP, None)]
-        lines.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
-
-
-def _cell(name: str, readable: EncoderSpec | None) -> str:
-    policy = make_policy(name)
-    try:
-        _refuse(policy)
-        check_encoder(policy, readable)
-    except UnservablePolicyError as error:
-        return error.short
-    return "served, by prompt" if "text" in policy.needs else "served"

@@ -83,7 +83,8 @@ def _normalized(pixels: Tensor, processor: Any) -> Tensor:
         return pixels
     mean, std = (torch.tensor(each)[:, None] for each in (processor.image_mean, processor.image_std))
     values = pixels.float().unflatten(1, (len(mean), -1)) * processor.rescale_factor
-    return ((values - mean) / std).flatten(1)
+    normalized: Tensor = ((values - mean) / std).flatten(1)
+    return normalized
 
 
 class PixelTower:

@@ -27,8 +27,8 @@ def policies() -> str:
         f"| policy | {' | '.join(', '.join(titles) for titles in columns.values())} |",
         "|---" * (1 + len(columns)) + "|",
     ]
-    for name, *cells in zip(registry(), *columns, strict=True):
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    for name, *texts in zip(registry(), *columns, strict=True):
+        lines.append(f"| `{name}` | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 

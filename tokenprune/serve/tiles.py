@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .processing import Cut, PruningProcessor
-from .pruned import Kind, Part, PrunedModel, chunks
+from ..patches.families.base import Kind
+from .pruned import Part, PrunedModel, chunks
 
 
 class TileProcessor(PruningProcessor):

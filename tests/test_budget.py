@@ -105,10 +105,11 @@ def test_budgets_that_grow_are_refused():
 def test_a_budget_of_everything_is_the_stock_model(family, policy, keep):
     """To the bit, whatever a policy does otherwise."""
     model, batch = get_model(family), ragged_batch(family)
-    refused = {"qwen2_5_vl": {"tome", "downsample", "ipcv"}, "gemma3": {"tome", "downsample", "flowcut"}}
+    refused = {"qwen2_5_vl": {"tome", "downsample", "ipcv", "flowcut"}, "gemma3": {"tome", "downsample", "flowcut"}}
     in_decoder = "decoder" in type(make_policy(policy)).stage.split(", ")
     if policy in refused.get(family, ()) or (family == "gemma3" and in_decoder):
-        with pytest.raises(ValueError, match="does not allow"):
+        # This small Qwen has its only layer of full attention at the top.
+        with pytest.raises(ValueError, match="does not allow|full attention below the last"):
             apply_pruning(model, policy, keep)
         return
     apply_pruning(model, policy, keep)

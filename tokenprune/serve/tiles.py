@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .processing import Cut, PruningProcessor
 from ..patches.families.base import Kind
+from .processing import Cut, PruningProcessor
 from .pruned import Part, PrunedModel, chunks
 
 

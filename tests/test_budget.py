@@ -109,7 +109,7 @@ def test_a_budget_of_everything_is_the_stock_model(family, policy, keep):
     in_decoder = "decoder" in type(make_policy(policy)).stage.split(", ")
     if policy in refused.get(family, ()) or (family == "gemma3" and in_decoder):
         # This small Qwen has its only layer of full attention at the top.
-        with pytest.raises(ValueError, match="does not allow|full attention below the last"):
+        with pytest.raises(ValueError, match=r"does not allow|full attention below the last"):
             apply_pruning(model, policy, keep)
         return
     apply_pruning(model, policy, keep)

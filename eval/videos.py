@@ -64,7 +64,7 @@ def read_video(source: str | os.PathLike[str], frames: int = FRAMES) -> tuple[np
         raise CommandError(f"{name} is a video, which needs PyAV to be read: pip install av")
 
     def spaced(metadata: Any, **kwargs: Any) -> np.ndarray:
-        total = metadata.total_num_frames
+        total = metadata.total_num_frames or _counted(name)  # Matroska files do not say it
         return np.linspace(0, total - 1, min(frames, total)).round().astype(int)
 
     try:
@@ -72,6 +72,14 @@ def read_video(source: str | os.PathLike[str], frames: int = FRAMES) -> tuple[np
     except Exception as error:
         raise CommandError(f"{name} cannot be read as a video: {error}") from error
     return found, metadata
+
+
+def _counted(name: str) -> int:
+    """Number of frames of a video that does not say it."""
+    import av
+
+    with av.open(name) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def check_reads_videos(processor: Any, model_type: str) -> None:

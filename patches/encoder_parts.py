@@ -34,7 +34,7 @@ Cut = EncoderCall | PackedCall | RestoringCall
 
 
 def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, Inside | None]:
-    """What lets tokens leave before the first layer of a packed tower, and what does between embeddings and projector.
+    """What lets tokens leave before the first layer of a tower without a raster, and what does behind the embeddings.
 
     Raises:
         ValueError: where the model's vision encoder does not allow a stage, or not both.
@@ -84,7 +84,7 @@ class EncoderParts:
 
     Attributes:
         capture: what a policy reads of it.
-        pixels: lets tokens leave before the first layer of a packed tower.
+        pixels: lets tokens leave before the first layer of a packed tower, Pixtral's or Gemma 4's.
         stage: lets tokens leave between embeddings and projector, or between layers of a packed tower.
     """
 

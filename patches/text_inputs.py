@@ -230,21 +230,39 @@ def _log(what: str, new: dict[str, Any], past: Past) -> None:
 
 
 def refuse_checkpointing(config: PruningConfig) -> None:
-    """Raise `ValueError` where gradient checkpointing runs layers again together with their hooks.
+    """Raise `ValueError` where gradient checkpointing runs layers again together with hooks.
 
-    It does so before some transformers 5.x. The second time no call is in flight, so that stages that act at layers
-    would not act.
+    The second time no call is in flight, so that stages that act at layers would not act. Hooks on a layer run again
+    before some transformers 5.x, and those inside a layer everywhere: a policy that restores may have some.
     """
     layers: list[Any] = [] if config.decoder is None else list(config.text.layers)
-    if config.encoder is not None and config.family.encoder is not None and config.family.encoder.layers is not None:
-        layers += config.family.encoder.layers(config.base)
-    for layer in layers:
+    of_encoder = [] if config.encoder is None else _encoder_layers(config)
+    restoration = None if config.encoder is None else config.encoder.policy.restoration(len(of_encoder))
+    inside = restoration is not None and restoration.stabilised > 0
+    if inside and any(getattr(layer, "gradient_checkpointing", False) and layer.training for layer in of_encoder):
+        assert config.encoder is not None
+        raise ValueError(
+            f"policy {config.encoder.policy.label!r} acts inside layers of the vision encoder, which gradient "
+            "checkpointing runs twice; call model.gradient_checkpointing_disable(), or use a policy of the vision stage"
+        )
+    for layer in layers + of_encoder:
         if getattr(layer, "gradient_checkpointing", False) and type(layer).__call__ is not nn.Module.__call__:
             raise ValueError(
                 f"gradient checkpointing under transformers {version('transformers')} runs layers twice with their "
                 "hooks, which policies that act inside the decoder or the vision tower cannot follow; use a policy of "
                 "the vision stage, or model.gradient_checkpointing_disable()"
             )
+
+
+def _encoder_layers(config: PruningConfig) -> list[Any]:
+    """The layers between which a policy of the encoder stage acts."""
+    facts = config.family.encoder
+    if facts is None:
+        return []
+    if facts.packed_tower is not None:
+        return list(facts.packed_tower(config.base).get_submodule("blocks").children())
+    find = facts.raster_layers or facts.layers
+    return [] if find is None else list(find(config.base))
 
 
 def refuse_windows_with_a_past(config: PruningConfig, past: Past, total: int) -> None:

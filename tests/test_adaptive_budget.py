@@ -46,7 +46,18 @@ def test_the_number_is_that_of_the_picks_that_cover():
     assert len(counts) == 2
     for share, k in ((0.1, 1), (counts[0] - 1e-3, 1), (counts[0] + 1e-3, 2), (counts[1] + 1e-3, 3), (1.0, 3)):
         assert CoverageBudget(share).tokens(tokens) == k
-    assert CoverageBudget(1.0).tokens(torch.ones(5, 4)) == 5  # nothing covers a token that is the mean
+    with_mean = torch.cat([tokens, tokens.mean(0, keepdim=True)])  # a token that is the mean needs no other
+    assert CoverageBudget(1.0).tokens(with_mean) == 3
+
+
+@pytest.mark.parametrize("budget", [CoverageBudget(0.95), CoverageBudget(1.0), EnergyBudget(0.98)])
+def test_a_picture_of_one_colour_keeps_one_token(budget):
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.randn(1, 32, generator=generator).expand(576, -1)
+    for noise in (0.0, 1e-6):
+        assert budget.tokens(alike + noise * torch.randn(576, 32, generator=generator)) == 1
+    with pytest.raises(ValueError, match="needs finite ones"):
+        budget.tokens(alike.clone().index_fill(0, torch.tensor([3]), float("nan")))
 
 
 def test_the_number_does_not_depend_on_how_many_are_picked_at_once(monkeypatch):

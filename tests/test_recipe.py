@@ -37,6 +37,9 @@ def test_every_policy_survives_a_file_with_all_its_options(model, tmp_path):
         for policy in (cls(), *(make_policy(f"{name}@{preset}") for preset in cls.presets)):
             recipe(model, policy).write(tmp_path / "recipe.json")
             assert Recipe.read(tmp_path / "recipe.json") == recipe(model, policy)
+    before_the_tower = recipe(model, make_policy("grid@pixels"))
+    before_the_tower.write(tmp_path / "recipe.json")
+    assert Recipe.read(tmp_path / "recipe.json") == before_the_tower
 
 
 @pytest.mark.parametrize("how", ["path", "text", "object"])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _ENERGY, _COVERAGE = "energy:", "coverage:"
 _EXAMPLES = {_ENERGY: "0.98", _COVERAGE: "0.95"}
+_ROUNDING = 1e-3  # length of a centred token, over its length before, below which it is rounding
 _FIRST = 64  # tokens that are picked at first to see how much they cover
 
 
@@ -80,7 +81,7 @@ class EnergyBudget(AdaptiveBudget):
     def tokens(self, features: Tensor) -> int:
         import torch
 
-        tokens = features.detach().float()
+        tokens = _finite(features)
         gram = tokens @ tokens.T if len(tokens) <= tokens.shape[1] else tokens.T @ tokens
         energies = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).double()
         below = energies.cumsum(0) < self.share * energies.sum() * (1 - 1e-6)
@@ -97,7 +98,9 @@ class CoverageBudget(AdaptiveBudget):
     Tokens are centred: their mean over the input is subtracted. A set of tokens covers a token by the largest cosine
     similarity of the centred ones, at least 0 (the coverage of CoverPruner, arXiv:2609.03158, with equal weights). The
     number is that of the tokens which greedy selection adds until the mean coverage of all tokens is `share`, to a
-    millionth, or of all tokens if they do not get there. Pictures whose tokens repeat keep few.
+    millionth, or of all tokens if they do not get there. Pictures whose tokens repeat keep few. Tokens that differ from
+    the mean by rounding alone, less than a thousandth of their length, are covered from the start, so that a picture of
+    one colour keeps one.
 
     The tokens that are counted need not be those that stay: the policy chooses these.
 
@@ -116,15 +119,20 @@ class CoverageBudget(AdaptiveBudget):
     def tokens(self, features: Tensor) -> int:
         from .ops import token_coverage_select
 
-        tokens = features.detach().float()
-        tokens = tokens - tokens.mean(0)
+        tokens = _finite(features)
+        centred = tokens - tokens.mean(0)
+        alike = centred.norm(dim=1) <= _ROUNDING * tokens.norm(dim=1)
+        tokens, n_alike = centred[~alike], int(alike.sum())
+        enough_left = self.share * len(alike) * (1 - 1e-6) - n_alike
+        if enough_left <= 0:
+            return 1
         n, most, counted = len(tokens), _FIRST, 0
         running: Tensor | None = None
         while counted < n:  # the first picks of more picks are those of fewer
             most = min(n, most)
             picks = token_coverage_select(tokens[None], most)[0, counted:]
             covered = _covered(tokens, picks, running)
-            enough = covered.mean(1) >= self.share * (1 - 1e-6)
+            enough = covered.sum(1) >= enough_left
             if enough.any():
                 return counted + int(enough.int().argmax()) + 1
             counted, most, running = most, 2 * most, covered[-1]
@@ -132,6 +140,18 @@ class CoverageBudget(AdaptiveBudget):
 
     def __str__(self) -> str:
         return f"{_COVERAGE}{self.share:g}"
+
+
+def _finite(features: Tensor) -> Tensor:
+    """(N, D) float32.
+
+    Raises:
+        ValueError: where a token is not finite.
+    """
+    tokens = features.detach().float()
+    if not bool(tokens.isfinite().all()):
+        raise ValueError("a budget that is found from the tokens needs finite ones, and some are NaN or infinite")
+    return tokens
 
 
 def _covered(tokens: Tensor, picks: Tensor, before: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .arguments import BUDGETS, POSITIONS, BudgetMeaning, Positions
-from .policies import Policy, make_policy
+from .policies import AtPixels, Policy, make_policy
 from .schedule import Schedule
 
 #: Version of the files that are written, and the only one that is read.
@@ -96,7 +96,7 @@ class Recipe:
         """Write it as JSON. The file appears under its name only when it is complete."""
         content = {
             "recipe": FORMAT,
-            "policies": [{"name": policy.name, "options": _options(policy)} for policy in self.policies],
+            "policies": [_written(policy) for policy in self.policies],
             "keep": self.keep,
             "budget": self.budget,
             "positions": self.positions,
@@ -195,6 +195,13 @@ def _stable(config: Any) -> Any:
     if isinstance(config, dict):
         return {str(name): _stable(value) for name, value in config.items() if name not in _VOLATILE}
     return [_stable(each) for each in config] if isinstance(config, list | tuple) else config
+
+
+def _written(policy: Policy) -> dict[str, Any]:
+    """A policy as JSON values."""
+    if isinstance(policy, AtPixels):
+        return {"name": f"{policy.policy.name}@pixels", "options": _options(policy.policy)}
+    return {"name": policy.name, "options": _options(policy)}
 
 
 def _options(policy: Policy) -> dict[str, Any]:

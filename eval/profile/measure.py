@@ -67,8 +67,7 @@ def profile(
         `kept`, averaged over decoder layers; `rounds`; medians over the rounds, with quartiles under `..._quartiles`:
         `vision_ms` (encoder and projector), `select_ms`, `prefill_ms` (selection and language model up to the first
         token), `decode_ms_per_token`, `total_ms`; `ttft_ms`, the median of vision and prefill together;
-        on a GPU `ttft_gpu_ms`, how long it computes up to the first token;
-        on a GPU `ttft_gpu_ms`, how long it computes in that time;
+        on a GPU `ttft_gpu_ms`, how long it computes up to the first token, in one further run;
         `kv_cache_bytes` after the prefill; `peak_bytes`, the most memory in use at a time during a prefill besides
         weights and inputs, the selection's included; `flops` of the prefill as torch counts them, with vision and
         without selection before the language model; `vision_flops`, those of encoder and projector as they ran;

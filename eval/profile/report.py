@@ -19,7 +19,7 @@ CAPTION = (
     "prefill: selection and language model, to the first token.{gpu} peak: memory of a prefill beside weights. theory, "
     "real: share of the full prefill saved, by FLOPs of the decoder and by the clock. request: share of all time saved."
 )
-_OF_GPU = " GPU: how long it computes up to the first token, encoder included."
+_OF_GPU = " GPU: how long it computes up to the first token, encoder included, in one further run."
 
 
 _Shown = Callable[[dict[str, Any]], str]

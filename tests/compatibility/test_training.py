@@ -65,7 +65,7 @@ def same_gradients(family):
 @cell(
     "gradient checkpointing",
     "same loss and gradients as without; policies of the decoder and encoder stage are refused under transformers 5.17 "
-    "and older",
+    "and older, `ipcv` under every version",
 )
 def test_checkpointing(family):
     model, batch = copy.deepcopy(get_model(family)).train(), one_row(family)
@@ -76,6 +76,9 @@ def test_checkpointing(family):
             message = "gradient checkpointing under transformers"
             with pytest.raises(ValueError, match=message) if refused else contextlib.nullcontext():
                 model(**batch.inputs, labels=batch.inputs["input_ids"], use_cache=False).loss.backward()
+    if family == "llava" and ENCODES_FIRST:
+        with pruning(model, "ipcv", 0.4), pytest.raises(ValueError, match="which gradient checkpointing runs twice"):
+            model(**batch.inputs, use_cache=False)
     same_gradients(family)
 
 

@@ -176,8 +176,9 @@ def clips(tmp_path_factory):
     import av
 
     folder = tmp_path_factory.mktemp("clips")
-    for number in range(8):
-        with av.open(str(folder / f"{number}.mp4"), "w") as container:
+    for number in range(9):
+        kind = "mkv" if number == 8 else "mp4"  # Matroska does not say how many frames there are
+        with av.open(str(folder / f"{number}.{kind}"), "w") as container:
             stream = container.add_stream("mpeg4", rate=4)
             stream.width = stream.height = 32
             for i in range(8):
@@ -194,6 +195,7 @@ def test_frames_are_evenly_spaced(clips):
     assert frames.shape == (3, 32, 32, 3)
     assert np.abs(frames.mean((1, 2, 3)) - [0, 80, 140]).max() < 3  # frames 0, 4 and 7
     assert len(read_video(clips / "0.mp4")[0]) == 8
+    assert len(read_video(clips / "8.mkv")[0]) == 8 and len(read_video(clips / "8.mkv", 3)[0]) == 3
 
 
 def test_rows_with_videos(clips):

@@ -60,6 +60,12 @@ def test_what_an_engine_cannot_follow_is_refused(recipe, monkeypatch):
     recipe(make_policy("prumerge"), keep=None)
     with pytest.raises(ValueError, match="has no keep"):
         Settings.of(LLAVA)
+    recipe(make_policy("divprune"), keep="coverage:0.95")
+    with pytest.raises(ValueError, match=f"^{RECIPE}=.* has keep 'coverage:0.95', which is found from the tokens"):
+        Settings.of(LLAVA)
+    recipe(make_policy("divprune@pixels"))
+    with pytest.raises(ValueError, match="has policy 'divprune@pixels', which reads patch embeddings"):
+        Settings.of(LLAVA)
     recipe(make_policy("fastv"))
     with pytest.raises(UnservablePolicyError, match="decoder"):
         Settings.of(LLAVA)

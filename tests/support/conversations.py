@@ -138,7 +138,8 @@ class Talk:
         if marked and self.setting.history is not None and begins:
             earlier = self.visuals[: len(self.visuals) - len(visuals)]
             fresh = earlier[len(earlier) - self.fresh :]
-            check_shrunk(self, fresh, ran.past_key_values, EXPANDED.get(turn.how, 1))
+            if not turn.crop:  # of a picture that was cut in two, its whole number of tokens counts
+                check_shrunk(self, fresh, ran.past_key_values, EXPANDED.get(turn.how, 1))
         self.fresh = len(visuals)
         lost = account(self, turn, visuals, visible) if turn.pictures else torch.zeros_like(visible)
         compact, changed = self.setting.positions == "compact", stages(self.setting.policy)[1]

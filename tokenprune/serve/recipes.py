@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ..patches.families.registry import family_by_type
+from ..policies.at_pixels import AtPixels
 from ..policies.base import Policy
 from ..recipe import Recipe
 
@@ -25,13 +26,20 @@ def read(path: str, config: Any, name: str) -> dict[str, Any]:
         ValueError: it is no recipe, or one of several policies or without a number.
     """
     recipe = Recipe.read(path)
-    labels = [policy.name for policy in recipe.policies]
+    labels = [policy.label for policy in recipe.policies]
     if len(labels) != 1:
         raise ValueError(f"{name}={path} has policies {'+'.join(labels)}, and an engine takes one")
+    if isinstance(recipe.keep, str):
+        raise ValueError(
+            f"{name}={path} has keep {recipe.keep!r}, which is found from the tokens; an engine wants the count before "
+            "the vision tower runs"
+        )
     if recipe.keep is None and not finds_count(recipe.policies[0]):
         raise ValueError(f"{name}={path} has no keep: an engine wants the count before the vision tower runs")
     recipe.warn(_differences(recipe, config))
     policy = recipe.policies[0]
+    if isinstance(policy, AtPixels):
+        raise ValueError(f"{name}={path} has policy {policy.label!r}, which reads patch embeddings; an engine has none")
     options = {each.name: getattr(policy, each.name) for each in dataclasses.fields(policy) if each.init}
     return {"policy": policy.name, "keep": recipe.keep, "options": options}
 

@@ -77,7 +77,8 @@ class RestoringStage:
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
         find = None if encoder is None else encoder.raster_layers or encoder.layers
         if encoder is None or find is None:
-            known = "patches come back in the towers of CLIP, SigLIP, InternVL, Idefics3, SmolVLM, Aya Vision and Gemma 3 only"
+            towers = "CLIP, SigLIP, InternVL, Idefics3, SmolVLM, Aya Vision and Gemma 3"
+            known = f"patches come back in the towers of {towers} only"
             raise ValueError(
                 f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
                 f"{family.no_encoder_stage if encoder is None else known}; use a policy that acts before the language "

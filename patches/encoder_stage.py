@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -21,21 +20,18 @@ from torch import Tensor, nn
 from ..budget import Budget, IntermediateBudget, TokenBudget
 from ..device import to_host
 from ..mean_budget import MeanBudgetBefore
-from ..policies.answers import checked_cut, orderly
+from ..policies.answers import orderly
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from ..policies.types import TowerCut, TowerView
 from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
-from .call import guarded
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
 from .families.base import EncoderValues, Family, Kind
+from .tower_hooks import InsideTower, scaling_of
 
 logger = logging.getLogger(__name__)
-
-
-_CALL: ContextVar[EncoderCall | None] = ContextVar("tokenprune_encoder_call", default=None)
 
 
 def refuse_own_counts(
@@ -53,7 +49,7 @@ def refuse_own_counts(
     )
 
 
-class EncoderStage:
+class EncoderStage(InsideTower[EncoderCall]):
     """Hooks on the vision encoder's layers and on the projector.
 
     Layers are those up to the one whose output the projector reads. For a policy that resizes pictures, the hook is on
@@ -117,22 +113,9 @@ class EncoderStage:
                 self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(self.projector.register_forward_hook(self._leave_projector))
 
-    def detach(self) -> None:
-        for tap in self._taps:
-            tap.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    @contextmanager
-    def cutting(self) -> Iterator[EncoderCall]:
+    def cutting(self) -> AbstractContextManager[EncoderCall]:
         """Let tokens leave in the encoder's calls of a block, in this thread alone."""
-        call = EncoderCall(self)
-        token = _CALL.set(call)
-        try:
-            yield call
-        finally:
-            _CALL.reset(token)
+        return self._during(EncoderCall(self))
 
     def mark_kept(
         self,
@@ -163,11 +146,6 @@ class EncoderStage:
                 "and with the CLS token first where there is one, and finite hidden states"
             )
         return activations
-
-    def _call(self) -> EncoderCall | None:
-        """The call that runs in this thread, if it is of this encoder."""
-        call = _CALL.get()
-        return call if call is not None and call.stage is self else None
 
     def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         call = self._call()
@@ -231,7 +209,7 @@ class EncoderStage:
             query=query,
             key=key,
             value=value,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            scaling=scaling_of(query, scaling),
             cls=bool(self.n_cls),
             sizes=call.sizes,
             cut=cut,
@@ -240,8 +218,7 @@ class EncoderStage:
             n_keep=call.n_keep,
             memory=call.memory,
         )
-        with guarded():
-            answer = checked_cut(self.policy.label, view, self.policy.encoder_select(view))
+        answer = self._select(view)
         if answer is not None:
             call.orderly.append(orderly(view, answer))
             # Wrong indices are refused by `mark_kept`; until then they must not stop a device.

@@ -9,37 +9,33 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..budget import Budget, IntermediateBudget, TokenBudget
+from ..budget import TokenBudget
 from ..device import to_device, to_host
-from ..mean_budget import MeanBudgetBefore
-from ..policies.answers import checked_cut, orderly
+from ..policies.answers import orderly
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from ..policies.types import TowerView
 from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
-from .call import guarded
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
 from .modules import arguments_by_name
 from .packed_call import Frame, PackedCall
 from .packed_tower import KeptTokens, no_packed_geometry
 from .pixel_stage import kept_before
+from .tower_hooks import InsideTower, scaling_of, with_number
 
 logger = logging.getLogger(__name__)
 
-_CALL: ContextVar[PackedCall | None] = ContextVar("tokenprune_packed_call", default=None)
 
-
-class PackedStage:
+class PackedStage(InsideTower[PackedCall]):
     """Hooks on the tower, its layers and its mergers.
 
     Tokens leave at the borders above layers that attend to the whole picture: in a tower with windows these are the
@@ -56,7 +52,7 @@ class PackedStage:
     """
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
-        self.policy, self.budget = policy, budget
+        self.policy = policy
         model_type = base.config.model_type  # type: ignore[union-attr]
         assert family.encoder is not None and family.encoder.packed_tower is not None
         self.tower: Any = family.encoder.packed_tower(base)
@@ -66,11 +62,7 @@ class PackedStage:
                 f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
                 f"{reason}; use a policy that acts before the language model"
             )
-        if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
-            raise ValueError(
-                f"policy {policy!r} acts inside the vision tower, where it cannot find its own number of tokens; give "
-                "it one, as keep=0.25 or, in a list, keep=[0.5, 0.25]"
-            )
+        self.budget = with_number(policy, budget)
         self.blocks: list[Any] = list(self.tower.get_submodule("blocks").children())
         full = getattr(self.tower, "fullatt_block_indexes", None)
         self.is_full = [full is None or i in full for i in range(len(self.blocks))]
@@ -103,22 +95,9 @@ class PackedStage:
         for merger in (self.tower.merger, *getattr(self.tower, "deepstack_merger_list", ())):
             self._handles.append(merger.register_forward_hook(self._leave_merger))
 
-    def detach(self) -> None:
-        for tap in self._taps:
-            tap.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    @contextmanager
-    def cutting(self) -> Iterator[PackedCall]:
+    def cutting(self) -> AbstractContextManager[PackedCall]:
         """Let tokens leave in the encoder's calls of a block, in this thread alone."""
-        call = PackedCall(self)
-        token = _CALL.set(call)
-        try:
-            yield call
-        finally:
-            _CALL.reset(token)
+        return self._during(PackedCall(self))
 
     @staticmethod
     def mark_kept(
@@ -134,11 +113,6 @@ class PackedStage:
         if call.has_lost:
             activations.kept[str(Stage.ENCODER)] = list(call.now.keep.split(lengths))
         return activations
-
-    def _call(self) -> PackedCall | None:
-        """The call that runs in this thread, if it is of this encoder."""
-        call = _CALL.get()
-        return call if call is not None and call.stage is self else None
 
     def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         call = self._call()
@@ -228,7 +202,7 @@ class PackedStage:
             query=query,
             key=key,
             value=value,
-            scaling=query.shape[-1] ** -0.5 if call.scaling is None else call.scaling,
+            scaling=scaling_of(query, call.scaling),
             cls=False,
             sizes=hidden.new_ones(1, len(hidden), dtype=dtype),
             cut=cut,
@@ -241,8 +215,7 @@ class PackedStage:
 
     def _answer(self, view: TowerView) -> tuple[Tensor, Tensor] | None:
         """(K,) indices that stay, and (1,) int64, whether they are as they should be; None: all stay."""
-        with guarded():
-            answer = checked_cut(self.policy.label, view, self.policy.encoder_select(view))
+        answer = self._select(view)
         return None if answer is None else (answer.keep[0], orderly(view, answer).long()[None])
 
     def _leave_merger(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -8,11 +8,11 @@ dropped before the language model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from .call import unchanged
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
 from .packed_tower import KeptTokens, no_packed_geometry, patch_embeddings, whole_raster
+from .tower_hooks import TowerHooks
 
 logger = logging.getLogger(__name__)
 
@@ -70,17 +71,14 @@ class PixelCall:
         return values if self.kept is None else self.kept.of_all(values)
 
 
-_CALL: ContextVar[PixelCall | None] = ContextVar("tokenprune_pixel_call", default=None)
-
-
 def kept_before(tower: nn.Module) -> KeptTokens | None:
     """Which tokens the pixels stage has left of the call of a tower that runs in this thread; None: all."""
-    call = _CALL.get()
+    call: PixelCall | None = PixelStage.running.get()
     kept = call.kept if call is not None and call.stage.tower is tower else None
     return kept if isinstance(kept, KeptTokens) else None
 
 
-class PixelStage:
+class PixelStage(TowerHooks[PixelCall]):
     """Hooks on a vision tower that takes the patches of all inputs as one sequence.
 
     Args:
@@ -92,6 +90,8 @@ class PixelStage:
     Raises:
         ValueError: where the model's vision tower, or this version of transformers, does not allow it.
     """
+
+    running: ClassVar[ContextVar[Any]] = ContextVar("tokenprune_pixel_call", default=None)
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         self.policy, self.budget = policy, budget
@@ -110,25 +110,14 @@ class PixelStage:
         self._handles.append(self.tower.register_forward_pre_hook(self._enter_tower, with_kwargs=True))
         self._handles.append(self.tower.register_forward_hook(self._leave_tower))
 
-    def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    @contextmanager
-    def cutting(self, kind: Kind, arguments: Mapping[str, Any]) -> Iterator[PixelCall]:
+    def cutting(self, kind: Kind, arguments: Mapping[str, Any]) -> AbstractContextManager[PixelCall]:
         """Let tokens leave in the encoder's calls of a block, in this thread alone.
 
         Args:
             kind: of the visual inputs.
             arguments: of the feature function that runs in the block, without pixels.
         """
-        call = self._new_call(kind=kind, arguments=arguments)
-        token = _CALL.set(call)
-        try:
-            yield call
-        finally:
-            _CALL.reset(token)
+        return self._during(self._new_call(kind=kind, arguments=arguments))
 
     @staticmethod
     def mark_kept(call: PixelCall, activations: EncoderActivations, lengths: list[int]) -> None:
@@ -140,11 +129,6 @@ class PixelStage:
 
     def _new_call(self, **facts: Any) -> PixelCall:
         return PixelCall(self, **facts)
-
-    def _call(self) -> PixelCall | None:
-        """The call that runs in this thread, if it is of this encoder."""
-        call = _CALL.get()
-        return call if call is not None and call.stage is self else None
 
     def _enter_tower(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..budget import Budget, IntermediateBudget, TokenBudget
-from ..mean_budget import MeanBudgetBefore
-from ..policies.answers import checked_cut, orderly
+from ..budget import TokenBudget
+from ..policies.answers import orderly
 from ..policies.base import Policy
 from ..policies.stages import Stage
 from ..policies.types import TowerView
 from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
-from .call import guarded
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
 from .modules import arguments_by_name
 from .recorded_outputs import refuse_recording
 from .restored_tokens import RestoredTokens, mask_of, rows
+from .tower_hooks import InsideTower, scaling_of, with_number
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +54,7 @@ class RestoringCall:
         return values if self.tokens is None else self.tokens.to(values.device).filled(values)
 
 
-_CALL: ContextVar[RestoringCall | None] = ContextVar("tokenprune_restoring_call", default=None)
-
-
-class RestoringStage:
+class RestoringStage(InsideTower[RestoringCall]):
     """Hooks on the vision encoder's layers, up to the one whose output the language model's tokens are made of.
 
     Args:
@@ -73,7 +68,7 @@ class RestoringStage:
     """
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
-        self.policy, self.budget = policy, budget
+        self.policy = policy
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
         find = None if encoder is None else encoder.raster_layers or encoder.layers
         if encoder is None or find is None:
@@ -84,11 +79,7 @@ class RestoringStage:
                 f"{family.no_encoder_stage if encoder is None else known}; use a policy that acts before the language "
                 "model"
             )
-        if not isinstance(budget, Budget | IntermediateBudget | MeanBudgetBefore):
-            raise ValueError(
-                f"policy {policy!r} acts inside the vision tower, where it cannot find its own number of tokens; give "
-                "it one, as keep=0.25 or, in a list, keep=[0.5, 0.25]"
-            )
+        self.budget = with_number(policy, budget)
         self.layers: list[Any] = list(find(base))
         if len(self.layers) < 2:
             raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
@@ -105,11 +96,11 @@ class RestoringStage:
         #: Layers that attend to all patches.
         self.stabilised = range(self.first, min(self.first + restoration.stabilised, len(self.layers)))
         below = self.layers[self.first - 1]
-        self._tap = AttentionTap(getattr(below, "self_attn", None) or below.attention, self._read)
+        self._taps = [AttentionTap(getattr(below, "self_attn", None) or below.attention, self._read)]
         self._handles: list[Any] = []
 
     def attach(self) -> None:
-        self._tap.attach()
+        self._taps[0].attach()
         below = self.layers[self.first - 1]
         self._handles.append(below.register_forward_pre_hook(self._enter_below, with_kwargs=True))
         for i in range(self.first, len(self.layers)):
@@ -122,21 +113,9 @@ class RestoringStage:
                 self._handles.append(layer.mlp.register_forward_pre_hook(self._enter_mlp))
                 self._handles.append(layer.mlp.register_forward_hook(self._leave_mlp))
 
-    def detach(self) -> None:
-        self._tap.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    @contextmanager
-    def cutting(self) -> Iterator[RestoringCall]:
+    def cutting(self) -> AbstractContextManager[RestoringCall]:
         """Let patches leave in the encoder's calls of a block, in this thread alone."""
-        call = RestoringCall(self)
-        token = _CALL.set(call)
-        try:
-            yield call
-        finally:
-            _CALL.reset(token)
+        return self._during(RestoringCall(self))
 
     def mark_kept(
         self,
@@ -159,11 +138,6 @@ class RestoringStage:
         if call.select_ms:
             activations.select_ms[str(Stage.ENCODER)] = [call.select_ms * n / sum(lengths) for n in lengths]
         return activations
-
-    def _call(self) -> RestoringCall | None:
-        """The call that runs in this thread, if it is of this encoder."""
-        call = _CALL.get()
-        return call if call is not None and call.stage is self else None
 
     def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
         call = self._call()
@@ -216,7 +190,7 @@ class RestoringStage:
             query=query,
             key=key,
             value=value,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            scaling=scaling_of(query, scaling),
             cls=bool(self.n_cls),
             sizes=_sizes(hidden, mask),
             cut=0,
@@ -226,8 +200,7 @@ class RestoringStage:
             memory={},
             before=None if call.before is None else call.before.to(hidden.device),
         )
-        with guarded():
-            answer = checked_cut(self.policy.label, view, self.policy.encoder_select(view))
+        answer = self._select(view)
         if answer is None or answer.keep.shape[1] != n_keep + self.n_cls:
             left = hidden.shape[1] if answer is None else answer.keep.shape[1]
             raise ValueError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,21 @@ class AdaptiveBudget:
 
 
 @dataclass(frozen=True)
-class EnergyBudget(AdaptiveBudget):
+class _ShareBudget(AdaptiveBudget):
+    """As many tokens as reach a share of something, which is written as `NAME:SHARE`."""
+
+    share: float
+    of: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", _share(self.share, self.of))
+
+    def __str__(self) -> str:
+        return f"{self.of}:{self.share:g}"
+
+
+@dataclass(frozen=True)
+class EnergyBudget(_ShareBudget):
     """As many tokens as singular values of the token matrix that hold a share of its energy (E-AdaPrune,
     arXiv:2603.05950). `keep="energy:0.98"` is `EnergyBudget(0.98)`.
 
@@ -73,10 +87,7 @@ class EnergyBudget(AdaptiveBudget):
         ValueError: for anything else.
     """
 
-    share: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "share", _share(self.share, "energy"))
+    of: ClassVar[str] = "energy"
 
     def tokens(self, features: Tensor) -> int:
         import torch
@@ -87,12 +98,9 @@ class EnergyBudget(AdaptiveBudget):
         below = energies.cumsum(0) < self.share * energies.sum() * (1 - 1e-6)
         return min(len(tokens), int(below.sum()) + 1)
 
-    def __str__(self) -> str:
-        return f"{_ENERGY}{self.share:g}"
-
 
 @dataclass(frozen=True)
-class CoverageBudget(AdaptiveBudget):
+class CoverageBudget(_ShareBudget):
     """As many tokens as cover a share of the input. `keep="coverage:0.95"` is `CoverageBudget(0.95)`.
 
     Tokens are centred: their mean over the input is subtracted. A set of tokens covers a token by the largest cosine
@@ -111,10 +119,7 @@ class CoverageBudget(AdaptiveBudget):
         ValueError: for anything else.
     """
 
-    share: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "share", _share(self.share, "coverage"))
+    of: ClassVar[str] = "coverage"
 
     def tokens(self, features: Tensor) -> int:
         from .ops import token_coverage_select
@@ -137,9 +142,6 @@ class CoverageBudget(AdaptiveBudget):
                 return counted + int(enough.int().argmax()) + 1
             counted, most, running = most, 2 * most, covered[-1]
         return n
-
-    def __str__(self) -> str:
-        return f"{_COVERAGE}{self.share:g}"
 
 
 def _finite(features: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class EncoderCall:
     sizes: Tensor | None = None
     has_pads: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
-    heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
+    heads: tuple[Tensor, Tensor, Tensor, float] | None = None
     orderly: list[Tensor] = field(default_factory=list)
     select_ms: float = 0.0
 

@@ -29,7 +29,7 @@ from .attention_tap import AttentionTap
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
 from .families.base import EncoderValues, Family, Kind
-from .tower_hooks import InsideTower, scaling_of
+from .tower_hooks import InsideTower
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +147,6 @@ class EncoderStage(InsideTower[EncoderCall]):
             )
         return activations
 
-    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
-        call = self._call()
-        if call is not None:
-            call.heads = (query, key, value, kwargs.get("scaling"))
-
     def _enter_embeddings(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -209,7 +204,7 @@ class EncoderStage(InsideTower[EncoderCall]):
             query=query,
             key=key,
             value=value,
-            scaling=scaling_of(query, scaling),
+            scaling=scaling,
             cls=bool(self.n_cls),
             sizes=call.sizes,
             cut=cut,

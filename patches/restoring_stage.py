@@ -24,7 +24,7 @@ from .families.base import Family, Kind
 from .modules import arguments_by_name
 from .recorded_outputs import refuse_recording
 from .restored_tokens import RestoredTokens, mask_of, rows
-from .tower_hooks import InsideTower, scaling_of, with_number
+from .tower_hooks import InsideTower, with_number
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RestoringCall:
 
     stage: object
     before: Tensor | None = None
-    heads: tuple[Tensor, Tensor, Tensor, float | None] | None = None
+    heads: tuple[Tensor, Tensor, Tensor, float] | None = None
     tokens: RestoredTokens | None = None
     orderly: list[Tensor] = field(default_factory=list)
     select_ms: float = 0.0
@@ -139,11 +139,6 @@ class RestoringStage(InsideTower[RestoringCall]):
             activations.select_ms[str(Stage.ENCODER)] = [call.select_ms * n / sum(lengths) for n in lengths]
         return activations
 
-    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
-        call = self._call()
-        if call is not None:
-            call.heads = (query, key, value, kwargs.get("scaling"))
-
     def _enter_below(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self._call()
         if call is not None:
@@ -190,7 +185,7 @@ class RestoringStage(InsideTower[RestoringCall]):
             query=query,
             key=key,
             value=value,
-            scaling=scaling_of(query, scaling),
+            scaling=scaling,
             cls=bool(self.n_cls),
             sizes=_sizes(hidden, mask),
             cut=0,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..budget import Budget, IntermediateBudget, TokenBudget
 from ..mean_budget import MeanBudgetBefore
@@ -74,6 +74,12 @@ class InsideTower(TowerHooks[C]):
         for tap in self._taps:
             tap.detach()
         super().detach()
+
+    def _read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
+        """Note what the attention of the layer below computes with."""
+        call: Any = self._call()
+        if call is not None:
+            call.heads = (query, key, value, scaling_of(query, kwargs.get("scaling")))
 
     def _select(self, view: TowerView) -> TowerCut | None:
         """What the policy answers, its shapes and dtypes checked; None: all stay."""

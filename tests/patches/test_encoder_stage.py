@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune import TowerCut, apply_pruning, pruning, remove_pruning
 from tokenprune.policies import FlowCut
@@ -10,6 +9,7 @@ from tokenprune.policies import FlowCut
 from ..families import FAMILIES, TOWER_FAMILIES, get_model, ragged_batch
 from ..oracles import assert_same, check_against_oracles, deep_masked, generate, keep_mask, prune, upper_masks
 from ..policies_table import TOWER
+from ..support.tower_checks import flops_of
 from ..support.towers import features, pixels, tower_of
 
 
@@ -76,15 +76,11 @@ def test_pictures_do_not_depend_on_their_neighbours(deep):
 
 @torch.no_grad()
 def test_the_tower_gets_cheaper(deep):
-    def flops():
-        with FlopCounterMode(display=False) as counter:
-            features(deep, pixels(1))
-        return counter.get_total_flops()
-
-    full = flops()
+    encode = lambda: features(deep, pixels(1))
+    full = flops_of(encode)
     for policy in ("tome", "flowcut", "downsample"):
         with pruning(deep, policy, 0.1, budget="final"):
-            assert flops() < 0.8 * full
+            assert flops_of(encode) < 0.8 * full
 
 
 def test_what_cannot_be_is_said_at_once(deep, monkeypatch):

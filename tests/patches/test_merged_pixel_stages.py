@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune import apply_pruning, pruning, pruning_report
 from tokenprune.patches.families.registry import family_by_type
@@ -14,6 +13,7 @@ from ..builders import PATCH
 from ..families import CASES, FAMILIES, Picture, get_model, make_batch, ragged_batch, small_batch
 from ..oracles import assert_same, generate, keep_mask, masked, native_short, prune
 from ..support.hidden_keys import hidden_keys
+from ..support.tower_checks import check_keeping_all, flops_of
 from ..support.towers import skip_where_recorded
 
 #: A shuffle behind a CLS token, a shuffle with masks, pooling; one sequence of pictures of any size.
@@ -131,12 +131,7 @@ def test_oracle(family):
 @pytest.mark.parametrize("family", [*TILES, *PIXTRAL])
 def test_keeping_all_is_the_stock_model_to_the_bit(family):
     model, batch = get_model(family), ragged_batch(family)
-    before = generate(model, batch.inputs, 2)
-    with pruning(model, "pixelprune", 1.0):
-        assert torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
-    with pruning(model, "pixelprune", 0.3):
-        assert not torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
-    assert torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
+    check_keeping_all(model, batch, "pixelprune")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules() if "Conv" in str(type(m)))
 
 
@@ -157,14 +152,10 @@ def test_a_pixtral_tower_keeps_what_the_policy_finds():
 def test_the_tower_gets_cheaper_and_pictures_do_not_depend_on_their_neighbours(family):
     model, batch = get_model(family), ragged_batch(family)
 
-    def flops():
-        with FlopCounterMode(display=False) as counter:
-            features(model, batch)
-        return counter.get_total_flops()
-
-    full = flops()
+    encode = lambda: features(model, batch)
+    full = flops_of(encode)
     with pruning(model, "grid@pixels", 0.25):
-        assert flops() < 0.6 * full
+        assert flops_of(encode) < 0.6 * full
         together = features(model, batch)
         for i in range(len(batch.inputs["pixel_values"])):
             one = {k: batch.inputs[k][i : i + 1] for k in ("pixel_values", "image_sizes") if k in batch.inputs}

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune import TowerCut, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.patches.packed_tower import no_packed_geometry
 from tokenprune.policies import FlowCut
 
 from ..families import CASES, FAMILIES, get_model, ragged_batch
-from ..oracles import assert_same, deep_masked, generate, keep_mask, masked, native_short, prune, upper_masks
+from ..oracles import assert_same, deep_masked, keep_mask, masked, native_short, prune, upper_masks
 from ..support.hidden_patches import DERIVED, hidden_patches
 from ..support.packed_towers import DEEP_FAMILIES, Halving, deep_model, packed_features, record_layers
+from ..support.tower_checks import check_keeping_all, check_pictures_alone, flops_of
 
 pytestmark = pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
 #: Windows; and planes from layers below and above a cut.
@@ -81,38 +81,25 @@ def test_oracle_with_a_stage_in_the_decoder():
 @pytest.mark.parametrize("family", USUAL)
 def test_keeping_all_is_the_stock_model_to_the_bit(family):
     model, batch = deep_model(family), ragged_batch(family, video=True)
-    before = generate(model, batch.inputs, 3)
-    with pruning(model, "flowcut", 1.0):
-        assert torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
-    with pruning(model, "flowcut", 0.3):
-        assert not torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
-    assert torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
+    check_keeping_all(model, batch, "flowcut")
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.model.visual.modules())
 
 
 @torch.no_grad()
 def test_inputs_do_not_depend_on_their_neighbours():
     model, batch = deep_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl")
-    grids, pixels = batch.inputs["image_grid_thw"], batch.inputs["pixel_values"]
     with pruning(model, "flowcut", 0.3):
-        together = model.model.get_image_features(pixels, grids).pooler_output
-        for i, alone in enumerate(pixels.split(grids.prod(1).tolist())):
-            found = model.model.get_image_features(alone, grids[i : i + 1]).pooler_output[0]
-            torch.testing.assert_close(found, together[i], rtol=0, atol=1e-9)
+        check_pictures_alone(model, batch)
 
 
 @torch.no_grad()
 def test_the_tower_gets_cheaper():
     model, batch = deep_model("qwen3_vl"), ragged_batch("qwen3_vl")
 
-    def flops():
-        with FlopCounterMode(display=False) as counter:
-            packed_features(model, batch)
-        return counter.get_total_flops()
-
-    full = flops()
+    encode = lambda: packed_features(model, batch)
+    full = flops_of(encode)
     with pruning(model, "flowcut", 0.25, by_entropy=False):
-        assert flops() < 0.75 * full
+        assert flops_of(encode) < 0.75 * full
 
 
 @torch.no_grad()

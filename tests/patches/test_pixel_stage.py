@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune import Selection, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.patches.families.registry import family_by_type
@@ -11,37 +10,26 @@ from tokenprune.policies import AtPixels, DivPrune, FastV, PixelPrune, make_poli
 
 from ..builders import PATCH
 from ..families import FAMILIES, TOWER_FAMILIES, get_model, ragged_batch
-from ..oracles import assert_same, generate, keep_mask, masked, native_short, prune
+from ..oracles import assert_same, keep_mask, masked, native_short, prune
 from ..policies_table import PIXELS
 from ..support.hidden_patches import DERIVED, PIXEL_FAMILIES, hidden_patches, keeps_by_kind
+from ..support.packed_towers import packed_features
 from ..support.products import product
+from ..support.tower_checks import check_keeping_all, check_pictures_alone, flops_of
 
 #: Windows; and positions that are learned, with deepstack planes.
 OF_ALL_POLICIES, OF_ALL_FAMILIES = ("qwen2_5_vl", "qwen3_vl"), ("grid+divprune",)
 supported = pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
 
 
-def features(model, batch) -> dict[str, torch.Tensor]:
-    """By kind, features of all tokens and the planes beside them, (N, planes + 1, D)."""
-    found = {}
-    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        if pixels in batch.inputs:
-            compute = getattr(model.model, f"get_{kind}_features")
-            out = compute(batch.inputs[pixels], batch.inputs[f"{kind}_grid_thw"])
-            planes = getattr(out, "deepstack_features", None) or []
-            planes = [p if isinstance(p, torch.Tensor) else torch.cat(list(p)) for p in planes]
-            found[kind] = torch.stack([torch.cat(list(out.pooler_output)), *planes], 1)
-    return found
-
-
 def beside_hidden(model, batch, policy, keep):
     """By kind: which tokens stay before the tower, features with the others gone, and with their patches hidden."""
     with pruning(model, policy, keep):
-        pruned = features(model, batch)
+        pruned = packed_features(model, batch)
         model(**batch.inputs)
         keeps = keeps_by_kind(batch, pruning_report(model))
     with hidden_patches(model, batch, keeps):
-        hidden = features(model, batch)
+        hidden = packed_features(model, batch)
     return [(kind, torch.cat(each), pruned[kind], hidden[kind]) for kind, each in keeps.items()]
 
 
@@ -52,7 +40,7 @@ def beside_hidden(model, batch, policy, keep):
 @torch.no_grad()
 def test_the_tower_is_as_if_the_other_patches_were_hidden(family, video):
     model, batch = get_model(family), ragged_batch(family, video)
-    stock = features(model, batch)
+    stock = packed_features(model, batch)
     for kind, keep, pruned, hidden in beside_hidden(model, batch, "divprune@pixels", 0.4):
         torch.testing.assert_close(pruned[keep], hidden[keep], rtol=0, atol=1e-9)
         assert not pruned[~keep].any()
@@ -83,12 +71,7 @@ def test_oracle(family, label):
 @pytest.mark.parametrize("family", PIXEL_FAMILIES)
 def test_keeping_all_is_the_stock_model_to_the_bit(family):
     model, batch = get_model(family), ragged_batch(family, video=True)
-    before = generate(model, batch.inputs, 3)
-    with pruning(model, "divprune@pixels", 1.0):
-        assert torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
-    with pruning(model, "divprune@pixels", 0.3):
-        assert not torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
-    assert torch.equal(generate(model, batch.inputs, 3).logits, before.logits)
+    check_keeping_all(model, batch, "divprune@pixels")
 
 
 @supported
@@ -160,12 +143,8 @@ def test_a_frame_of_which_nothing_is_left():
 @torch.no_grad()
 def test_inputs_do_not_depend_on_their_neighbours():
     model, batch = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl")
-    grids, pixels = batch.inputs["image_grid_thw"], batch.inputs["pixel_values"]
     with pruning(model, "divprune@pixels", 0.3):
-        together = model.model.get_image_features(pixels, grids).pooler_output
-        for i, alone in enumerate(pixels.split(grids.prod(1).tolist())):
-            found = model.model.get_image_features(alone, grids[i : i + 1]).pooler_output[0]
-            torch.testing.assert_close(found, together[i], rtol=0, atol=1e-9)
+        check_pictures_alone(model, batch)
 
 
 @supported
@@ -173,14 +152,10 @@ def test_inputs_do_not_depend_on_their_neighbours():
 def test_the_tower_gets_cheaper():
     model, batch = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl")
 
-    def flops():
-        with FlopCounterMode(display=False) as counter:
-            features(model, batch)
-        return counter.get_total_flops()
-
-    full = flops()
+    encode = lambda: packed_features(model, batch)
+    full = flops_of(encode)
     with pruning(model, "grid@pixels", 0.25):
-        assert flops() < 0.5 * full
+        assert flops_of(encode) < 0.5 * full
 
 
 @supported

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune import TowerCut, apply_pruning, pruning, pruning_report, remove_pruning
 from tokenprune.patches.modules import named_arguments
@@ -12,7 +11,8 @@ from tokenprune.policies import IPCV
 
 from ..builders import spread_weights
 from ..families import CASES, get_model, ragged_batch
-from ..oracles import assert_same, generate, keep_mask, masked, prune
+from ..oracles import assert_same, keep_mask, masked, prune
+from ..support.tower_checks import check_keeping_all, flops_of
 from ..support.towers import skip_where_recorded
 
 #: CLS token; tiles; a shuffle behind a CLS token; a shuffle and attention masks; SigLIP with pooling and with videos.
@@ -182,12 +182,7 @@ def test_oracle_with_a_policy_behind_it(family):
 def test_keeping_all_is_the_stock_model_to_the_bit(family):
     model, batch = deep_model(family), ragged_batch(family)
     skip_where_recorded(model, "ipcv")
-    before = generate(model, batch.inputs, 2)
-    with pruning(model, "ipcv", 1.0):
-        assert torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
-    with pruning(model, "ipcv", 0.3):
-        assert not torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
-    assert torch.equal(generate(model, batch.inputs, 2).logits, before.logits)
+    check_keeping_all(model, batch, "ipcv")
 
 
 @torch.no_grad()
@@ -196,14 +191,10 @@ def test_pictures_do_not_depend_on_their_neighbours_and_the_tower_gets_cheaper()
     skip_where_recorded(model, "ipcv")
     pixels = batch.inputs["pixel_values"]
 
-    def flops():
-        with FlopCounterMode(display=False) as counter:
-            features(model, batch, "image")
-        return counter.get_total_flops()
-
-    full = flops()
+    encode = lambda: features(model, batch, "image")
+    full = flops_of(encode)
     with pruning(model, "ipcv", 0.3, stabilised=1):
-        assert flops() < 0.75 * full
+        assert flops_of(encode) < 0.75 * full
         together = features(model, batch, "image").unflatten(0, (len(pixels), -1))
         for i in range(len(pixels)):
             alone = features(model, batch.to(pixel_values=pixels[i : i + 1]), "image")

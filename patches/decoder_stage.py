@@ -17,7 +17,7 @@ from .cache import cache_among
 from .call import Calls, ForwardCall, guarded
 from .config import PruningConfig
 from .decoder_call import DecoderCall, DecoderContinuation, DecoderInput, Prefill
-from .decoder_view import RowView
+from .decoder_view import Readings
 from .masks import layer_mask, window_at
 from .packing import Packing
 
@@ -145,7 +145,7 @@ class DecoderStage:
         if not rows:
             return None
         watch = Stopwatch(hidden.device)
-        views = [RowView.of(self.config, decoder, layer, hidden, row) for row in rows]
+        views = Readings(self.config, decoder, layer, hidden).views
         with guarded():
             answers = self.policy.decoder_select_many(views)
         inputs: list[tuple[int, DecoderInput]] = []

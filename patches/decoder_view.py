@@ -1,69 +1,158 @@
-"""What a decoder-stage policy sees of one row. What few policies read is worked out when it is read."""
+"""What a decoder-stage policy sees of a batch, row by row."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from ..device import to_device
+from ..device import index_rows, to_device, to_device_together
 from ..ops import attention_received
 from ..policies.types import DecoderView
 from .config import PruningConfig
 from .decoder_call import DecoderCall
 
+#: Entries of the largest mask that is made for the texts of several rows together.
+_MOST_MASKED = 2**26
+
+
+class Readings:
+    """What the rows of a batch share before one layer. What few policies read is worked out when it is read.
+
+    Args:
+        config: of the pruning.
+        decoder: the decoder stage as it stands at that layer; queries and keys of the layer below have been read.
+        layer: index of the layer.
+        hidden: (B, M, D), what the layer is about to get.
+
+    Attributes:
+        views: of the rows from which tokens may leave.
+        query: (B, H, M, d), of the layer below.
+        key: (B, H_kv, P + M, d), likewise.
+        past: P, columns of earlier calls.
+    """
+
+    def __init__(self, config: PruningConfig, decoder: DecoderCall, layer: int, hidden: Tensor):
+        assert decoder.prefill.heads is not None
+        self.config, self.decoder, self.layer, self._hidden = config, decoder, layer, hidden
+        self.query, key, self._scaling = decoder.prefill.heads
+        self._padding = decoder.padding  # of the layer whose attention is read
+        total = self._padding.shape[1]
+        self.key = key[:, :, :total]  # a static cache holds empty columns after them
+        self.past = total - decoder.valid.shape[1]
+        given = decoder.prefill.inputs
+        columns = iter(to_device_together([each.columns for row in given for each in row], self.device))
+        self.views = [
+            RowView.of(self, row, list(itertools.islice(columns, len(inputs))))
+            for row, inputs in enumerate(given)
+            if inputs
+        ]
+
+    @functools.cached_property
+    def texts(self) -> dict[int, Tensor]:
+        """By row, `RowView.text`."""
+        texts = to_device_together([view.text_on_host for view in self.views], self.device)
+        return dict(zip([view.row for view in self.views], texts, strict=True))
+
+    @property
+    def device(self) -> torch.device:
+        """Where queries are, and so all that a policy is shown."""
+        return self.query.device
+
+    @functools.cached_property
+    def hidden(self) -> Tensor:
+        """(B, M, D), after the model's final norm."""
+        normed: Tensor = self.config.text.norm(self._hidden)
+        return normed.to(self.device)
+
+    def visible(self, rows: slice | Tensor, columns: Tensor) -> Tensor:
+        """(R, Q, P + M) bool, what the queries at `columns`, (Q,) or (R, Q), of `rows` of the batch may attend to."""
+        order = torch.arange(self._padding.shape[1], device=self.device)
+        valid = self._padding[rows].to(self.device)
+        return valid[:, None] & (order <= (columns + self.past)[..., None])
+
+    def received(self, row: int, columns: Tensor) -> Tensor:
+        """(M,) float32, attention of the queries at `columns` of one row."""
+        columns, one = to_device(columns, self.device), slice(row, row + 1)
+        query = self.query[one, :, columns]
+        mask = self.visible(one, columns)
+        return attention_received(query, self.key[one], mask=mask, scaling=self._scaling)[0, self.past :]
+
+    def received_by_head(self, row: int, columns: Tensor) -> Tensor:
+        """(H, M) float32, likewise by each query head."""
+        columns, one = to_device(columns, self.device), slice(row, row + 1)
+        heads = self.query[row, :, None, columns]  # each head as a row of a batch
+        keys = self.key[row].repeat_interleave(len(heads) // self.key.shape[1], 0)[:, None]
+        mask = self.visible(one, columns).expand(len(heads), -1, -1)
+        return attention_received(heads, keys, mask=mask, scaling=self._scaling)[:, self.past :]
+
+    def received_from_text(self, view: RowView) -> Tensor:
+        """(M,) float32, attention of the text of one row.
+
+        On a GPU the texts of all rows are computed together, when the first is asked for.
+        """
+        return self._from_texts[view.row] if view.row in self._from_texts else self.received(view.row, view.text)
+
+    @functools.cached_property
+    def _from_texts(self) -> dict[int, Tensor]:
+        views = [view for view in self.views if len(view.text_on_host)]
+        texts = [view.text_on_host for view in views]
+        size = len(views) * max(map(len, texts), default=0) * self._padding.shape[1]
+        if len(views) < 2 or self.device.type == "cpu" or size > _MOST_MASKED:
+            return {}
+        lengths = torch.tensor([len(text) for text in texts])
+        columns = to_device(pad_sequence(texts, batch_first=True), self.device)
+        is_text = to_device(torch.arange(columns.shape[1]) < lengths[:, None], self.device)
+        rows: slice | Tensor = slice(None)
+        if len(views) < len(self.query):
+            rows = to_device(torch.tensor([view.row for view in views]), self.device)
+        query = self.query[rows].take_along_dim(columns[:, None, :, None], 2)
+        mask = self.visible(rows, columns)
+        received = attention_received(query, self.key[rows], rows=is_text, mask=mask, scaling=self._scaling)
+        return dict(zip([view.row for view in views], received[:, self.past :], strict=True))
+
 
 class RowView(DecoderView):
-    """One row at a decoder layer before which tokens may leave. It is constructed like `DecoderView`, or by `of`."""
+    """One row at a decoder layer before which tokens may leave. It is constructed like `DecoderView`, or by `of`.
+
+    Attributes:
+        row: of the batch.
+    """
+
+    row: int
 
     @classmethod
-    def of(cls, config: PruningConfig, decoder: DecoderCall, layer: int, hidden: Tensor, row: int) -> RowView:
+    def of(cls, readings: Readings, row: int, visual: list[Tensor]) -> RowView:
         """The view of a row, some of whose fields are worked out when they are read.
 
         Args:
-            config: of the pruning.
-            decoder: the decoder stage as it stands at that layer; queries and keys of the layer below have been read.
-            layer: index of the layer.
-            hidden: (B, M, D), what the layer is about to get.
+            readings: what the rows share.
             row: of the batch.
+            visual: for each of its visual inputs, the columns of the tokens, on the device.
         """
+        config, decoder, layer = readings.config, readings.decoder, readings.layer
         prefill, packing = decoder.prefill, decoder.packing
-        assert prefill.heads is not None
-        query, key, scaling = prefill.heads
-        query, valid = query[row : row + 1], decoder.padding[row]  # of the layer whose attention is read
-        total, device = len(valid), query.device
-        past = total - decoder.valid.shape[1]
-        key = key[row : row + 1, :, :total]  # a static cache holds empty columns after them
-
-        def visible(rows: Tensor) -> Tensor:
-            order = torch.arange(total, device=device)
-            return (valid.to(device) & (order <= (rows + past)[:, None]))[None]
-
-        def received(rows: Tensor) -> Tensor:
-            rows = to_device(rows, device)
-            return attention_received(query[:, :, rows], key, mask=visible(rows), scaling=scaling)[0, past:]
-
-        def received_by_head(rows: Tensor) -> Tensor:
-            rows = to_device(rows, device)
-            heads = query[0, :, None, rows]  # each head as a row of a batch
-            keys = key[0].repeat_interleave(len(heads) // key.shape[1], 0)[:, None]
-            mask = visible(rows).expand(len(heads), -1, -1)
-            return attention_received(heads, keys, mask=mask, scaling=scaling)[:, past:]
 
         def embeds() -> Tensor:
             fed = prefill.embeds[row] if packing is None else prefill.embeds[row, packing.index[row]]
-            return fed.to(device)
+            return fed.to(readings.device)
+
+        def received(rows: Tensor) -> Tensor:
+            return readings.received_from_text(view) if rows is view.text else readings.received(row, rows)
 
         inputs = prefill.inputs[row]
         view = object.__new__(cls)
         # The dataclass is frozen. Its fields that are missing here are the properties below.
         vars(view).update(
-            visual=[to_device(each.columns, device) for each in inputs],
+            row=row,
+            visual=visual,
             n_keep=[each.n_keep for each in inputs],
             received=received,
-            received_by_head=received_by_head,
-            hidden=lambda: config.text.norm(hidden[row]).to(device),
+            received_by_head=lambda rows: readings.received_by_head(row, rows),
+            hidden=lambda: readings.hidden[row],
             embeds=embeds,
             layer=layer,
             n_layers=len(config.text.layers),
@@ -73,17 +162,27 @@ class RowView(DecoderView):
             memory=prefill.memory.setdefault(row, {}),
             _columns=[each.columns for each in inputs],
             _prompt=prefill.prompt[row],
-            _keys=key[0, :, past:],
+            _keys=readings.key[row, :, readings.past :],
+            _readings=readings,
         )
         return view
 
+    def at(self, i: int, values: Tensor) -> Tensor:
+        return index_rows(values, vars(self)["_columns"][i])
+
     @functools.cached_property
-    def text(self) -> Tensor:
+    def text_on_host(self) -> Tensor:
+        """`text`, on the host."""
         visual = torch.cat(vars(self)["_columns"])
         is_text = vars(self)["_prompt"].clone()
         is_text[visual] = False
         is_text[: int(visual.min())] = False
-        return to_device(is_text.nonzero()[:, 0], self.visual[0].device)
+        return is_text.nonzero()[:, 0]
+
+    @functools.cached_property
+    def text(self) -> Tensor:
+        readings: Readings = vars(self)["_readings"]
+        return readings.texts[self.row]
 
     @functools.cached_property
     def last(self) -> int:

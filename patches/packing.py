@@ -55,7 +55,8 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         """The same, of the host, on a device."""
-        return Packing(*(to_device(part, device) for part in (self.index, self.valid, self.held)))
+        index, held = to_device(self.index, device), to_device(self.held, device)
+        return Packing(index, held if self.valid is self.held else to_device(self.valid, device), held)
 
     def inverse_index(self, length: int) -> Tensor:
         """(B, length) int64: the new column of each old one that stays, 0 for those that go and for padding."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adaptive_budget import AdaptiveBudget
-from ..device import index_rows, to_device
+from ..device import index_each_row, index_rows, to_device
 from ..policies.run import run_policy
 from ..policies.types import Selection, VisualTokens
 from ..stopwatch import Stopwatch
@@ -136,14 +136,15 @@ class _Work:
         text = ~placeholders & self.prompt
         after = text & (placeholders.flip(1).cumsum(1).flip(1) == 0)
         after = torch.where(after.any(1, keepdim=True), after, text)
-        words = [
-            {"text": index_rows(row, all_text.nonzero()[:, 0]), "question": index_rows(row, question.nonzero()[:, 0])}
-            for row, all_text, question in zip(self.embeds, text, after, strict=True)
-        ]
+        questions = [row.nonzero()[:, 0] for row in after]
+        words = {
+            "text": index_each_row(self.embeds, [row.nonzero()[:, 0] for row in text]),
+            "question": index_each_row(self.embeds, questions),
+        }
         if visual.ids is not None and visual.ids.shape == text.shape:
-            for each, ids, question in zip(words, visual.ids, after, strict=True):
-                each["question_ids"] = index_rows(ids, question.nonzero()[:, 0]).to(self.embeds.device)
-        return words
+            ids = index_each_row(visual.ids, questions)
+            words["question_ids"] = [each.to(self.embeds.device) for each in ids]
+        return [dict(zip(words, row, strict=True)) for row in zip(*words.values(), strict=True)]
 
     def _plan(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Any]) -> _Input | None:
         """What is to be done with one input; None where a mask hides all of it."""

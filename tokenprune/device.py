@@ -31,10 +31,37 @@ def index_rows(tensor: Tensor, index: Tensor) -> Tensor:
     Returns:
         a view where the indices have no gaps, else a copy.
     """
-    k = len(index)
-    if k and int(index[-1]) - int(index[0]) == k - 1:
-        return tensor[int(index[0]) : int(index[0]) + k]
+    if _is_run(index):
+        return tensor[int(index[0]) : int(index[0]) + len(index)]
     return tensor[to_device(index, tensor.device)]
+
+
+def to_device_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """1-D host tensors of one dtype on a device, in a single copy."""
+    if len(tensors) < 2 or device.type == "cpu":
+        return [to_device(tensor, device) for tensor in tensors]
+    return list(to_device(torch.cat([*tensors]), device).split([len(tensor) for tensor in tensors]))
+
+
+def index_each_row(tensor: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+    """`index_rows(tensor[i], indices[i])` for each row i; those with gaps in a single gather on a GPU.
+
+    Args:
+        tensor: (B, N, ...), on any device.
+        indices: for each row, as `index_rows` takes it.
+    """
+    gaps = [i for i, index in enumerate(indices) if not _is_run(index)]
+    if len(gaps) < 2 or tensor.device.type == "cpu":
+        return [index_rows(row, index) for row, index in zip(tensor, indices, strict=True)]
+    flat = torch.cat([indices[i] + i * tensor.shape[1] for i in gaps])
+    taken = tensor.flatten(0, 1)[to_device(flat, tensor.device)].split([len(indices[i]) for i in gaps])
+    found = dict(zip(gaps, taken, strict=True))
+    return [found[i] if i in found else index_rows(tensor[i], index) for i, index in enumerate(indices)]
+
+
+def _is_run(index: Tensor) -> bool:
+    """Whether an ascending index on the host has no gaps."""
+    return len(index) > 0 and int(index[-1]) - int(index[0]) == len(index) - 1
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Two emulated devices: their tensors are held and computed on the host.
 
 As with GPUs, tensors of different devices cannot meet in one operation, except for scalars, copies, and indices on
-the host. An operation that needs values on the host is counted as a wait.
+the host. An operation that needs values on the host is counted as a wait, and every one that is no view as a launch.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._un
 _WAITING |= {aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount}
 _INDEXING = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 WAITS: Counter[str] = Counter()
+LAUNCHES: Counter[str] = Counter()
 
 
 class EmulatedTensor(torch.Tensor):
@@ -93,6 +94,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         WAITS["from the host"] += 1
     if some_emulated and packet in _WAITING:
         WAITS[str(packet)] += 1
+    is_view = any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
+    if (some_emulated or _is_emulated(target)) and not is_view:
+        LAUNCHES[str(packet)] += 1
 
     def on_host(leaf: Any) -> Any:
         return leaf.data_on_host if isinstance(leaf, EmulatedTensor) else leaf

@@ -7,11 +7,13 @@ import torch
 
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.families.registry import family_of
+from tokenprune.patches.modules import base_of
 from tokenprune.patches.packed_tower import no_packed_geometry
 
+from ..builders import LLAVA_SIDE
 from ..families import CASES, FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
 from ..policies_table import DEEP, POLICIES, TOWER
-from .device import DEVICE, SECOND, blocks, device_mode, moved
+from .device import DEVICE, LAUNCHES, SECOND, blocks, device_mode, moved
 
 TABLE = {**POLICIES, **TOWER, **DEEP}
 # Between them: text, what the encoder says, features that change, and the decoder.
@@ -103,3 +105,26 @@ def test_waits_do_not_grow_with_the_batch(policy):
     once = waits(1, *TABLE[policy])
     assert once <= 16
     assert waits(2, *TABLE[policy]) == once + more
+
+
+def launches(name, keep, rows):
+    """Of a prefill of `rows` times the same prompt of one picture."""
+    model = get_model("llava")
+    pixels = torch.randn(1, 3, LLAVA_SIDE, LLAVA_SIDE, generator=torch.Generator().manual_seed(0))
+    n_tokens = sum(map(len, base_of(model).get_image_features(pixel_values=pixels).pooler_output))
+    ids = torch.tensor([[5, 6, *[model.config.image_token_id] * n_tokens, 7, 8, 9]])
+    with device_mode():
+        twin = moved(model)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+        inputs = {k: torch.cat([v] * rows).to(DEVICE) for k, v in inputs.items()}
+        with pruning(twin, name, keep=keep):
+            LAUNCHES.clear()
+            twin(**inputs, use_cache=True)
+    return sum(LAUNCHES.values())
+
+
+@pytest.mark.parametrize("policy", ["auto", "divprune"])
+def test_launches_for_pruning_hardly_grow_with_the_batch(policy):
+    one, eight = (launches(policy, 0.3, rows) - launches(policy, 1.0, rows) for rows in (1, 8))
+    assert one > 10
+    assert eight <= one + 10

@@ -161,33 +161,37 @@ class _AutoInDecoder(ScheduledPolicy):
         return self.decoder_select_many([view])[0]
 
     def decoder_select_many(self, views: Sequence[DecoderView]) -> list[list[Tensor] | None]:
-        masks: list[list[Tensor]] = []
-        tokens: list[VisualTokens] = []
-        counts: list[int] = []
-        received: list[Tensor] = []
-        chosen_from: list[tuple[int, int]] = []
-        for row, view in enumerate(views):
-            kept = self.counts_at(view)
-            masks.append(
-                [
-                    torch.full((len(columns),), k > 0, device=columns.device)
-                    for columns, k in zip(view.visual, kept, strict=True)
-                ]
-            )
-            # Where all or nothing stays there is nothing to choose.
-            open_inputs = [i for i, k in enumerate(kept) if 0 < k < len(view.visual[i])]
-            if not open_inputs:
-                continue
-            hidden, is_weighted = view.hidden(), self.attention > 0 and len(view.text) > 0
-            attention = view.received(view.text) if is_weighted else torch.zeros(len(hidden), device=hidden.device)
-            for i in open_inputs:
-                columns = view.visual[i]
-                tokens.append(VisualTokens(hidden[columns]))
-                received.append(attention[columns])
-                counts.append(kept[i])
-                chosen_from.append((row, i))
-        quality = stacked(lambda scores: _exp(self.attention * standardised(scores)), received)
-        chosen = greedy_selections(dpp_select, tokens, counts, quality=quality)
-        for (row, i), few in zip(chosen_from, chosen, strict=True):
-            masks[row][i] = torch.zeros_like(masks[row][i]).index_fill(0, few.indices, True)
-        return list(masks)
+        counts = [self.counts_at(view) for view in views]
+        # Where all or nothing stays there is nothing to choose.
+        open_inputs = [
+            (row, i) for row, kept in enumerate(counts) for i, k in enumerate(kept) if 0 < k < len(views[row].visual[i])
+        ]
+        rows = dict.fromkeys(row for row, _ in open_inputs)
+        hidden = {row: views[row].hidden() for row in rows}
+        attention = {row: self._received(views[row], hidden[row]) for row in rows}
+        received = [views[row].at(i, attention[row]) for row, i in open_inputs]
+        chosen = greedy_selections(
+            dpp_select,
+            [VisualTokens(views[row].at(i, hidden[row])) for row, i in open_inputs],
+            [counts[row][i] for row, i in open_inputs],
+            quality=stacked(lambda scores: _exp(self.attention * standardised(scores)), received),
+        )
+        masks = dict(zip(open_inputs, stacked(_mask, [few.indices for few in chosen], received), strict=True))
+        return [
+            [
+                masks[row, i] if (row, i) in masks else torch.full((len(columns),), k > 0, device=columns.device)
+                for i, (columns, k) in enumerate(zip(view.visual, counts[row], strict=True))
+            ]
+            for row, view in enumerate(views)
+        ]
+
+    def _received(self, view: DecoderView, hidden: Tensor) -> Tensor:
+        """(M,) attention of the text, by column; 0 where it does not count."""
+        if self.attention == 0 or not len(view.text):
+            return torch.zeros(len(hidden), device=hidden.device)
+        return view.received(view.text)
+
+
+def _mask(indices: Tensor, scores: Tensor) -> Tensor:
+    """(..., N) bool, True at the (..., K) indices of (..., N) scores."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, indices, True)

@@ -186,6 +186,13 @@ class DecoderView:
     memory: dict[str, Any] | None = None
     received_by_head: Callable[[Tensor], Tensor] | None = None
 
+    def at(self, i: int, values: Tensor) -> Tensor:
+        """(N, ...) rows of (M, ...) `values` at the columns of the visual input `i`.
+
+        They are a view of `values` where no column of the model's call is missing between them, else a copy.
+        """
+        return values[self.visual[i].to(values.device)]
+
     def best(self, scores: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The best-scored tokens of each visual input, as an answer of `Policy.decoder_select`.
 

@@ -142,8 +142,7 @@ class _Work:
             "question": index_each_row(self.embeds, questions),
         }
         if visual.ids is not None and visual.ids.shape == text.shape:
-            ids = index_each_row(visual.ids, questions)
-            words["question_ids"] = [each.to(self.embeds.device) for each in ids]
+            words["question_ids"] = index_each_row(visual.ids.to(self.embeds.device), questions)
         return [dict(zip(words, row, strict=True)) for row in zip(*words.values(), strict=True)]
 
     def _plan(self, visual: VisualInput, i: int, index: int, words: Mapping[str, Any]) -> _Input | None:

@@ -168,7 +168,8 @@ class RowView(DecoderView):
         return view
 
     def at(self, i: int, values: Tensor) -> Tensor:
-        return index_rows(values, vars(self)["_columns"][i])
+        columns: Tensor = vars(self)["_columns"][i]
+        return index_rows(values, columns)
 
     @functools.cached_property
     def text_on_host(self) -> Tensor:

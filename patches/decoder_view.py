@@ -175,7 +175,7 @@ class RowView(DecoderView):
     def text_on_host(self) -> Tensor:
         """`text`, on the host."""
         visual = torch.cat(vars(self)["_columns"])
-        is_text = vars(self)["_prompt"].clone()
+        is_text: Tensor = vars(self)["_prompt"].clone()
         is_text[visual] = False
         is_text[: int(visual.min())] = False
         return is_text.nonzero()[:, 0]

@@ -56,7 +56,7 @@ def batches(draw):
 
 #: Cases of each test that kernels get in Triton's interpreter, which takes ten times as long as everything else, and
 #: on a GPU, where the reference loops wait for one launch after the other.
-FEWER = 200
+FEWER = 100
 
 
 def on_cases(count: int, *strategies):

@@ -17,6 +17,7 @@ from .encoder_capture import EncoderCapture, Recording
 from .encoder_stage import EncoderStage
 from .families.base import EncoderFacts, Family, Kind
 from .packed_call import PackedCall
+from .packed_restoring_stage import PackedRestoringStage
 from .packed_stage import PackedStage
 from .padded_patches import padded_patches
 from .patch_entropy import patch_entropies
@@ -74,7 +75,7 @@ def _inside(config: PruningConfig) -> Inside:
     packed = encoder is not None and encoder.packed_tower is not None
     stage: type[Inside] = PackedStage if packed else EncoderStage
     if type(policy).restoration is not Policy.restoration:
-        stage = RestoringStage
+        stage = PackedRestoringStage if packed else RestoringStage
     return stage(config.base, config.family, *config.encoder)
 
 

@@ -62,6 +62,7 @@ def test_every_policy_on_videos(policy):
     [
         ("qwen3_vl", ["grid@pixels", "flowcut", "divprune"]),
         ("internvl", ["ipcv", "divprune"]),
+        ("qwen3_vl", ["grid@pixels", "ipcv", "divprune"]),
         ("idefics3", "grid@pixels"),
         ("mistral3", "pixelprune"),
         ("gemma4", "grid@pixels"),

@@ -20,6 +20,7 @@ from ..policies.types import TowerView
 from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .encoder_activations import EncoderActivations
+from .encoder_call import left_before
 from .families.base import Family, Kind
 from .modules import arguments_by_name
 from .recorded_outputs import refuse_recording
@@ -73,7 +74,8 @@ class RestoringStage(InsideTower[RestoringCall]):
     """
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
-        encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
+        self.base: Any = base
+        encoder, model_type = family.encoder, self.base.config.model_type
         find = None if encoder is None else encoder.raster_layers or encoder.layers
         if encoder is None or find is None:
             towers = "Qwen-VL, CLIP, SigLIP, InternVL, Idefics3, SmolVLM, Aya Vision and Gemma 3"
@@ -178,7 +180,9 @@ class RestoringStage(InsideTower[RestoringCall]):
     def _cut(self, call: Any, hidden: Tensor, mask: Any) -> None:
         watch = Stopwatch(hidden.device)
         n = hidden.shape[1] - self.n_cls
-        n_keep = (self.budget.count(n // self.group) or 0) * self.group
+        before = left_before(self.base)
+        total = n if before is None else before.n
+        n_keep = (self.budget.count(total // self.group) or 0) * self.group
         if n_keep < n:
             view = self._view(call, hidden, mask, n_keep)
             kept = self._choose(call, view)

@@ -111,6 +111,28 @@ def test_the_tower_does_what_the_paper_says(family):
     check_by_hand(family, ragged_batch(family), IPCV(neighbours=3, stabilised=2), 0.4)
 
 
+@pytest.mark.parametrize("family", ["llava", "internvl", "idefics3"])
+@torch.no_grad()
+def test_behind_tokens_that_left_before_the_tower(family):
+    """What the paper says, of the patches that the pixels stage has left; budgets count the whole picture."""
+    model, batch, policy = deep_model(family), ragged_batch(family), IPCV(neighbours=3, stabilised=1)
+    layers, n_cls, group = layers_of(model)
+    with pruning(model, "grid@pixels", 0.6), Inputs(layers) as seen:
+        features(model, batch, "image")
+    n_left = (seen.given[1][0].shape[1] - n_cls) // group
+    n = {"llava": 36, "internvl": 9, "idefics3": 9}[family]
+    assert n_left == round(0.6 * n)
+    expected = by_hand(layers, seen.given, policy, round(0.3 * n) / n_left, n_cls, group)
+    with pruning(model, "grid@pixels", 0.6), Inputs(layers) as seen:
+        seen.instead = {len(layers) - 1: expected}
+        behind = features(model, batch, "image")
+    with pruning(model, ["grid@pixels", policy], keep=[0.6, 0.3]):
+        pruned = features(model, batch, "image")
+        model(**batch.inputs)
+        assert all(r.n_by_stage == {"pixels": n_left, "vision": n_left} for r in pruning_report(model))
+    torch.testing.assert_close(pruned, behind, rtol=0, atol=1e-9)
+
+
 @torch.no_grad()
 def test_options_and_videos():
     for stabilised in (0, 10):  # none, and the last layer as well

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..policies.base import Policy
 from .config import PruningConfig
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
 from .encoder_capture import EncoderCapture, Recording
 from .encoder_stage import EncoderStage
+from .families.acting import restores
 from .families.base import EncoderFacts, Family, Kind
 from .packed_call import PackedCall
 from .packed_restoring_stage import PackedRestoringStage
@@ -73,7 +73,7 @@ def _inside(config: PruningConfig) -> Inside:
     encoder, policy = config.family.encoder, config.encoder.policy
     packed = encoder is not None and encoder.packed_tower is not None
     stage: type[Inside] = PackedStage if packed else EncoderStage
-    if type(policy).restoration is not Policy.restoration:
+    if restores(policy):
         stage = PackedRestoringStage if packed else RestoringStage
     return stage(config.base, config.family, *config.encoder)
 

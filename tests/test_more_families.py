@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
+from tokenprune.patches.families.acting import before_encoder, inside_encoder
 from tokenprune.patches.packed_tower import no_packed_geometry
 
 from .families import ALIKE, MORE, Batch, facts_of, get_model, small_batch
@@ -115,6 +116,21 @@ def test_decoder_stage(family):
         return
     records = check_decoder_stage(model, small_batch(family), ["divprune", "fastv"], 0.3, steps=STEPS)
     assert any(r.cuts for r in records)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_what_acts_before_and_inside_the_encoder_is_what_the_lists_say(family):
+    model, facts = get_model(family), facts_of(family)
+    listed = {*inside_encoder(facts), *(["grid@pixels"] if before_encoder(facts) else [])}
+    if no_packed_geometry() is not None and facts.encoder is not None and facts.encoder.packed_tower is not None:
+        listed = set()
+    for policy in ("grid@pixels", "flowcut", "ipcv", "tome", "downsample"):
+        try:
+            with pruning(model, policy, 0.5):
+                allowed = True
+        except ValueError as error:  # small towers have too few layers for some
+            allowed = "needs a vision tower" in str(error) or "cannot place the CLS" in str(error)
+        assert allowed == (policy in listed), policy
 
 
 @pytest.mark.parametrize("family", CASES)

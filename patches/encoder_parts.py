@@ -23,6 +23,7 @@ from .padded_patches import padded_patches
 from .patch_entropy import patch_entropies
 from .patch_stage import PatchStage
 from .pixel_stage import PixelCall, PixelStage
+from .pixtral_encoder_stage import PixtralEncoderStage, PixtralLayersCall
 from .pixtral_stage import PixtralStage
 from .positioned_stage import PositionedStage
 from .restoring_stage import RestoringCall, RestoringStage
@@ -33,7 +34,7 @@ Before = PixelStage | PatchStage
 #: What lets tokens leave between its layers.
 Inside = EncoderStage | PackedStage | RestoringStage
 #: A call of a vision encoder, as these note it.
-Cut = EncoderCall | PackedCall | RestoringCall
+Cut = EncoderCall | PackedCall | PixtralLayersCall | RestoringCall
 
 
 def encoder_stages(config: PruningConfig) -> tuple[Before | None, Inside | None]:
@@ -75,6 +76,8 @@ def _inside(config: PruningConfig) -> Inside:
     stage: type[Inside] = PackedStage if packed else EncoderStage
     if restores(policy):
         stage = PackedRestoringStage if packed else RestoringStage
+    elif encoder is not None and encoder.pixtral is not None:
+        stage = PixtralEncoderStage
     return stage(config.base, config.family, *config.encoder)
 
 

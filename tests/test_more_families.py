@@ -31,6 +31,7 @@ CASES = {**ALIKE, **MORE}
 VIDEOS = [name for name, case in CASES.items() if case.video]
 READABLE = [name for name in CASES if facts_of(name).encoder is not None]
 TOWERS = [name for name in READABLE if facts_of(name).encoder.layers is not None]
+PIXTRALS = [name for name in READABLE if facts_of(name).encoder.pixtral is not None]
 STEPS = 3
 
 
@@ -137,12 +138,15 @@ def test_what_acts_before_and_inside_the_encoder_is_what_the_lists_say(family):
 def test_encoder_stage(family):
     """Tokens leave inside the vision encoder, or the reason is given why they cannot."""
     model, facts = get_model(family), facts_of(family)
-    if family in TOWERS:
+    if family in TOWERS or family in PIXTRALS:
         check_against_oracles(model, small_batch(family), "flowcut", 0.3, "original", True, STEPS, every=1)
+    if family in TOWERS:
         return
     with pytest.raises(ValueError, match=r"does not allow: .* before the language model") as error:
         apply_pruning(model, "tome", 0.5)
     if facts.encoder is not None and facts.encoder.packed_tower is not None:  # see `patches/test_packed_stage.py`
         assert (no_packed_geometry() or "its merger makes one token of 4 neighbouring patches") in str(error.value)
+    elif family in PIXTRALS:
+        assert "takes all pictures as one sequence, whose patches can leave together" in str(error.value)
     else:
         assert facts.no_encoder_stage in str(error.value)

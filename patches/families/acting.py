@@ -45,4 +45,6 @@ def _acts_inside(policy: Policy, family: Family) -> bool:
         return False
     if facts.packed_tower is not None:
         return restores(policy) or policy.chooses_groups
+    if facts.pixtral is not None:
+        return not restores(policy) and policy.chooses_groups
     return facts.layers is not None or (restores(policy) and facts.raster_layers is not None)

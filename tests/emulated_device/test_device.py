@@ -64,7 +64,7 @@ def test_every_policy_on_videos(policy):
         ("internvl", ["ipcv", "divprune"]),
         ("qwen3_vl", ["grid@pixels", "ipcv", "divprune"]),
         ("idefics3", "grid@pixels"),
-        ("mistral3", "pixelprune"),
+        ("mistral3", ["pixelprune", "flowcut"]),
         ("gemma4", "grid@pixels"),
     ],
 )

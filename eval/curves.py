@@ -26,7 +26,7 @@ class Point(NamedTuple):
     """One setting.
 
     Attributes:
-        cost: visual tokens, a mean over decoder layers.
+        cost: visual tokens, a mean over decoder layers, or what else `Plot.cost` says.
         value: accuracy, a share.
         low: lower end of its 95 % interval.
         high: upper end.
@@ -62,6 +62,7 @@ class Plot:
         baselines: names of those drawn in grey.
         full: the full model; None if it was not measured.
         measure: what the vertical axis says.
+        cost: what the horizontal axis says, in two parts, which are two lines in a narrow plot.
         label_all: whether every curve gets a label, or only highlighted ones and baselines that are not dotted.
     """
 
@@ -70,6 +71,7 @@ class Plot:
     full: Point | None = None
     measure: str = "exact match"
     label_all: bool = True
+    cost: tuple[str, str] = ("visual tokens per question,", "mean over decoder layers")
 
 
 def best(curves: Sequence[Curve], count: int = len(SERIES)) -> list[Curve]:
@@ -115,7 +117,7 @@ def draw(figure: Figure, plot: Plot) -> None:
         names.append(Name("full", (at, at), INK, bold=True))
     costs = _limits(axes, plot)
     separator = "\n" if figure.get_figwidth() < _NARROW else " "
-    axes.set_xlabel(f"visual tokens per question,{separator}mean over decoder layers")
+    axes.set_xlabel(separator.join(plot.cost))
     axes.set_ylabel(plot.measure)
     figure.draw_without_rendering()  # lays out, so that sizes in pixels are known
     label(axes, names, costs)

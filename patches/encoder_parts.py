@@ -9,62 +9,63 @@ from typing import Any
 
 from torch import Tensor
 
-from ..policies.base import Policy
 from .config import PruningConfig
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall
 from .encoder_capture import EncoderCapture, Recording
 from .encoder_stage import EncoderStage
+from .families.acting import restores
 from .families.base import EncoderFacts, Family, Kind
 from .packed_call import PackedCall
+from .packed_restoring_stage import PackedRestoringStage
 from .packed_stage import PackedStage
 from .padded_patches import padded_patches
 from .patch_entropy import patch_entropies
 from .patch_stage import PatchStage
 from .pixel_stage import PixelCall, PixelStage
+from .pixtral_encoder_stage import PixtralEncoderStage, PixtralLayersCall
 from .pixtral_stage import PixtralStage
 from .positioned_stage import PositionedStage
 from .restoring_stage import RestoringCall, RestoringStage
 from .tile_stage import TileStage
 
-#: What lets tokens leave between layers of a vision encoder.
+#: What lets tokens leave before the first layer of a vision encoder.
+Before = PixelStage | PatchStage
+#: What lets tokens leave between its layers.
 Inside = EncoderStage | PackedStage | RestoringStage
 #: A call of a vision encoder, as these note it.
-Cut = EncoderCall | PackedCall | RestoringCall
+Cut = EncoderCall | PackedCall | PixtralLayersCall | RestoringCall
 
 
-def encoder_stages(config: PruningConfig) -> tuple[PixelStage | None, Inside | None]:
-    """What lets tokens leave before the first layer of a tower without a raster, and what does behind the embeddings.
+def encoder_stages(config: PruningConfig) -> tuple[Before | None, Inside | None]:
+    """What lets tokens leave before the first layer of a vision encoder, and what does between its layers.
 
     Raises:
         ValueError: where the model's vision encoder does not allow a stage, or not both.
     """
-    base, family, encoder = config.base, config.family, config.family.encoder
-    if config.pixels is None:
-        return None, None if config.encoder is None else _inside(config)
-    by_picture = _by_picture(encoder)
-    if by_picture is None:
-        before: type[PixelStage] = PixelStage
-        if encoder is not None and encoder.pixtral is not None:
-            before = PixtralStage
-        elif encoder is not None and encoder.positioned_tower is not None:
-            before = PositionedStage
-        return before(base, family, *config.pixels), None if config.encoder is None else _inside(config)
-    if config.encoder is not None:
+    pixels, inside = config.pixels, config.encoder
+    before = None if pixels is None else _before(config.family.encoder)(config.base, config.family, *pixels)
+    stage = None if inside is None else _inside(config)
+    if pixels is not None and isinstance(stage, EncoderStage) and stage.resizes:
+        assert inside is not None
         raise ValueError(
-            f"policies {config.pixels.policy!r} and {config.encoder.policy!r} act before and inside the vision tower, "
-            f"of which model type {base.config.model_type!r} takes one; leave one out"
+            f"policy {inside.policy!r} resizes pictures, and policy {pixels.policy.label!r} chooses among the patches "
+            "of pictures as they are; leave one out"
         )
-    return None, by_picture(base, family, *config.pixels)
+    return before, stage
 
 
-def _by_picture(encoder: EncoderFacts | None) -> type[PatchStage] | None:
-    """What acts before a tower that takes pictures or tiles of one size; None for other towers."""
+def _before(encoder: EncoderFacts | None) -> type[Before]:
+    """What acts before a vision encoder, or says why nothing can."""
     if encoder is None or encoder.packed_tower is not None:
-        return None
+        return PixelStage
+    if encoder.pixtral is not None:
+        return PixtralStage
+    if encoder.positioned_tower is not None:
+        return PositionedStage
     if encoder.patch_conv is not None:
         return TileStage
-    return PatchStage if encoder.layers is not None and encoder.projector is not None else None
+    return PatchStage if encoder.layers is not None and encoder.projector is not None else PixelStage
 
 
 def _inside(config: PruningConfig) -> Inside:
@@ -73,8 +74,10 @@ def _inside(config: PruningConfig) -> Inside:
     encoder, policy = config.family.encoder, config.encoder.policy
     packed = encoder is not None and encoder.packed_tower is not None
     stage: type[Inside] = PackedStage if packed else EncoderStage
-    if type(policy).restoration is not Policy.restoration:
-        stage = RestoringStage
+    if restores(policy):
+        stage = PackedRestoringStage if packed else RestoringStage
+    elif encoder is not None and encoder.pixtral is not None:
+        stage = PixtralEncoderStage
     return stage(config.base, config.family, *config.encoder)
 
 
@@ -84,15 +87,15 @@ class EncoderParts:
 
     Attributes:
         capture: what a policy reads of it.
-        pixels: lets tokens leave before the first layer of a packed tower, Pixtral's or Gemma 4's.
-        stage: lets tokens leave between embeddings and projector, or between layers of a packed tower.
+        pixels: lets tokens leave before the first layer.
+        stage: lets tokens leave between layers.
     """
 
     capture: EncoderCapture | None = None
-    pixels: PixelStage | None = None
+    pixels: Before | None = None
     stage: Inside | None = None
 
-    def __iter__(self) -> Iterator[EncoderCapture | PixelStage | Inside]:
+    def __iter__(self) -> Iterator[EncoderCapture | Before | Inside]:
         return iter([part for part in (self.capture, self.pixels, self.stage) if part is not None])
 
     @contextlib.contextmanager
@@ -108,9 +111,15 @@ class EncoderParts:
                 self,
                 kind,
                 None if self.capture is None else stack.enter_context(self.capture.recording(arguments)),
-                None if self.pixels is None else stack.enter_context(self.pixels.cutting(kind, arguments)),
+                None if self.pixels is None else stack.enter_context(self._before(self.pixels, kind, arguments)),
                 None if self.stage is None else stack.enter_context(self._cutting(self.stage)),
             )
+
+    @staticmethod
+    def _before(
+        stage: Before, kind: Kind, arguments: Mapping[str, Any]
+    ) -> contextlib.AbstractContextManager[PixelCall | EncoderCall]:
+        return stage.cutting(kind, arguments) if isinstance(stage, PixelStage) else stage.cutting()
 
     @staticmethod
     def _cutting(stage: Inside) -> contextlib.AbstractContextManager[Cut]:
@@ -125,7 +134,7 @@ class EncoderRun:
     parts: EncoderParts
     kind: Kind
     recording: Recording | None
-    pixels: PixelCall | None
+    pixels: PixelCall | EncoderCall | None
     cut: Cut | None
 
     def whole_raster(self, values: Tensor) -> Tensor:
@@ -158,7 +167,12 @@ class EncoderRun:
                 found.entropy = patch_entropies(base, self.kind, lengths, named)
         if parts.pixels is not None and self.pixels is not None:
             found = found or EncoderActivations()
-            parts.pixels.mark_kept(self.pixels, found, lengths)
+            if isinstance(parts.pixels, PixelStage):
+                assert isinstance(self.pixels, PixelCall)
+                parts.pixels.mark_kept(self.pixels, found, lengths)
+            else:
+                assert isinstance(self.pixels, EncoderCall)
+                parts.pixels.mark_kept(self.pixels, found, self.kind, lengths, arguments)
         if parts.stage is not None and self.cut is not None:
             given = found or EncoderActivations(), self.kind, lengths, arguments
             found = parts.stage.mark_kept(self.cut, *given)  # type: ignore[arg-type]

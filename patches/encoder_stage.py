@@ -27,7 +27,7 @@ from ..policies.types import TowerCut, TowerView
 from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .encoder_activations import EncoderActivations
-from .encoder_call import EncoderCall
+from .encoder_call import EncoderCall, left_before
 from .families.base import EncoderValues, Family, Kind
 from .tower_hooks import InsideTower
 
@@ -111,7 +111,8 @@ class EncoderStage(InsideTower[EncoderCall]):
             for i, layer in enumerate(self.layers[1:]):
                 enter = functools.partial(self._enter_layer, i)
                 self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-        self._handles.append(self.projector.register_forward_hook(self._leave_projector))
+        # before that of the stage before the tower, which puts back what has left there
+        self._handles.append(self.projector.register_forward_hook(self._leave_projector, prepend=True))
 
     def cutting(self) -> AbstractContextManager[EncoderCall]:
         """Let tokens leave in the encoder's calls of a block, in this thread alone."""
@@ -183,8 +184,8 @@ class EncoderStage(InsideTower[EncoderCall]):
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         if call.n == 0:
-            call.n = hidden.shape[1] - self.n_cls
-            call.n_keep = self.budget.count(call.n)
+            call.n, call.before = hidden.shape[1] - self.n_cls, left_before(self.base)
+            call.n_keep = self.budget.count(call.n if call.before is None else call.before.n)
             call.sizes = hidden.new_ones(hidden.shape[:2], dtype=torch.promote_types(hidden.dtype, torch.float32))
         if call.n_keep >= call.n:
             return None

@@ -34,44 +34,53 @@ class Frame:
 
 
 @dataclass
-class PackedCall:
-    """One call of the tower, as it stands at the layer that is running.
+class FramesCall:
+    """One call of a tower that takes all inputs as one sequence, as it stands at the layer that is running.
 
     Attributes:
         stage: whose call it is.
-        first: the tokens that entered the tower; None before it.
-        kept: the tokens that are left; None before the tower.
-        frames: what they are of, in the order of the tower.
-        places: after each cut, (K,) indices of the tokens that are left among those that entered, both in the order
-            of the tower.
-        heads: of each frame, query, key and value of the layer below, (1, H, count * group, d).
+        frames: of which the tower has tokens, in its order.
+        heads: of each frame, query, key and value of the layer below, (1, H, count * group, d), token by token.
         scaling: of its scores.
-        positions: rotary embeddings of the patches that are left; None until a layer needs them.
-        borders: on the host, those of frames (True) and of windows (False), as soon as a layer needs them.
         select_ms: time spent on choosing, milliseconds.
     """
 
     stage: object
-    first: KeptTokens | None = None
-    kept: KeptTokens | None = None
     frames: list[Frame] = field(default_factory=list)
-    places: list[Tensor] = field(default_factory=list)
     heads: list[tuple[Tensor, ...]] = field(default_factory=list)
     scaling: float | None = None
+    select_ms: float = 0.0
+
+    @property
+    def now_count(self) -> int:
+        """How many tokens are left."""
+        return sum(frame.count for frame in self.frames)
+
+
+@dataclass
+class PackedCall(FramesCall):
+    """One call of a Qwen-like tower.
+
+    Attributes:
+        first: the tokens that entered the tower; None before it.
+        kept: the tokens that are left; None before the tower.
+        places: after each cut, (K,) indices of the tokens that are left among those that entered, both in the order
+            of the tower.
+        positions: rotary embeddings of the patches that are left; None until a layer needs them.
+        borders: on the host, those of frames (True) and of windows (False), as soon as a layer needs them.
+    """
+
+    first: KeptTokens | None = None
+    kept: KeptTokens | None = None
+    places: list[Tensor] = field(default_factory=list)
     positions: tuple[Tensor, ...] | None = None
     borders: dict[bool, Tensor] = field(default_factory=dict)
-    select_ms: float = 0.0
 
     @property
     def now(self) -> KeptTokens:
         """The tokens that are left."""
         assert self.kept is not None
         return self.kept
-
-    @property
-    def now_count(self) -> int:
-        """How many these are."""
-        return sum(frame.count for frame in self.frames)
 
     @property
     def has_lost(self) -> bool:

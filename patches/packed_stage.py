@@ -27,7 +27,7 @@ from .attention_tap import AttentionTap
 from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
 from .modules import arguments_by_name
-from .packed_call import Frame, PackedCall
+from .packed_call import Frame, FramesCall, PackedCall
 from .packed_tower import KeptTokens, no_packed_geometry
 from .pixel_stage import kept_before
 from .tower_hooks import InsideTower, scaling_of, with_number
@@ -56,6 +56,7 @@ class PackedStage(InsideTower[PackedCall]):
         model_type = base.config.model_type  # type: ignore[union-attr]
         assert family.encoder is not None and family.encoder.packed_tower is not None
         self.tower: Any = family.encoder.packed_tower(base)
+        self.group: int = self.tower.spatial_merge_size**2
         reason = no_packed_geometry() or self._reason_against_policy()
         if reason is not None:
             raise ValueError(
@@ -79,10 +80,9 @@ class PackedStage(InsideTower[PackedCall]):
     def _reason_against_policy(self) -> str | None:
         if self.policy.chooses_groups:
             return None
-        unit = self.tower.spatial_merge_size**2
         return (
-            f"its merger makes one token of {unit} neighbouring patches, which have to leave or stay together, and the "
-            "policy merges or resizes patches one by one"
+            f"its merger makes one token of {self.group} neighbouring patches, which have to leave or stay together, "
+            "and the policy merges or resizes patches one by one"
         )
 
     def attach(self) -> None:
@@ -131,7 +131,7 @@ class PackedStage(InsideTower[PackedCall]):
         kept = kept_before(module)
         if kept is None:
             grids = (kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]).cpu()
-            n = int(grids.prod(1).sum()) // self.tower.spatial_merge_size**2
+            n = int(grids.prod(1).sum()) // self.group
             kept = KeptTokens(self.tower, grids, torch.ones(n, dtype=torch.bool))
         call.begin(kept, self.budget)
 
@@ -163,9 +163,9 @@ class PackedStage(InsideTower[PackedCall]):
         return hidden.index_select(0, to_device(rows, hidden.device))
 
     @torch.no_grad()
-    def _choose(self, call: PackedCall, cut: int, hidden: Tensor) -> Tensor:
+    def _choose(self, call: FramesCall, cut: int, hidden: Tensor) -> Tensor:
         """(K,) ascending indices, on the host, among the tokens as the tower has them now, of those that stay."""
-        group, starts = self.tower.spatial_merge_size**2, 0
+        group, starts = self.group, 0
         kept: list[Tensor] = []
         asked: list[tuple[int, TowerView]] = []
         for heads, frame in zip(call.heads, call.frames, strict=True):
@@ -194,7 +194,7 @@ class PackedStage(InsideTower[PackedCall]):
             kept.append(chosen + start)
         return torch.cat(kept).sort().values if kept else torch.empty(0, dtype=torch.int64)
 
-    def _view(self, call: PackedCall, cut: int, hidden: Tensor, heads: tuple[Tensor, ...], frame: Frame) -> TowerView:
+    def _view(self, call: FramesCall, cut: int, hidden: Tensor, heads: tuple[Tensor, ...], frame: Frame) -> TowerView:
         query, key, value = heads
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         return TowerView(
@@ -210,7 +210,7 @@ class PackedStage(InsideTower[PackedCall]):
             n_before=frame.entered,
             n_keep=frame.target,
             memory=frame.memory,
-            group=self.tower.spatial_merge_size**2,
+            group=self.group,
         )
 
     def _answer(self, view: TowerView) -> tuple[Tensor, Tensor] | None:

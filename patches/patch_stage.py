@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from ..policies.stages import Stage
 from ..policies.types import VisualTokens
 from ..stopwatch import Stopwatch
 from .call import guarded
-from .encoder_call import EncoderCall
+from .encoder_call import BEFORE, EncoderCall
 from .encoder_stage import EncoderStage
 from .restored_tokens import rows
 
@@ -40,6 +41,7 @@ class PatchStage(EncoderStage):
     picture, or tile of a picture, of a batch keeps the same number.
     """
 
+    running: ClassVar[ContextVar[Any]] = BEFORE
     stage = Stage.PIXELS
     where = "before"
     #: Patches along a side that become one token.

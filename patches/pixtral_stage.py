@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,14 +110,7 @@ class PixtralStage(PixelStage):
         call = self._pixtral_call()
         if call is None:
             return
-        # until some transformers 5.x the tower's forward is wrapped, and names none of its arguments
-        named = {**dict(zip(("pixel_values", "image_sizes"), args, strict=False)), **kwargs}
-        call.pixels, sizes = named["pixel_values"], named.get("image_sizes")
-        if sizes is None:
-            sizes = [call.pixels.shape[-2:]] * len(call.pixels)
-        listed = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-        side = self.tower.patch_size
-        call.sizes = tuple((int(height) // side, int(width) // side) for height, width in listed)
+        call.pixels, call.sizes = patch_sizes(self.tower.patch_size, args, kwargs)
 
     def _note_patches(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         call = self._pixtral_call()
@@ -147,7 +141,7 @@ class PixtralStage(PixelStage):
         mask = arguments.get("attention_mask")
         if isinstance(mask, Tensor):
             changed["attention_mask"] = mask.index_select(-1, index).index_select(-2, index)
-        changed |= _borders(arguments, kept.counts)
+        changed |= borders_of(arguments, kept.counts)
         return args, {**arguments, **changed}
 
     def _kept(self, call: PixtralCall) -> KeptPatches | None:
@@ -187,7 +181,20 @@ class PixtralStage(PixelStage):
         return None if call is None or call.kept is None else (call.kept.of_all(args[0]), *args[1:])
 
 
-def _borders(arguments: dict[str, Any], counts: list[int]) -> dict[str, Any]:
+def patch_sizes(
+    side: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """Pixels of a call of the tower, and rows and columns of patches, of so many pixels a side, of each picture."""
+    # until some transformers 5.x the tower's forward is wrapped, and names none of its arguments
+    named = {**dict(zip(("pixel_values", "image_sizes"), args, strict=False)), **kwargs}
+    pixels, sizes = named["pixel_values"], named.get("image_sizes")
+    if sizes is None:
+        sizes = [pixels.shape[-2:]] * len(pixels)
+    listed = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    return pixels, tuple((int(height) // side, int(width) // side) for height, width in listed)
+
+
+def borders_of(arguments: dict[str, Any], counts: list[int]) -> dict[str, Any]:
     """Borders between pictures of so many patches, under the names by which kernels are given them."""
     found: dict[str, Any] = {}
     for name, given in arguments.items():

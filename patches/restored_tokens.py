@@ -61,6 +61,10 @@ class RestoredTokens:
             near=self.near.to(device),
         )
 
+    def take(self, values: Tensor) -> Tensor:
+        """(B, K, D), rows of the kept ones, of (B, N, D)."""
+        return rows(values, self.kept)
+
     def whole(self, states: Tensor) -> Tensor:
         """(B, N, D) of (B, K, D) states that the kept ones have now: the others are rebuilt."""
         return self._joined(states, self.gone_states + self._mean_of_near(states - self.kept_states))

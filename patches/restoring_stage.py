@@ -20,13 +20,18 @@ from ..policies.types import TowerView
 from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .encoder_activations import EncoderActivations
+from .encoder_call import left_before
 from .families.base import Family, Kind
 from .modules import arguments_by_name
 from .recorded_outputs import refuse_recording
-from .restored_tokens import RestoredTokens, mask_of, rows
+from .restored_frames import RestoredFrames
+from .restored_tokens import RestoredTokens, mask_of
 from .tower_hooks import InsideTower, with_number
 
 logger = logging.getLogger(__name__)
+
+#: What layers of vision encoders call their attention.
+_ATTENTION = ("self_attn", "attention", "attn")
 
 
 @dataclass
@@ -35,7 +40,8 @@ class RestoringCall:
 
     Attributes:
         stage: whose call it is.
-        before: (B, N, D), what the layer below the first cut got.
+        before: (B, N, D), what the layer below the first cut got; (N, D) in a tower that takes all inputs as one
+            sequence.
         heads: query, key, value and scaling of that layer.
         tokens: who has left; None while all are there.
         orderly: () bool on the device, whether the policy's indices were as they should be.
@@ -45,7 +51,7 @@ class RestoringCall:
     stage: object
     before: Tensor | None = None
     heads: tuple[Tensor, Tensor, Tensor, float] | None = None
-    tokens: RestoredTokens | None = None
+    tokens: RestoredTokens | RestoredFrames | None = None
     orderly: list[Tensor] = field(default_factory=list)
     select_ms: float = 0.0
 
@@ -68,23 +74,26 @@ class RestoringStage(InsideTower[RestoringCall]):
     """
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
-        self.policy = policy
-        encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
+        self.base: Any = base
+        encoder, model_type = family.encoder, self.base.config.model_type
         find = None if encoder is None else encoder.raster_layers or encoder.layers
         if encoder is None or find is None:
-            towers = "CLIP, SigLIP, InternVL, Idefics3, SmolVLM, Aya Vision and Gemma 3"
+            towers = "Qwen-VL, CLIP, SigLIP, InternVL, Idefics3, SmolVLM, Aya Vision and Gemma 3"
             known = f"patches come back in the towers of {towers} only"
             raise ValueError(
                 f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
                 f"{family.no_encoder_stage if encoder is None else known}; use a policy that acts before the language "
                 "model"
             )
-        self.budget = with_number(policy, budget)
-        self.layers: list[Any] = list(find(base))
-        if len(self.layers) < 2:
-            raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
         self.group = encoder.patches_per_token(base)
         self.n_cls = int(encoder.has_cls(base))
+        self._set(policy, budget, list(find(base)))
+
+    def _set(self, policy: Policy, budget: TokenBudget, layers: list[Any]) -> None:
+        """What acts, and in which of the layers."""
+        self.policy, self.budget, self.layers = policy, with_number(policy, budget), layers
+        if len(self.layers) < 2:
+            raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
         restoration = policy.restoration(len(self.layers))
         assert restoration is not None
         if not 0 < restoration.layer < len(self.layers):
@@ -96,7 +105,8 @@ class RestoringStage(InsideTower[RestoringCall]):
         #: Layers that attend to all patches.
         self.stabilised = range(self.first, min(self.first + restoration.stabilised, len(self.layers)))
         below = self.layers[self.first - 1]
-        self._taps = [AttentionTap(getattr(below, "self_attn", None) or below.attention, self._read)]
+        attention = next(each for name in _ATTENTION if (each := getattr(below, name, None)) is not None)
+        self._taps = [AttentionTap(attention, self._read)]
         self._handles: list[Any] = []
 
     def attach(self) -> None:
@@ -160,27 +170,32 @@ class RestoringStage(InsideTower[RestoringCall]):
         if i in self.stabilised:
             return None if i == self.first else (args, {**arguments, "hidden_states": tokens.whole(hidden)})
         changed = {"hidden_states": tokens.kept_states if i == self.first else hidden}
-        if isinstance(mask, Tensor):
-            changed["attention_mask"] = mask_of(mask, tokens.kept.to(mask.device))
-        return args, {**arguments, **changed}
+        return args, {**arguments, **changed, **self._geometry(i, call, arguments)}
 
-    def _cut(self, call: RestoringCall, hidden: Tensor, mask: Any) -> None:
+    def _geometry(self, i: int, call: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of layer `i` beside the states that fit the patches that stay."""
+        mask = arguments.get("attention_mask")
+        return {"attention_mask": mask_of(mask, call.tokens.kept.to(mask.device))} if isinstance(mask, Tensor) else {}
+
+    def _cut(self, call: Any, hidden: Tensor, mask: Any) -> None:
         watch = Stopwatch(hidden.device)
         n = hidden.shape[1] - self.n_cls
-        n_keep = (self.budget.count(n // self.group) or 0) * self.group
+        before = left_before(self.base)
+        total = n if before is None else before.n
+        n_keep = (self.budget.count(total // self.group) or 0) * self.group
         if n_keep < n:
-            with torch.no_grad():
-                kept = self._choose(call, hidden, mask, n_keep)
+            view = self._view(call, hidden, mask, n_keep)
+            kept = self._choose(call, view)
             call.tokens = RestoredTokens.of(hidden, kept, self.neighbours, self.n_cls)
             logger.debug("encoder: %d of %d patches go through layers from %d on", n_keep, n, self.first)
         call.before = call.heads = None
         call.select_ms += watch.ms()
 
-    def _choose(self, call: RestoringCall, hidden: Tensor, mask: Any, n_keep: int) -> Tensor:
-        """(B, K) indices of what stays, a CLS token included."""
+    def _view(self, call: RestoringCall, hidden: Tensor, mask: Any, n_keep: int) -> TowerView:
+        """What the policy sees of a batch of pictures."""
         assert call.heads is not None
         query, key, value, scaling = call.heads
-        view = TowerView(
+        return TowerView(
             hidden=hidden,
             query=query,
             key=key,
@@ -195,6 +210,11 @@ class RestoringStage(InsideTower[RestoringCall]):
             memory={},
             before=None if call.before is None else call.before.to(hidden.device),
         )
+
+    @torch.no_grad()
+    def _choose(self, call: RestoringCall, view: TowerView) -> Tensor:
+        """(B, K) indices of what stays, a CLS token included."""
+        hidden, n_keep = view.hidden, view.n_keep
         answer = self._select(view)
         if answer is None or answer.keep.shape[1] != n_keep + self.n_cls:
             left = hidden.shape[1] if answer is None else answer.keep.shape[1]
@@ -212,7 +232,7 @@ class RestoringStage(InsideTower[RestoringCall]):
         states = output[0] if isinstance(output, tuple) else output
         call.tokens = call.tokens.to(states.device)
         if i in self.stabilised:
-            states = rows(states, call.tokens.kept)
+            states = call.tokens.take(states)
         if i == len(self.layers) - 1:
             refuse_recording(module, repr(self.policy))
             states = call.tokens.whole(states)
@@ -222,7 +242,7 @@ class RestoringStage(InsideTower[RestoringCall]):
         call = self._call()
         if call is None or call.tokens is None:
             return None
-        return (rows(args[0], call.tokens.to(args[0].device).kept), *args[1:])
+        return (call.tokens.to(args[0].device).take(args[0]), *args[1:])
 
     def _leave_mlp(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         call = self._call()

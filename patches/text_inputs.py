@@ -261,6 +261,8 @@ def _encoder_layers(config: PruningConfig) -> list[Any]:
         return []
     if facts.packed_tower is not None:
         return list(facts.packed_tower(config.base).get_submodule("blocks").children())
+    if facts.pixtral is not None:
+        return list(facts.pixtral(config.base)[0].get_submodule("transformer.layers").children())
     find = facts.raster_layers or facts.layers
     return [] if find is None else list(find(config.base))
 

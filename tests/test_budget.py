@@ -105,7 +105,7 @@ def test_budgets_that_grow_are_refused():
 def test_a_budget_of_everything_is_the_stock_model(family, policy, keep):
     """To the bit, whatever a policy does otherwise."""
     model, batch = get_model(family), ragged_batch(family)
-    refused = {"qwen2_5_vl": {"tome", "downsample", "ipcv", "flowcut"}, "gemma3": {"tome", "downsample", "flowcut"}}
+    refused = {"qwen2_5_vl": {"tome", "downsample", "flowcut"}, "gemma3": {"tome", "downsample", "flowcut"}}
     in_decoder = "decoder" in type(make_policy(policy)).stage.split(", ")
     if policy in refused.get(family, ()) or (family == "gemma3" and in_decoder):
         # This small Qwen has its only layer of full attention at the top.

@@ -121,6 +121,14 @@ def test_models_as_json_and_one_in_full(capsys):
     text = " ".join(printed(capsys, "models", "qwen3_5").split())
     assert one["no_decoder_stage"] in text and "images, videos" in text
     assert [each["no_decoder_stage"] for each in listed] == [family.no_decoder_stage for family in families().values()]
+    assert "they act before it yes they act in it flowcut, ipcv they act" in text
+    by_type = {each["model_type"]: each for each in listed}
+    assert by_type["internvl"]["pixels_stage"] == "a number" and by_type["internvl"]["encoder_policies"] == ["ipcv"]
+    assert by_type["vipllava"]["pixels_stage"] is None and by_type["vipllava"]["encoder_policies"] == []
+    for each in listed:
+        for stage, acts in (("pixels", each["pixels_stage"]), ("encoder", each["encoder_policies"])):
+            assert bool(acts) == (each[f"no_{stage}_stage"] is None)
+    assert "pixels, encoder, decoder" in printed(capsys, "models")
 
 
 def test_all_models_are_listed_with_reasons(capsys):

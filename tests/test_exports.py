@@ -169,7 +169,7 @@ FORMER_MEMBERS = {
 PATCHES = {"Family", "Pruner", "Record", "UnsupportedModelError", "family_of", "register_family"}
 COMMANDS = {
     "demo": "policy keep positions samples out json",
-    "bench": "model policy keep positions tasks samples split against out json",
+    "bench": "model policy keep positions tasks samples split against flops out json",
     "tune": "model data question samples tolerance confidence metric policy keep positions cost minutes batch-size "
     "new-tokens frames dtype attn device device-map work plot out",
     "show": "image model policy keep positions question new-tokens device out json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenprune.eval.files import markdown_table
 from tokenprune.patches import families
+from tokenprune.patches.families.acting import before_encoder, inside_encoder
 from tokenprune.patches.families.base import Family
 
 
@@ -14,19 +15,13 @@ def built_in() -> dict[str, Family]:
 
 
 def _facts(family: Family) -> tuple[str, ...]:
-    yes = lambda condition: "yes" if condition else ""
-    encoder = family.encoder is not None and family.encoder.layers is not None
-    own = family.encoder is not None and (family.encoder.pixtral or family.encoder.positioned_tower) is not None
-    tiles = family.encoder is not None and family.encoder.patch_conv is not None
-    raster = family.encoder is not None and family.encoder.raster_layers is not None
-    packed = family.encoder is not None and family.encoder.packed_tower is not None
     return (
         ", ".join(f"{kind}s" for kind in family.kinds),
         "1-D" if family.positions == "1d" else "mRoPE",
         f"{family.default_keep:g}",
-        "yes" if packed or own else "with a budget" if encoder or tiles else "",
-        "`flowcut`" if packed else "`ipcv`" if raster else yes(encoder),
-        yes(family.no_decoder_stage is None),
+        {"any budget": "yes", "a number": "with a budget", None: ""}[before_encoder(family)],
+        ", ".join(f"`{name}`" for name in inside_encoder(family)),
+        "yes" if family.no_decoder_stage is None else "",
     )
 
 

@@ -16,7 +16,7 @@ from ..machine import describe
 from ..progress import progress_bar
 from ..runs import check_command
 from ..setting import FULL, format_keep
-from . import ALL_TASKS, report, run, tasks, tasks_of
+from . import ALL_TASKS, costs, report, run, tasks, tasks_of
 from .collected import Setting, collect
 from .tasks import ALL
 
@@ -44,6 +44,8 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
     with progress_bar(console) as progress:
         task = progress.add_task(f"asking {plan.model}", total=len(cells) * plan.samples)
         run.run(plan, options.out, command, lambda count: progress.advance(task, count), note)
+        if options.flops:
+            costs.add_flops(plan, options.out, options.flops, note)
     found = collect(plan, options.out)
     rows = report.rows(found, plan.against)
     made = {
@@ -80,6 +82,7 @@ def _command(options: argparse.Namespace, plan: run.Plan) -> str:
         f"--keep {listed(format_keep(keep) for keep in options.keep)} --positions {listed(options.positions)} "
         f"--tasks {listed(plan.tasks)} --samples {plan.samples}"
         + f" --split {plan.split}" * (plan.split != "test")
+        + f" --flops {options.flops}" * bool(options.flops)
         + f" --against {shlex.quote(plan.against or '')}" * (plan.against is not None)
     )
 

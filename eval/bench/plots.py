@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,17 +15,25 @@ from ..setting import FULL, format_keep
 from .run import BASELINES
 from .tasks import ALL
 
+#: By what is on the horizontal axis, a row's key: a factor and what the axis says.
+_COSTS = {
+    "visual_tokens": (1.0, Plot.cost),
+    "flops": (1e-6, ("MFLOP per question up to the first token,", "vision encoder and prefill")),
+}
 
-def plot(rows: Sequence[dict[str, Any]]) -> Plot:
-    """Exact match over all tasks against visual tokens, a curve per policy and positions.
+
+def plot(rows: Sequence[dict[str, Any]], cost: Literal["visual_tokens", "flops"] = "visual_tokens") -> Plot:
+    """Exact match over all tasks against visual tokens or FLOPs, a curve per policy and positions.
 
     Args:
         rows: of `report.rows`, of one model.
+        cost: what is on the horizontal axis. Rows without it are left out.
     """
     lines: dict[tuple[str, str], list[Point]] = {}
+    factor, axis = _COSTS[cost]
     for row in rows:
-        if row["task"] == ALL:
-            point = Point(row["visual_tokens"], row["exact_match"], row["low"], row["high"])
+        if row["task"] == ALL and row.get(cost) is not None:
+            point = Point(factor * row[cost], row["exact_match"], row["low"], row["high"])
             lines.setdefault((row["policy"], row["positions"]), []).append(point)
     full = next((points[0] for (name, _), points in lines.items() if name == FULL), None)
     curves = [
@@ -33,11 +41,13 @@ def plot(rows: Sequence[dict[str, Any]]) -> Plot:
         for (name, positions), points in lines.items()
         if name != FULL
     ]
-    return Plot(curves, BASELINES, full)
+    return Plot(curves, BASELINES, full, cost=axis)
 
 
-def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw exact match over all tasks against visual tokens, with 95 % intervals.
+def curves(
+    rows: Sequence[dict[str, Any]], path: Path, cost: Literal["visual_tokens", "flops"] = "visual_tokens"
+) -> None:
+    """Draw exact match over all tasks against visual tokens or FLOPs, with 95 % intervals.
 
     The six best policies have colours, baselines are grey and the others faint. Names stand at the ends of the lines.
     Lines of compact positions are dotted.
@@ -45,9 +55,10 @@ def curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     Args:
         rows: of `report.rows`.
         path: of the image.
+        cost: what is on the horizontal axis.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
-    draw(figure, plot(rows))
+    draw(figure, plot(rows, cost))
     halo(figure)
     figure.axes[0].set_title(f"All tasks ({rows[0]['model']}, {rows[0]['n']} questions per task)", loc="left")
     figure.savefig(path, dpi=100)

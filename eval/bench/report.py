@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def rows(found: Collected, against: str | None = None) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `model`, `policy` (`full` for the full model), `keep`, `positions`, `task`, `exact_match`,
-        `n`, its 95 % interval `low` and `high`, and `visual_tokens` (mean per question, over decoder layers). Of
+        `n`, its 95 % interval `low` and `high`, and `visual_tokens` (mean per question, over decoder layers). Where
+        they were counted, also `flops` (mean of those questions of which they were, vision encoder and prefill). Of
         `existence` also `precision`, `recall` and `f1` of the answer yes. Against each of `BASELINES` at the
         same keep ratio and positions, paired by question: the mean difference `vs_NAME` and its interval `vs_NAME_low`,
         `vs_NAME_high`; likewise `vs_full`, and against the policy given. What was not asked the same questions is not
@@ -65,6 +67,8 @@ def _of_setting(setting: Setting, found: Collected, tasks: list[str], against: s
             "high": high,
             "visual_tokens": float(_per_question(cells, asked, "kept").mean()),
         }
+        if all("flops" in cells[each] for each in asked):
+            row["flops"] = float(_per_question(cells, asked, "flops").mean())
         if task == "existence":
             row |= yes_no(cells[task]["texts"], cells[task]["answers"])
         for name, other in others.items():
@@ -127,7 +131,8 @@ def _head(rows: Rows, run: dict[str, Any]) -> list[str]:
     return [
         f"Exact match in %, {rows[0]['n']} questions per task ({model}). In brackets the 95 % bootstrap "
         "interval; *over random*: the difference by question, in points, with its interval; *kept*: visual tokens per "
-        "question, a mean over decoder layers and tasks.",
+        "question, a mean over decoder layers and tasks"
+        + ("; *MFLOP*: vision encoder and prefill of a question." if _has_flops(rows) else "."),
         "",
         f"Run: {', '.join(f'`{command}`' for command in run['commands'])}, tokenprune {identity['tokenprune']}, "
         f"transformers {identity['transformers']}, torch {machine['torch']}, {device_and_threads(machine)}, "
@@ -140,7 +145,7 @@ def _table(rows: Rows) -> list[str]:
     tasks = [task for task in (*ALL_TASKS, ALL) if any(row["task"] == task for row in rows)]
     compared = {key[3:] for row in rows for key in row if key.startswith("vs_") and not key.endswith(("_low", "_high"))}
     others = ["random", "downsample", *sorted(compared - {FULL, *BASELINES})]
-    lines = []
+    lines, has_flops = [], _has_flops(rows)
     for setting in ranked(rows):
         by_task = {row["task"]: row for row in rows if Setting.of(row) == setting}
         row = by_task.get(ALL) or next(iter(by_task.values()))
@@ -151,13 +156,18 @@ def _table(rows: Rows) -> list[str]:
                 "" if full else format_keep(row["keep"]),
                 "" if full or row["policy"] == "downsample" else row["positions"],
                 f"{row['visual_tokens']:.0f}",
+                *([f"{row['flops'] / 1e6:.0f}" if "flops" in row else ""] if has_flops else []),
                 *(_percent(by_task.get(task)) for task in tasks if task != ALL),
                 *([_with_interval(by_task.get(ALL))] if ALL in tasks else []),
                 *(gain(by_task.get(ALL, {}), name) for name in others),
             ]
         )
-    heads = ["", "keep", "positions", "kept", *tasks, *(f"over {name}" for name in others)]
+    heads = ["", "keep", "positions", "kept", *["MFLOP"] * has_flops, *tasks, *(f"over {name}" for name in others)]
     return markdown_table(heads, "lrl" + "r" * (len(heads) - 3), lines)
+
+
+def _has_flops(rows: Rows) -> bool:
+    return any("flops" in row for row in rows)
 
 
 def _percent(row: dict[str, Any] | None) -> str:
@@ -188,12 +198,13 @@ def gain(row: dict[str, Any], name: str) -> str:
 
 
 #: Files that `write` writes.
-FILES = ("results.json", "results.csv", "results.md", "curves.png", "tasks.png")
+FILES = ("results.json", "results.csv", "results.md", "curves.png", "tasks.png", "flops.png")
 
 
 def write(rows: Rows, out: Path, run: dict[str, Any]) -> list[str]:
     """Write `results.csv`, `results.json` (`run` and the rows), `results.md`, and pictures of the run's model,
-    `curves.png` and `tasks.png`. With rows of several models, also `curves-MODEL.png` and `tasks-MODEL.png` of each.
+    `curves.png` and `tasks.png`, and `flops.png` where FLOPs were counted. With rows of several models, also
+    `curves-MODEL.png` and so on of each.
 
     Returns:
         The names of these files.
@@ -207,7 +218,10 @@ def write(rows: Rows, out: Path, run: dict[str, Any]) -> list[str]:
     pictures = {"": run["identity"]["model"]} | ({f"-{model}": model for model in models} if len(models) > 1 else {})
     for ending, model in pictures.items():
         of_model = [row for row in rows if row["model"] == model]
-        for name, draw in (("curves", plots.curves), ("tasks", plots.tasks)):
+        drawn: dict[str, Callable[[Rows, Path], None]] = {"curves": plots.curves, "tasks": plots.tasks}
+        if _has_flops(of_model):
+            drawn["flops"] = functools.partial(plots.curves, cost="flops")
+        for name, draw in drawn.items():
             draw(of_model, out / f"{name}{ending}.png")
             written.append(f"{name}{ending}.png")
     return written

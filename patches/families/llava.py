@@ -105,7 +105,6 @@ WITH_PIXTRAL = Family(
     model_types=("llava",),
     shape=pixtral.shape,
     encoder=replace(pixtral.ENCODER, projector="multi_modal_projector"),
-    no_encoder_stage="its Pixtral tower takes all pictures as one sequence",
 )
 FAMILY = register_family(
     Family(

@@ -12,7 +12,7 @@ from tokenprune import cli
 from tokenprune.commands.bench import ALL_TASKS, EASY_VQA
 from tokenprune.commands.bench import TASKS as COMMAND_TASKS
 from tokenprune.eval import minivlm
-from tokenprune.eval.answers import answer
+from tokenprune.eval.answers import answer, encode
 from tokenprune.eval.bench import report
 from tokenprune.eval.bench import run as bench
 from tokenprune.eval.bench.downsample import Downsampled, raster
@@ -21,6 +21,7 @@ from tokenprune.eval.intervals import bootstrap_interval
 from tokenprune.eval.minivlm import llava, qwen
 from tokenprune.eval.minivlm.drawing import KINDS
 from tokenprune.eval.minivlm.easy_vqa import data as easy_vqa
+from tokenprune.eval.profile.counting import count_flops
 from tokenprune.eval.setting import PruningSetting
 
 
@@ -151,6 +152,7 @@ def test_files(finished):
     text = (out / "results.md").read_text()
     assert "`divprune` | 0.1 | compact" in text
     assert all((out / name).stat().st_size > 5000 for name in ("curves.png", "tasks.png"))
+    assert not (out / "flops.png").exists() and "MFLOP" not in text  # they were not counted
 
 
 def test_goes_on_where_it_was_interrupted(finished, monkeypatch, capsys):
@@ -168,6 +170,25 @@ def test_goes_on_where_it_was_interrupted(finished, monkeypatch, capsys):
     asked.clear()
     cli.main([*arguments, "--samples", "3", "--tasks", "word", "--keep", "0.1", "--positions", "original"])
     assert asked == ["full", "downsample", "random", "grid", "divprune"]
+
+
+def test_flops_are_those_of_encoder_and_prefill(tmp_path, capsys):
+    arguments = ["bench", "--model", "llava", "--policy", "divprune,divprune@pixels", "--keep", "0.25"]
+    arguments += ["--tasks", "letter", "--samples", "1", "--out", str(tmp_path), "--flops", "1"]
+    cli.main(arguments)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    flops = {row["policy"]: row["flops"] for row in rows if row["task"] == "all"}
+    assert 0 < flops["divprune@pixels"] < flops["divprune"] < flops["full"]
+    model, processor = minivlm.load("llava")
+    inputs = encode(processor, samples("letter", 1, llava.SIZES), [samples("letter", 1, llava.SIZES)[0].images])
+    with count_flops() as counter:
+        model(**inputs, logits_to_keep=1)
+    assert flops["full"] == counter.get_total_flops()
+    assert "| MFLOP |" in (tmp_path / "results.md").read_text() and (tmp_path / "flops.png").stat().st_size > 5000
+    assert "counting FLOPs of 1 questions of 6 cells" in capsys.readouterr().out
+    cli.main(arguments)
+    assert "counting" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
 
 
 @pytest.mark.parametrize(

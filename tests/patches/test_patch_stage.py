@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenprune import apply_pruning, pruning, pruning_report
-from tokenprune.policies import PixelPrune, make_policy
+from tokenprune.policies import FlowCut, PixelPrune, make_policy
 
 from ..builders import LLAVA_SIDE, PATCH
 from ..families import TOWER_FAMILIES, get_model, ragged_batch
@@ -44,7 +44,7 @@ def test_the_tower_is_as_if_the_other_patches_were_hidden(family, policy):
     model = deep_llava() if family == "llava" else get_model(family)
     images = pixels()
     with pruning(model, policy, 0.3):
-        stage = model.model._tokenprune.encoder
+        stage = model.model._tokenprune.pixels
         pruned = features(model, images)
         n_cls, layers = stage.n_cls, stage.layers
     kept = pruned.abs().amax(2) > 0
@@ -69,6 +69,58 @@ def test_oracle(family):
     for r in records:
         assert r.n_before > r.n_by_stage["pixels"] > r.n_after == r.n_by_stage["vision"]
         assert set(r.indices) <= set(r.kept_after["pixels"])
+
+
+@torch.no_grad()
+def test_inside_the_tower_more_are_hidden_from_a_layer_on():
+    """Of the patches that are left before it, which a policy inside takes for a whole picture; budgets do not."""
+    model, images, left = deep_llava(), pixels(), []
+    n = (LLAVA_SIDE // PATCH) ** 2
+    with pruning(model, ["grid@pixels", FlowCut(every=1, by_entropy=False)], keep=[0.6, 0.25]):
+        pixel_stage, stage = model.model._tokenprune.pixels, model.model._tokenprune.encoder
+        choose_patches, choose = pixel_stage._choose_patches, stage._choose
+
+        def watch_patches(call, *arguments):
+            kept = choose_patches(call, *arguments)
+            left.append(pixel_stage._with_cls(kept))
+            return kept
+
+        def watch(call, cut, hidden):
+            chosen = choose(call, cut, hidden)
+            left.append(left[-1] if chosen is None else left[-1].gather(1, chosen.keep))
+            return chosen
+
+        pixel_stage._choose_patches, stage._choose = watch_patches, watch
+        pruned, layers = features(model, images), stage.layers
+    counts = [each.shape[1] - 1 for each in left]
+    assert counts[0] == round(0.6 * n) and counts[-1] == round(0.25 * n) and len(set(counts)) > 2
+
+    def hide(i):
+        bias = torch.full((len(images), 1, 1, n + 1), -torch.inf, dtype=torch.float64)
+        bias[:, 0, 0].scatter_(1, left[i], 0.0)
+        return lambda module, args, kwargs: ((args[0], bias.expand(-1, -1, n + 1, -1), *args[2:]), kwargs)
+
+    handles = [layer.register_forward_pre_hook(hide(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        expected = features(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    index = (left[-1][:, 1:] - 1)[..., None].expand(-1, -1, expected.shape[2])
+    torch.testing.assert_close(pruned.gather(1, index), expected.gather(1, index), rtol=0, atol=1e-9)
+    assert (pruned == 0).all(-1).sum(1).tolist() == [n - counts[-1]] * len(images)
+
+
+@pytest.mark.parametrize("family", [f for f in TOWER_FAMILIES if f in ("llava", "llava_next", "paligemma")])
+def test_oracle_with_a_policy_inside_the_tower(family):
+    """Between the two, one that merges; behind them, one that reads the tower of what is left."""
+    records = check_against_oracles(
+        get_model(family), ragged_batch(family), ["grid@pixels", "tome", "visionzip"], 0.2, "original",
+        changes_features=True,
+    )  # fmt: skip
+    for r in records:
+        assert r.n_before > r.n_by_stage["pixels"] > r.n_by_stage["encoder"] > r.n_after
+        assert set(r.indices) <= set(r.kept_after["encoder"]) < set(r.kept_after["pixels"])
 
 
 @pytest.mark.parametrize("family", TOWER_FAMILIES)
@@ -102,6 +154,6 @@ def test_what_cannot_be_is_said_at_once():
     model = get_model("llava")
     with pytest.raises(ValueError, match="acts before the vision tower, which keeps the same number of every picture"):
         apply_pruning(model, "pixelprune")
-    with pytest.raises(ValueError, match="act before and inside the vision tower, of which model type 'llava' takes"):
-        apply_pruning(model, ["grid@pixels", "tome"], 0.5)
+    with pytest.raises(ValueError, match="resizes pictures, and policy 'grid@pixels' chooses among the patches"):
+        apply_pruning(model, ["grid@pixels", "downsample"], 0.5)
     assert make_policy("pixelprune@pixels") == PixelPrune()

@@ -97,6 +97,24 @@ def test_counts_that_the_policy_finds(family):
 
 @supported
 @torch.no_grad()
+def test_a_policy_before_the_tower_takes_two_thirds_of_the_way_to_one_budget():
+    """What leaves there saves more than what leaves behind the tower; with a policy that weighs 3, 2 of 5 parts."""
+
+    class Heavy(DivPrune):
+        budget_weight = 3.0
+
+    model, batch = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl")
+    for policies, share in ((["grid@pixels", "divprune"], 2 / 3), (["pixelprune", Heavy()], 2 / 5)):
+        with pruning(model, policies, 0.25):
+            model(**batch.inputs)
+            for r in pruning_report(model):
+                assert r.n_by_stage["pixels"] == max(1, round(0.25**share * r.n_before))
+                assert r.n_after == max(1, round(0.25 * r.n_before))
+    assert make_policy("divprune@pixels").budget_weight == make_policy("rlt").budget_weight == 2
+
+
+@supported
+@torch.no_grad()
 def test_noise_is_kept_to_the_bit():
     model, batch = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl")
     before = model(**batch.inputs).logits

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tokenprune import TowerCut, apply_pruning, pruning, pruning_report, remove_pruning
-from tokenprune.patches.modules import named_arguments
 from tokenprune.policies import IPCV
 
 from ..builders import spread_weights
 from ..families import CASES, get_model, ragged_batch
 from ..oracles import assert_same, keep_mask, masked, prune
+from ..support.restored_layers import Inputs
 from ..support.tower_checks import check_keeping_all, flops_of
 from ..support.towers import skip_where_recorded
 
@@ -49,37 +49,6 @@ def features(model, batch, kind):
     out = getattr(model.model, f"get_{kind}_features")(batch.inputs[pixels], **more)
     out = getattr(out, "pooler_output", out)
     return torch.cat([each.flatten(0, -2) for each in out])
-
-
-class Inputs:
-    """What a layer was given, and what comes out of it instead."""
-
-    def __init__(self, layers):
-        self.given, self.instead = {}, None
-        self.handles = [
-            layer.register_forward_pre_hook(
-                lambda m, args, kwargs, i=i: self.note(i, m, args, kwargs), with_kwargs=True
-            )
-            for i, layer in enumerate(layers)
-        ]
-        self.handles.append(layers[-1].register_forward_hook(self.leave, prepend=True))
-
-    def note(self, i, module, args, kwargs):
-        named = named_arguments(module.forward, args, kwargs)
-        self.given[i] = (named.pop("hidden_states"), named)
-
-    def leave(self, module, args, output):
-        self.out = output
-        if self.instead is None:
-            return None
-        return (self.instead, *output[1:]) if isinstance(output, tuple) else self.instead
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for handle in self.handles:
-            handle.remove()
 
 
 def by_hand(layers, given, policy, keep, n_cls, group):
@@ -127,7 +96,7 @@ def check_by_hand(family, batch, policy, keep, kind="image"):
         given = dict(seen.given)
     expected = by_hand(layers, given, policy, keep, n_cls, group)
     with Inputs(layers) as seen:
-        seen.instead = expected
+        seen.instead = {len(layers) - 1: expected}
         behind = features(model, batch, kind)
     with pruning(model, policy, keep):
         pruned = features(model, batch, kind)
@@ -140,6 +109,28 @@ def check_by_hand(family, batch, policy, keep, kind="image"):
 @torch.no_grad()
 def test_the_tower_does_what_the_paper_says(family):
     check_by_hand(family, ragged_batch(family), IPCV(neighbours=3, stabilised=2), 0.4)
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "idefics3"])
+@torch.no_grad()
+def test_behind_tokens_that_left_before_the_tower(family):
+    """What the paper says, of the patches that the pixels stage has left; budgets count the whole picture."""
+    model, batch, policy = deep_model(family), ragged_batch(family), IPCV(neighbours=3, stabilised=1)
+    layers, n_cls, group = layers_of(model)
+    with pruning(model, "grid@pixels", 0.6), Inputs(layers) as seen:
+        features(model, batch, "image")
+    n_left = (seen.given[1][0].shape[1] - n_cls) // group
+    n = {"llava": 36, "internvl": 9, "idefics3": 9}[family]
+    assert n_left == round(0.6 * n)
+    expected = by_hand(layers, seen.given, policy, round(0.3 * n) / n_left, n_cls, group)
+    with pruning(model, "grid@pixels", 0.6), Inputs(layers) as seen:
+        seen.instead = {len(layers) - 1: expected}
+        behind = features(model, batch, "image")
+    with pruning(model, ["grid@pixels", policy], keep=[0.6, 0.3]):
+        pruned = features(model, batch, "image")
+        model(**batch.inputs)
+        assert all(r.n_by_stage == {"pixels": n_left, "vision": n_left} for r in pruning_report(model))
+    torch.testing.assert_close(pruned, behind, rtol=0, atol=1e-9)
 
 
 @torch.no_grad()
@@ -174,7 +165,7 @@ def test_oracle_with_a_policy_behind_it(family):
         assert all(r.n_after == round(share * r.n_before) for r in records)
         assert all("encoder" in r.select_ms_by_stage and "encoder" not in r.kept_after for r in records)
         with Inputs(layers) as seen:
-            seen.instead = expected
+            seen.instead = {len(layers) - 1: expected}
             assert_same(run, masked(model, batch, keep_mask(batch, records)))
 
 
@@ -228,9 +219,8 @@ def test_gradients_reach_layers_below_the_cut():
 
 
 def test_what_cannot_be_is_said():
-    for family in ("qwen2_5_vl", "mistral3"):
-        with pytest.raises(ValueError, match=f"'{family}' does not allow: patches come back in the towers of CLIP"):
-            apply_pruning(get_model(family), "ipcv", 0.5)
+    with pytest.raises(ValueError, match="'mistral3' does not allow: patches come back in the towers of Qwen-VL, CLIP"):
+        apply_pruning(get_model("mistral3"), "ipcv", 0.5)
     model, batch = deep_model("internvl"), ragged_batch("internvl")
 
     class Own(IPCV):

@@ -91,6 +91,14 @@ def test_pixtral_under_llava_before_the_tower(with_pixtral):
     assert all(set(r.indices) <= set(r.kept_after["pixels"]) < set(range(r.n_before)) for r in records)
 
 
+def test_pixtral_under_llava_inside_the_tower(with_pixtral):
+    """Where a token is one patch; behind tokens that left before the tower, and before a policy that reads it."""
+    policies = ["grid@pixels", "flowcut", "visionzip"]
+    records = check_against_oracles(with_pixtral, ragged(), policies, 0.2, "original", changes_features=True)
+    for r in records:
+        assert set(r.indices) <= set(r.kept_after["encoder"]) < set(r.kept_after["pixels"]) < set(range(r.n_before))
+
+
 @pytest.mark.parametrize("label", ["fastv", "divprune+fastv", "auto"])
 def test_pixtral_under_llava_in_the_decoder(with_pixtral, label):
     policies, options = DEEP[label]
@@ -123,7 +131,7 @@ def test_one_picture_without_its_size(with_pixtral):
 
 
 def test_stages_that_a_tower_does_not_allow_are_refused(with_pixtral):
-    for policy in ("tome", "flowcut", "downsample"):
+    for policy in ("tome", "downsample"):
         with pytest.raises(ValueError, match="Pixtral tower takes all pictures as one sequence"):
             apply_pruning(with_pixtral, policy)
 

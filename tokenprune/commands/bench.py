@@ -56,6 +56,12 @@ def add(commands: arguments.Commands) -> None:
         help="also compare every policy with this one, by question",
     )
     completers.complete(against, completers.policies)
+    bench.add_argument(
+        "--flops",
+        type=arguments.count,
+        metavar="N",
+        help="also count FLOPs, vision encoder and prefill, of N questions per task, and draw accuracy against them",
+    )
     bench.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="folder of results")
     arguments.add_json(bench)
     bench.set_defaults(run=_run, resumes=True)

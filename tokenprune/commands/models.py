@@ -32,20 +32,21 @@ def add(commands: arguments.Commands) -> None:
 
 def facts(name: str) -> dict[str, Any]:
     """What is known of a model type, as JSON values; a reason is None where there is nothing against it."""
+    from ..patches.families.acting import before_encoder, inside_encoder
     from ..patches.families.registry import family_by_type
 
     family = family_by_type(name)
-    encoder = family.encoder
-    acts = encoder is not None and any(
-        each is not None for each in (encoder.layers, encoder.packed_tower, encoder.raster_layers)
-    )
+    before, inside = before_encoder(family), inside_encoder(family)
     return {
         "model_type": name,
         "takes": list(family.kinds),
         "positions": family.positions,
         "default_keep": family.default_keep,
         "reads_encoder": family.encoder is not None,
-        "no_encoder_stage": None if acts else family.no_encoder_stage,
+        "pixels_stage": before,
+        "no_pixels_stage": None if before else family.no_pixel_stage,
+        "encoder_policies": list(inside),
+        "no_encoder_stage": None if inside else family.no_encoder_stage,
         "no_decoder_stage": family.no_decoder_stage,
     }
 
@@ -87,8 +88,8 @@ def _list(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="supported model types", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for head in ("model type", "takes", "ids", "keep", "also acts in"):
-        table.add_column(head, no_wrap=head != "takes", overflow="fold")
+    for head, width in (("model type", None), ("takes", 7), ("ids", None), ("keep", None), ("also acts in", 8)):
+        table.add_column(head, no_wrap=width is None, min_width=width, overflow="fold")
     for each in found:
         table.add_row(
             each["model_type"],
@@ -99,7 +100,10 @@ def _list(args: argparse.Namespace, found: list[dict[str, Any]]) -> None:
         )
     console = arguments.console(args)
     console.print(table)
-    note = "ids: position ids. keep: the default ratio. also acts in: stages besides vision that policies can act at."
+    note = (
+        "ids: position ids. keep: the default ratio. also acts in: stages besides vision that policies can act at; "
+        "`tokenprune models TYPE` says which policies in the encoder, and why not."
+    )
     console.print(note, style="dim", highlight=False)
 
 
@@ -117,8 +121,14 @@ def _list_refused(args: argparse.Namespace, found: list[dict[str, Any]]) -> None
 
 def _further_stages(known: dict[str, Any]) -> list[str]:
     """Stages, besides vision, at which policies can act on a model type."""
-    against = {"encoder": known["no_encoder_stage"], "decoder": known["no_decoder_stage"]}
+    against = {stage: known[f"no_{stage}_stage"] for stage in ("pixels", "encoder", "decoder")}
     return [stage for stage, reason in against.items() if reason is None]
+
+
+def _described(known: dict[str, Any], stage: str, how: str) -> str:
+    """Whether policies can act at a stage, and how, or why not."""
+    reason = known[f"no_{stage}_stage"]
+    return f"no: {reason}" if reason else how
 
 
 def _show(args: argparse.Namespace, known: dict[str, Any]) -> None:
@@ -128,14 +138,16 @@ def _show(args: argparse.Namespace, known: dict[str, Any]) -> None:
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
     reads = "yes" if known["reads_encoder"] else "no"
+    before = "yes, if the budget is a number" if known["pixels_stage"] == "a number" else "yes"
     for head, value in (
         ("model type", known["model_type"]),
         ("takes", ", ".join(f"{kind}s" for kind in known["takes"])),
         ("position ids", _POSITIONS[known["positions"]]),
         ("default keep", f"{known['default_keep']:g}"),
         ("policies read the vision encoder", reads),
-        ("they act in it", f"no: {known['no_encoder_stage']}" if known["no_encoder_stage"] else "yes"),
-        ("they act in the decoder", f"no: {known['no_decoder_stage']}" if known["no_decoder_stage"] else "yes"),
+        ("they act before it", _described(known, "pixels", before)),
+        ("they act in it", _described(known, "encoder", ", ".join(known["encoder_policies"]))),
+        ("they act in the decoder", _described(known, "decoder", "yes")),
     ):
         grid.add_row(head, value)
     arguments.console(args).print(grid)

@@ -57,7 +57,7 @@ class AtPixels(Policy):
 
     @property
     def budget_weight(self) -> float:
-        return self.policy.budget_weight
+        return 2 * self.policy.budget_weight  # twice, as of all policies that act there
 
     @property
     def chooser(self) -> Policy:

@@ -102,9 +102,10 @@ class Policy(FormerNames):
         """Weight among policies that share one budget, > 0.
 
         After policies of weights 1 and 3, with a final keep ratio r, r ** (1 / 4) of the tokens are left after the
-        first and r after the second.
+        first and r after the second. A policy that acts before the vision encoder has 2, because a token that leaves
+        there saves the encoder's work and the language model's, and all others have 1.
         """
-        return 1.0
+        return 2.0 if Stage.PIXELS in self.stages else 1.0
 
     def encoder_spec(self) -> EncoderSpec | None:
         """What to record of the vision encoder for `VisualTokens`; None: nothing."""

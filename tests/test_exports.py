@@ -174,7 +174,7 @@ COMMANDS = {
     "new-tokens frames dtype attn device device-map work plot out",
     "show": "image model policy keep positions question new-tokens device out json",
     "profile": "model config layers vision-layers policy keep batch image-size images frames new-tokens rounds dtype "
-    "attn device engine concurrency requests json plot",
+    "attn device engine concurrency requests batched-tokens clock json plot",
     "eval": "model policy keep positions tasks include-path backend model-args gen-kwargs limit batch-size device "
     "no-full out compare",
     "play": "model policy keep positions new-tokens device dtype host port share no-browser",

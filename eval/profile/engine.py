@@ -13,9 +13,8 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,14 @@ from ...serve.settings import KEEP, OPTIONS, POLICY
 from .. import minivlm
 from ..files import console_beside, write_json
 from ..machine import describe
-from ..model_names import find_checkpoint
 from ..policy_names import parse_policy
 from ..setting import FULL, PruningSetting, label, settings_grid
-from .engine_checkpoint import Checkpoint, make_checkpoint
+from .clocks import CLOCKS
+from .engine_checkpoint import Checkpoint, checkpoint_of
 from .options import CONCURRENCY, REQUESTS, check
 
 WARM_UP = 1  # rounds before those that count
+WARM_CLIENTS = 4  # at most, in these
 ROUNDS = 5  # that count, where their number is not given
 PROMPT = "what colour is the circle ?"
 
@@ -48,12 +48,16 @@ class Load:
         images: in each request.
         side: height and width of an image in pixels.
         new_tokens: generated for each request.
+        batched_tokens: prompt tokens that the engine takes in a step; None: its default.
+        clock: what times are taken by, of `CLOCKS`.
     """
 
     requests: int = 32
     images: int = 1
     side: int = 96
     new_tokens: int = 8
+    batched_tokens: int | None = None
+    clock: str = "wall"
 
 
 @dataclass
@@ -61,7 +65,7 @@ class _Times:
     """Measurements of one setting and number of clients.
 
     Attributes:
-        seconds: per round, wall time by request.
+        seconds: per round, time by request.
         first: per round, the median of seconds to the first token.
         prompt: tokens of a prompt, as the engine counts them.
     """
@@ -79,7 +83,7 @@ class _Server:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self.load = load
+        self.load, self.clock = load, CLOCKS[load.clock]
         model, load_format = checkpoint.model, "dummy" if checkpoint.dummy else "auto"
         per_image = 64 + 2 * (load.side // 4) ** 2  # more tokens than any supported model makes of an image
         self.engine = AsyncLLM.from_engine_args(
@@ -87,8 +91,8 @@ class _Server:
                 model=minivlm.checkpoint_path(model), dtype=checkpoint.dtype, load_format=load_format,  # type: ignore[arg-type]
                 enforce_eager=not torch.cuda.is_available(), max_num_seqs=max(concurrency, 8),
                 max_model_len=min(self._context(model), 256 + load.images * per_image + load.new_tokens),
-                limit_mm_per_prompt={"image": load.images}, enable_prefix_caching=False, mm_processor_cache_gb=0,
-                disable_log_stats=True,
+                limit_mm_per_prompt={"image": load.images}, max_num_batched_tokens=load.batched_tokens,
+                enable_prefix_caching=False, mm_processor_cache_gb=0, disable_log_stats=True,
             )
         )  # fmt: skip
         messages: Any = minivlm.prompt(PROMPT, load.images)
@@ -128,15 +132,15 @@ class _Server:
                     "multi_modal_data": {"image": waiting.pop()},
                     "mm_processor_kwargs": {"keep": keep},
                 }
-                sent, first_token = time.perf_counter(), None
+                sent, first_token = self.clock(), None
                 async for out in self.engine.generate(request, sampling, f"{len(waiting)}-{sent}"):  # type: ignore[arg-type]
-                    first_token = first_token or time.perf_counter() - sent
+                    first_token = first_token or self.clock() - sent
                     times.prompt = len(out.prompt_token_ids or ())
                 first.append(first_token or 0.0)
 
-        started = time.perf_counter()
+        started = self.clock()
         await asyncio.gather(*[client() for _ in range(concurrency)])
-        times.seconds.append((time.perf_counter() - started) / n)
+        times.seconds.append((self.clock() - started) / n)
         times.first.append(statistics.median(first))
 
 
@@ -189,7 +193,7 @@ def measure(
         for i in range(-WARM_UP, rounds):
             for (keep, clients), counted in times.items():
                 if i < 0:
-                    await server.round(keep, clients, clients, _Times())
+                    await server.round(keep, min(clients, WARM_CLIENTS), 1, _Times())
                 else:
                     await server.round(keep, clients, load.requests, counted)
                 tick()
@@ -242,8 +246,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     console = console_beside(options.json, console)
     concurrencies, rounds = options.concurrency or CONCURRENCY, options.rounds or ROUNDS
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint, side = _checkpoint(options, Path(temporary))
-        load = Load(options.requests or REQUESTS, options.images, side or 96, options.new_tokens)
+        checkpoint, side = checkpoint_of(options, Path(temporary))
+        load = Load(
+            options.requests or REQUESTS, options.images, side or 96, options.new_tokens, options.batched_tokens,
+            options.clock or "wall",
+        )  # fmt: skip
         rows: list[dict[str, Any]] = []
         with Progress(console=console, transient=True) as progress:
             steps = (1 + len(options.keep)) * len(concurrencies) * (rounds + WARM_UP)
@@ -255,8 +262,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
     machine, name = describe(), options.model or options.config
     console.width = max(console.width, 100)  # narrower, figures would be cut
     layers = f", {options.layers} decoder layers" if options.model is None and options.layers else ""
+    if options.vision_layers is not None:
+        layers += f" and {options.vision_layers} of the vision encoder"
     title = f"{name}{layers}, vLLM, {checkpoint.dtype}, {load.requests} requests a round, {load.new_tokens} new tokens"
-    console.print(table(rows, f"{title}; {machine['device']}, {machine['cores']} cores"))
+    console.print(table(rows, f"{title}; {machine['device']}, {machine['cores']} cores", load.clock))
     verdicts = {
         label(policy, keep): verdict([row for row in rows if (row["policy"], row["keep"]) == (policy, keep)])
         for policy in options.policy
@@ -271,19 +280,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "machine": machine | {"vllm": vllm.__version__},
             "model": name,
             "layers": options.layers,
+            "vision_layers": options.vision_layers,
             "dtype": checkpoint.dtype,
-            "load": {name: getattr(load, name) for name in ("requests", "images", "side", "new_tokens")},
+            "load": asdict(load),
         }
         write_json(options.json, {**head, "rounds": rounds, "rows": rows, "verdicts": verdicts})
     if options.plot:
         draw(options.plot, rows, title)
-
-
-def _checkpoint(options: argparse.Namespace, folder: Path) -> tuple[Checkpoint, int | None]:
-    """The checkpoint that the command line asks for, made in `folder` if it is a published shape; and the side of the
-    images, if it is known."""
-    dtype = options.dtype or "float32"
-    if options.model is not None:
-        return Checkpoint(find_checkpoint(options.model), dtype), options.image_size
-    path, side = make_checkpoint(options.config, options.layers, folder)
-    return Checkpoint(str(path), dtype, dummy=True), options.image_size or side

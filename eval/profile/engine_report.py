@@ -16,9 +16,16 @@ CAPTION = (
 )
 
 
-def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """A table of the rows of `engine.measure`, by number of clients."""
-    out = Table(title=title, box=box.SIMPLE, caption=CAPTION, caption_justify="left")
+def table(rows: Sequence[dict[str, Any]], title: str, clock: str = "wall") -> Table:
+    """A table of the rows of `engine.measure`, by number of clients.
+
+    Args:
+        rows: what was measured.
+        title: of the table.
+        clock: what times were taken by.
+    """
+    caption = CAPTION if clock == "wall" else f"{CAPTION} Seconds are those that the engine and its clients computed."
+    out = Table(title=title, box=box.SIMPLE, caption=caption, caption_justify="left")
     for name in ("clients", "", "prompt tokens", "requests/s", "x full", "TTFT ms", "x full"):
         out.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     for row in sorted(rows, key=lambda row: (row["concurrency"], row["policy"] != FULL)):

@@ -11,8 +11,8 @@ from ..errors import CommandError
 from ..files import check_different, check_file, picture_suffixes
 
 #: Options that one engine only takes, with the value that they have where they are not given.
-_OF_TRANSFORMERS: dict[str, Any] = {"batch": 1, "frames": 0, "attn": None, "device": None, "vision_layers": None}
-_OF_VLLM = ("concurrency", "requests")
+_OF_TRANSFORMERS: dict[str, Any] = {"batch": 1, "frames": 0, "attn": None, "device": None}
+_OF_VLLM = ("concurrency", "requests", "batched_tokens", "clock")
 #: Those of vLLM where they are not given.
 CONCURRENCY, REQUESTS = (1, 8, 32), 32
 
@@ -33,7 +33,7 @@ def check(options: argparse.Namespace) -> None:
     else:
         for name in _OF_VLLM:
             if getattr(options, name) is not None:
-                raise CommandError(f"--{name} goes with --engine vllm")
+                raise CommandError(f"--{name.replace('_', '-')} goes with --engine vllm")
         if options.new_tokens < 2:
             raise CommandError(f"new_tokens={options.new_tokens} must be at least 2: the first is the prefill's")
     if options.model is not None and options.layers is not None:

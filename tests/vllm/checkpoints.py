@@ -219,6 +219,48 @@ def gemma3(folder: Path) -> Path:
     return _llava(folder, t.Gemma3ForConditionalGeneration(config), processor)
 
 
+def _gemma4(folder: Path, family: str, text: dict[str, Any], vision: dict[str, Any]) -> Path:
+    import transformers as t
+
+    names = {f"{name}_token": f"<{name}>" for name in ("boi", "eoi", "image", "audio", "boa", "eoa")}
+    tokenizer = _named_tokens(["<|video|>"], **names)
+    tokenizer.chat_template = None  # beside one, the engine puts no token before a prompt
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items() if name[:3] != "eoa"}
+    decoder = getattr(t, f"{family}TextConfig")(
+        **TEXT | dict(vocab_size=len(tokenizer)), head_dim=32, global_head_dim=64, sliding_window=4096,
+        layer_types=["sliding_attention", "full_attention"] * 2, use_bidirectional_attention=None, **text,
+    )  # fmt: skip
+    config = getattr(t, f"{family}Config")(
+        vision_config=vision | dict(patch_size=4, pooling_kernel_size=2), text_config=decoder, audio_config=None,
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"), eoa_token_index=tokenizer.eoa_token_id,
+        tie_word_embeddings=False, **ids,
+    )  # fmt: skip
+    raster = dict(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
+    processor = getattr(t, f"{family}Processor")(
+        getattr(t, f"{family}AudioFeatureExtractor")(), getattr(t, f"{family}ImageProcessor")(**raster), tokenizer,
+        getattr(t, f"{family}VideoProcessor")(**raster), image_seq_length=70,
+    )  # fmt: skip
+    model = getattr(t, f"{family}ForConditionalGeneration")(config)
+    placeholders = [config.image_token_id, config.video_token_id, config.audio_token_id]
+    model.generation_config.suppress_tokens = placeholders  # as published ones do
+    return _save_with(folder, model, processor)
+
+
+def gemma4(folder: Path) -> Path:
+    """As the smaller ones: layers have inputs of their own by token, and the last two take keys of earlier ones."""
+    text = dict(hidden_size_per_layer_input=32, vocab_size_per_layer_input=100, num_kv_shared_layers=2)
+    tower = dict(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=32, position_embedding_size=256, default_output_length=70,
+    )  # fmt: skip
+    return _gemma4(folder, "Gemma4", text, tower)
+
+
+def gemma4_unified(folder: Path) -> Path:
+    vision = dict(model_patch_size=8, mm_embed_dim=64, mm_posemb_size=256, output_proj_dims=64, num_soft_tokens=70)
+    return _gemma4(folder, "Gemma4Unified", {}, vision)
+
+
 def mistral3(folder: Path) -> Path:
     import transformers as t
 
@@ -237,6 +279,7 @@ def mistral3(folder: Path) -> Path:
 BUILD: dict[str, Callable[[Path], Path]] = {
     each.__name__: each
     for each in (
-        llava_next, llava_onevision, internvl, gemma3, mistral3, qwen2_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe,
+        llava_next, llava_onevision, internvl, gemma3, gemma4, gemma4_unified, mistral3, qwen2_vl, qwen3_vl,
+        qwen3_vl_moe, qwen3_5, qwen3_5_moe,
     )
 }  # fmt: skip

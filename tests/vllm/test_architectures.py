@@ -54,9 +54,15 @@ def _requests(cases, keep):
         ("llava_onevision", "divprune"),
         ("llava_onevision", "vispruner"),  # attention received, no CLS
         ("internvl", "divprune"),
+        ("internvl", "cdpruner"),  # behind each picture stands a token that is part of the question
         ("gemma3", "divprune"),
+        ("gemma3", "cdpruner"),
         ("gemma3", "fopru"),  # attention received, crop by crop
+        ("gemma4", "divprune"),
+        ("gemma4_unified", "cdpruner"),
+        ("gemma4", "cdpruner"),
         ("mistral3", "divprune"),
+        ("mistral3", "cdpruner"),
         ("qwen2_vl", "divprune"),
         ("qwen2_vl", "mmtok"),  # patches before the merger
         ("qwen3_vl_moe", "cdpruner"),

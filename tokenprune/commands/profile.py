@@ -61,6 +61,18 @@ def add(commands: arguments.Commands) -> None:
         help="clients at a time, of --engine vllm; default 1,8,32",
     )
     profile.add_argument("--requests", type=count, metavar="N", help="of a round, of --engine vllm; default 32")
+    profile.add_argument(
+        "--batched-tokens",
+        type=count,
+        metavar="N",
+        help="prompt tokens in a step of the engine, of --engine vllm",
+    )
+    profile.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        help="of --engine vllm; default wall. cpu: seconds that the engine and its clients compute, for a machine that "
+        "others use as well",
+    )
     arguments.add_json(profile)
     profile.add_argument("--plot", type=Path, metavar="PNG", help="also draw latency by phase and the savings")
     profile.set_defaults(run=_run)

@@ -51,6 +51,10 @@ SERVED = {
         "tokenprune.serve.internvl:PrunedInternVL", "InternVL", videos=True, readable=UNHEARD
     ),
     "Gemma3ForConditionalGeneration": Architecture("tokenprune.serve.gemma3:PrunedGemma3", "Gemma 3", readable=CLIP),
+    "Gemma4ForConditionalGeneration": Architecture("tokenprune.serve.gemma4:PrunedGemma4", "Gemma 4", videos=True),
+    "Gemma4UnifiedForConditionalGeneration": Architecture(
+        "tokenprune.serve.gemma4_unified:PrunedGemma4Unified", "Gemma 4 (no encoder)", videos=True
+    ),
     "Mistral3ForConditionalGeneration": Architecture("tokenprune.serve.mistral3:PrunedMistral3", "Mistral 3"),
     "Qwen2VLForConditionalGeneration": _qwen("qwen2_vl:PrunedQwen2VL", "Qwen2-VL"),
     "Qwen2_5_VLForConditionalGeneration": _qwen("qwen2_5_vl:PrunedQwen2_5_VL", "Qwen2.5-VL"),

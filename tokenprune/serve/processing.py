@@ -88,9 +88,24 @@ class PruningProcessor(BaseMultiModalProcessor):
             asked[ASKED]["keep"] = keep
         if failed := failures.count():
             asked[ASKED]["failures"] = failed
-        if "text" in self.settings.policy.needs:
+        guided = "text" in self.settings.policy.needs
+        if guided:
             asked[ASKED].update(self._words(inputs.prompt))
-        return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=asked), *args, **kwargs)
+        result = super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=asked), *args, **kwargs)
+        if guided:
+            self._renew_question(result)
+        return result
+
+    def _renew_question(self, result: Any) -> None:
+        """Have the policy read the question as the model does: with tokens that stand behind the last picture, which
+        some stock processors write only when they put in the placeholders."""
+        question = torch.tensor(self._words(result["prompt_token_ids"])["question"], dtype=torch.int64)
+        for modality, items in result["mm_kwargs"].items():
+            name = QUESTION.format(modality)
+            for item in items:
+                # One that the engine has in a cache is not sent again: it was of the same prompt.
+                if item is not None and name in item and item[name].data is not None:
+                    item[name] = dataclasses.replace(item[name], data=question)
 
     def _keep(self, requested: Any) -> float | int | None:
         """Of the request, else of the engine's `--mm-processor-kwargs`, else of the settings."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -87,6 +89,7 @@ class PreparationNotes(StandIn):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = cache_among(kwargs)
         if self._drafts_blind(cache, kwargs):
+            refuse_earlier_turns(sys._getframe(1))
             kwargs = self._with_pictures(kwargs)
         if layout_of(cache) is not None:
             cache.callers_mask = kwargs.get("attention_mask")
@@ -125,6 +128,29 @@ class PreparationNotes(StandIn):
                     "wide; give it the pictures themselves: tokenprune.draft(model, ..., pixels=inputs)"
                 )
         return seeing
+
+
+def refuse_earlier_turns(frame: FrameType) -> None:
+    """Raise `ValueError` where assisted decoding begins on a KV cache that holds earlier turns.
+
+    transformers feeds the model the whole prompt again there, behind what the cache holds, and the text is another.
+
+    Args:
+        frame: in which the draft's prefill is prepared.
+    """
+    caller: FrameType | None = frame
+    while caller is not None and caller.f_code.co_name != "_assisted_decoding":
+        caller = caller.f_back
+    if caller is None or not caller.f_locals.get("is_first_iteration"):
+        return
+    cache = cache_among(caller.f_locals.get("model_kwargs") or {})
+    held = 0 if cache is None else int(cache.get_seq_length())
+    if held:
+        raise ValueError(
+            f"assisted decoding cannot go on with a KV cache: transformers feeds the {held} tokens that it holds a "
+            "second time, and the text is another one; leave past_key_values out and feed the whole talk, with all its "
+            "pictures, or generate this turn without assistant_model"
+        )
 
 
 #: What is put on a head, by the name of the method it takes the place of.

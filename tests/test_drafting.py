@@ -74,6 +74,23 @@ def test_the_text_is_the_models_own_on_embedded_models(name):
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_later_turns_of_a_talk(family):
+    """The talk is fed from its beginning; on the KV cache of earlier turns transformers would feed it a second time."""
+    model = get_model(family)
+    size = Picture(FAMILIES[family].sizes[0])
+    first = make_batch(family, [[3, size, 4]]).inputs
+    answer = generate(model, first, return_dict_in_generate=True)
+    whole = make_batch(family, [[3, size, 4 + STEPS + 3]]).inputs  # the first turn, its answer, and a turn of text
+    turn = {**whole, "input_ids": torch.cat([answer.sequences, whole["input_ids"][:, -3:]], 1)}
+    for assistant in (draft(model, "grid", 0.5), draft(model, "grid", 0.5, pixels=first)):
+        assert generate(model, turn, assistant).tolist() == generate(model, turn).tolist()
+        assert pruning_report(assistant)
+    held = first["input_ids"].shape[1] + STEPS - 1
+    with pytest.raises(ValueError, match=rf"the {held} tokens that it holds a second time.*feed the whole talk"):
+        generate(model, turn, draft(model, "grid", 0.5), past_key_values=answer.past_key_values)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_a_draft_that_sees_all_is_always_right(family):
     """The model is run once: it agrees with all eleven tokens, and adds the twelfth."""
     model, inputs = get_model(family), prompt(family, 1).inputs

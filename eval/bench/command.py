@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import ast
 import shlex
 from typing import Any
 
@@ -97,7 +97,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
                 for row in of_model
                 if row["policy"] == FULL or (repr(row["keep"]), row["positions"]) == (keep, positions)
             ]
-            title = f"{model}, " * (len(models) > 1) + f"keep {format_keep(json.loads(keep))}, {positions} positions"
+            budget = format_keep(ast.literal_eval(keep))
+            title = f"{model}, " * (len(models) > 1) + f"keep {budget}, {positions} positions"
             out.append(_table(shown, title))
     return out
 

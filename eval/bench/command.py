@@ -20,7 +20,14 @@ from . import ALL_TASKS, report, run, tasks, tasks_of
 from .collected import Setting, collect
 from .tasks import ALL
 
-_SHORT = {"attribute": "attr.", "existence": "exist.", "counting": "count", "spatial": "spat."}
+_SHORT = {
+    "attribute": "attr.",
+    "existence": "exist.",
+    "counting": "count",
+    "spatial": "spat.",
+    "heading": "head.",
+    "caption": "capt.",
+}
 
 
 def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
@@ -54,7 +61,7 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
         "models": {model: run.weights(model) for model in dict.fromkeys(row["model"] for row in rows)},
     }
     written = report.write(rows, options.out, made)
-    wide = Console(width=max(console.width, 112), file=console.file)  # narrower, figures would be cut
+    wide = Console(width=max(console.width, 120), file=console.file)  # narrower, figures would be cut
     for table in tables(rows):
         wide.print(table)
     if found.left_out:

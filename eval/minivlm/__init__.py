@@ -41,6 +41,12 @@ def checkpoint_path(model: str) -> str:
     return str(EMBEDDED.get(model, model))
 
 
+def reads_pages(model: str) -> bool:
+    """Whether a model's name or path is that of the embedded model for pages, which does not know questions about
+    scenes."""
+    return Path(checkpoint_path(model)) == WEIGHTS.get("qwen-pages")
+
+
 def load_processor(model: str) -> ProcessorMixin:
     """The processor of an embedded model, a path or an id; see `processors.load_processor`."""
     from ..processors import load_processor

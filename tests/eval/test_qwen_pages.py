@@ -9,6 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 
+from tokenprune import cli
 from tokenprune.eval.answers import answer, encode, exact_matches
 from tokenprune.eval.bench import PAGES
 from tokenprune.eval.bench.downsample import Downsampled
@@ -25,11 +26,12 @@ from tokenprune.eval.minivlm.qwen_pages.pages import PagePainter, draw_page
 from tokenprune.eval.minivlm.qwen_pages.questions import TYPES, clip_questions, describe, page_questions
 from tokenprune.eval.minivlm.qwen_tower import patches
 from tokenprune.eval.minivlm.scenes import cell_name, draw_scene
+from tokenprune.eval.play.examples import examples
 from tokenprune.eval.setting import PruningSetting
 from tokenprune.policies import make_policy
 from tokenprune.policies.types import VisualTokens
 
-SEEDS = range(30)
+SEEDS = range(20)
 KINDS = PagePainter.kinds
 
 current = pytest.mark.skipif(
@@ -123,7 +125,7 @@ def test_words_are_known_and_fit():
     tokenizer = qwen_pages.build_processor().tokenizer
     assert list(qwen_pages.IDS)[: len(qwen.IDS)] == list(qwen.IDS)  # whose weights they go on with
     for kind in SIZES:
-        batch = make_batch(kind, "test", 0, 40)
+        batch = make_batch(kind, "test", 0, 20)
         assert ((batch.targets != IGNORE).sum(-1) > 0).sum(-1).max() <= QUESTIONS[kind]
         assert batch.ids.shape[-1] == LENGTHS[kind]
     for text in {q.text + " " + q.answer for seed in SEEDS for q in page_questions(draw_page(seed))}:
@@ -132,13 +134,13 @@ def test_words_are_known_and_fit():
 
 @pytest.mark.parametrize("task", PAGES)
 def test_tasks_ask_the_same_questions_each_time(task):
-    some = asked("qwen-pages", task, 16)
-    assert [s.question for s in some] == [s.question for s in asked("qwen-pages", task, 16)]
+    some = asked("qwen-pages", task, 8)
+    assert [s.question for s in some] == [s.question for s in asked("qwen-pages", task, 8)]
     assert {s.question.type for s in some} == {task}
     validation = asked("qwen-pages", task, 2, "validation")
     assert not any(np.array_equal(a.scene.image, b.scene.image) for a in some for b in validation)
     if task in ("motion", "frame"):
-        assert max(Counter(s.question.answer for s in some).values()) <= 4
+        assert max(Counter(s.question.answer for s in some).values()) <= 2
 
 
 def test_all_types_are_asked():
@@ -228,12 +230,26 @@ def test_training_runs_and_resumes(tmp_path, monkeypatch):
 
 
 @trained
+def test_pictures_to_begin_with_are_its_own():
+    for name in ("qwen-pages", "embedded-qwen-pages", str(WEIGHTS["qwen-pages"])):
+        assert {example.picture.size for example in examples(name)} == {(128, 128)}
+    assert examples("embedded-qwen")[0].picture.size == (96, 96)
+
+
+@trained
+def test_tasks_about_scenes_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "--model", "qwen-pages", "--policy", "grid"])
+    assert "tokenprune bench --model qwen-pages asks what it can answer" in capsys.readouterr().err
+
+
+@trained
 def test_answers_held_out_questions():
     model, processor = load("qwen-pages")
     scores = {}
     for task in PAGES:
-        some = samples(task, 16)
+        some = samples(task, 8)
         scores[task] = exact_matches(some, answer(model, processor, some, PruningSetting())).mean()
     assert np.mean(list(scores.values())) >= 0.9, scores
-    assert min(scores.values()) >= 0.75, scores  # of sixteen; the benchmark asks more
+    assert min(scores.values()) >= 0.6, scores  # of eight; the benchmark asks more
     assert "--seed 0" in json.loads((WEIGHTS["qwen-pages"] / "training.json").read_text())["command"]

@@ -22,7 +22,7 @@ TYPES = ("exists", "colour", "shape", "where", "count", "letter")
 
 @dataclass(frozen=True)
 class Sample:
-    """A question about one scene or more, or about what else has an `image`."""
+    """A question about one scene or more, or about what else has an `image`, which may be a video's frames."""
 
     scenes: tuple[Any, ...]
     question: Question
@@ -34,8 +34,13 @@ class Sample:
 
     @property
     def images(self) -> list[np.ndarray]:
-        """One image per scene, uint8 (height, width, 3)."""
+        """One image per scene, uint8 (height, width, 3), or a video, (frames, height, width, 3)."""
         return [scene.image for scene in self.scenes]
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the question is about a video."""
+        return self.scene.image.ndim == 4
 
 
 @dataclass
@@ -69,10 +74,14 @@ def encode(processor: Any, samples: Sequence[Sample], images: Sequence[Sequence[
 
     Args:
         processor: of an embedded model.
-        samples: the questions.
-        images: of each sample, uint8 (height, width, 3).
-        **kwargs: further arguments for the processor.
+        samples: the questions, all about images or all about a video each.
+        images: of each sample, uint8 (height, width, 3), or (frames, height, width, 3).
+        **kwargs: further arguments for the processor, which videos do not need.
     """
+    if samples[0].is_video:
+        from .minivlm.qwen_pages.inputs import clip_inputs
+
+        return clip_inputs(processor, [s.question.text for s in samples], [of_sample[0] for of_sample in images])
     texts = [
         processor.apply_chat_template(prompt(s.question.text, len(s.scenes)), add_generation_prompt=True)
         for s in samples
@@ -122,7 +131,8 @@ def answer(
             tokens = model.generate(**inputs)
             records = _by_sample(setting.records(model), len(part))
         answers.records += records
-        placeholders = (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist()
+        known = [model.config.image_token_id, getattr(model.config, "video_token_id", model.config.image_token_id)]
+        placeholders = torch.isin(inputs["input_ids"], torch.tensor(known)).sum(1).tolist()
         answers.kept += [
             sum(record.mean_tokens(n_layers) for record in of_sample) if of_sample else n
             for of_sample, n in zip(records, placeholders, strict=True)

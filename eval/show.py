@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from . import minivlm
-from .answers import held_out
+from .answers import Sample, held_out
 from .checkpoints import load_checkpoint
 from .files import check_file, picture_suffixes, write_json
 from .images import open_image
@@ -33,17 +33,27 @@ def _questions(options: argparse.Namespace) -> list[Question]:
     if options.image:
         text = options.question or _QUESTION
         return [Question(open_image(path), text, source=path) for path in options.image]
-    samples = [held_out(16)[i] for i in (0, 7, 15)]  # of several types, each about a different image
+    samples = _samples(options.model)
     known = options.question is None and options.model in minivlm.EMBEDDED
+    kind = "page" if minivlm.reads_pages(options.model) else "scene"
     return [
         Question(
             Image.fromarray(sample.scene.image),
             options.question or sample.question.text,
             sample.question.answer if known else None,
-            f"scene {i}",
+            f"{kind} {i}",
         )
         for i, sample in enumerate(samples)
     ]
+
+
+def _samples(model: str) -> list[Sample]:
+    """Questions of several types that an embedded model can answer, each about a different image."""
+    if minivlm.reads_pages(model):
+        from .bench.page_tasks import samples
+
+        return [samples(task, 3)[i] for i, task in enumerate(("heading", "table", "button"))]
+    return [held_out(16)[i] for i in (0, 7, 15)]
 
 
 def rows(

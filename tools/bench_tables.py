@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from tokenprune.eval import minivlm
+from tokenprune.eval.minivlm.qwen_pages.questions import CLIP_TYPES, PAGE_TYPES
 
 _FOLDER = Path(__file__).parents[1] / "docs" / "bench"
 #: What the tables call the embedded models.
 _HEADS = {"llava": "LLaVA", "qwen": "Qwen2.5-VL", "qwen3": "Qwen3-VL", "easy-vqa": "easy-VQA"}
-NAMES = [name for name in minivlm.NAMES if (_FOLDER / name).is_dir()]
+NAMES = [name for name in minivlm.NAMES if name in _HEADS and (_FOLDER / name).is_dir()]
+_PAGES = _FOLDER / "qwen-pages"
 #: The budgets that have a table.
 BUDGETS = (0.5, 0.25, 0.1, 0.05)
 
@@ -84,6 +86,35 @@ def _files(model: str) -> str:
     return ", ".join(f"[{text}](bench/{model}/{name})" for text, name in there.items())
 
 
+def pages() -> str:
+    """The model for pages: policies by budget, the best first, with means over tasks of a kind."""
+    with (_PAGES / "results.csv").open() as lines:
+        found = list(csv.DictReader(lines))
+    settings: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in found:
+        settings.setdefault((row["policy"], row["keep"]), {})[row["task"]] = row
+    kinds = (PAGE_TYPES, CLIP_TYPES, ("caption",))
+
+    def line(key: tuple[str, str]) -> str:
+        of, (policy, keep) = settings[key], key
+        score = lambda tasks: sum(100 * float(of[task]["exact_match"]) for task in tasks) / len(tasks)
+        name = "full model" if policy == "full" else f"`{policy}`"
+        budget = "" if policy == "full" else keep or "its own"
+        cells = [
+            f"{float(of['all']['visual_tokens']):.0f}",
+            f"{score(['all']):.1f}",
+            *(f"{score(k):.1f}" for k in kinds),
+        ]
+        return f"| {name} | {budget} | {' | '.join(cells)} |"
+
+    keeps = list(dict.fromkeys(keep for _, keep in settings))
+    order = sorted(
+        settings, key=lambda key: (key[0] != "full", keeps.index(key[1]), -float(settings[key]["all"]["exact_match"]))
+    )
+    head = "| | keep | visual tokens | all tasks | pages | short videos | descriptions |"
+    return "\n".join([head, "|---|--:|--:|--:|--:|--:|--:|", *map(line, order)])
+
+
 def positions(model: str) -> str:
     """One row per policy with positions kept and renumbered, the best first."""
     found = {(r["policy"], r["positions"]): 100 * float(r["exact_match"]) for r in rows(model, "positions")}
@@ -97,5 +128,6 @@ def positions(model: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "bench full": full,
     **{f"bench {keep}": partial(budget, keep) for keep in BUDGETS},
+    **({"bench pages": pages} if _PAGES.is_dir() else {}),
     **{f"positions {m}": partial(positions, m) for m in NAMES if (_FOLDER / m / "positions.csv").exists()},
 }

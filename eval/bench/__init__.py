@@ -19,10 +19,16 @@ EASY_VQA: dict[str, tuple[str, ...]] = {
     "existence": ("existence",),
     "absence": ("absence",),
 }
+#: The same of the embedded model for pages, short videos and descriptions.
+PAGES: dict[str, tuple[str, ...]] = {
+    name: (name,)
+    for name in ("heading", "table", "button", "counting", "panel", "spatial", "small", "motion", "frame", "caption")
+}
+_OWN = {"easy-vqa": EASY_VQA, "qwen-pages": PAGES}
 #: Names of all tasks.
-ALL_TASKS = tuple(dict.fromkeys((*TASKS, *EASY_VQA)))
+ALL_TASKS = tuple(dict.fromkeys((*TASKS, *EASY_VQA, *PAGES)))
 
 
 def tasks_of(model: str) -> dict[str, tuple[str, ...]]:
     """The tasks of an embedded model."""
-    return EASY_VQA if model == "easy-vqa" else TASKS
+    return _OWN.get(model, TASKS)

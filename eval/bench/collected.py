@@ -18,7 +18,7 @@ class Setting(NamedTuple):
     Attributes:
         model: which embedded model.
         policy: as tables name it.
-        keep: as JSON, so that `1` (one token) and `1.0` (all) differ.
+        keep: as a Python literal, so that `1` (one token) and `1.0` (all) differ.
         positions: of surviving tokens.
     """
 

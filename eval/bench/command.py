@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import ast
 import shlex
 from typing import Any
 
@@ -20,7 +20,14 @@ from . import ALL_TASKS, costs, report, run, tasks, tasks_of
 from .collected import Setting, collect
 from .tasks import ALL
 
-_SHORT = {"attribute": "attr.", "existence": "exist.", "counting": "count", "spatial": "spat."}
+_SHORT = {
+    "attribute": "attr.",
+    "existence": "exist.",
+    "counting": "count",
+    "spatial": "spat.",
+    "heading": "head.",
+    "caption": "capt.",
+}
 
 
 def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
@@ -56,7 +63,7 @@ def execute(options: argparse.Namespace, console: Console) -> list[dict[str, Any
         "models": {model: run.weights(model) for model in dict.fromkeys(row["model"] for row in rows)},
     }
     written = report.write(rows, options.out, made)
-    wide = Console(width=max(console.width, 112), file=console.file)  # narrower, figures would be cut
+    wide = Console(width=max(console.width, 120), file=console.file)  # narrower, figures would be cut
     for table in tables(rows):
         wide.print(table)
     if found.left_out:
@@ -100,7 +107,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
                 for row in of_model
                 if row["policy"] == FULL or (repr(row["keep"]), row["positions"]) == (keep, positions)
             ]
-            title = f"{model}, " * (len(models) > 1) + f"keep {format_keep(json.loads(keep))}, {positions} positions"
+            budget = format_keep(ast.literal_eval(keep))
+            title = f"{model}, " * (len(models) > 1) + f"keep {budget}, {positions} positions"
             out.append(_table(shown, title))
     return out
 

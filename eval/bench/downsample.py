@@ -71,6 +71,8 @@ class Downsampled(PruningSetting):
         return [[self._resized(image) for image in of_sample] for of_sample in images], {"do_resize": False} | crop
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
+        if image.ndim == 4:  # the frames of a video
+            return np.stack([self._resized(frame) for frame in image])
         height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
         keep = 1.0 if self.keep is None else self.keep
         n_tokens = Budget(keep).count(height * width)  # type: ignore[arg-type]  # it refuses text

@@ -54,13 +54,20 @@ class Plan:
 
 
 def settings(
-    policies: Sequence[str], keeps: Sequence[float | int | str], positions: Sequence[Positions]
+    policies: Sequence[str], keeps: Sequence[float | int | str | None], positions: Sequence[Positions]
 ) -> tuple[PruningSetting, ...]:
-    """The full model, then per keep ratio the downsampled images, and per positions the baselines and the policies."""
+    """The full model, then per keep ratio the downsampled images, and per positions the baselines and the policies.
+
+    The keep ratio None is for policies that find their own count.
+    """
     names = [name for name in dict.fromkeys(("random", "grid", *policies)) if name != "downsample"]
     out: list[PruningSetting] = [PruningSetting()]
     own = {name: own_keep(name) for name in names}
     for keep in keeps:
+        if keep is None:
+            found = [PruningSetting(name, positions=each) for each in positions for name in names if own[name] is None]
+            out += [setting for setting in found if all(policy.adaptive for policy in setting.policies)]
+            continue
         if not isinstance(keep, str):  # there is no number to resize to
             out.append(Downsampled(keep=keep))
         out += [PruningSetting(name, keep, each) for each in positions for name in names if own[name] is None]

@@ -55,6 +55,10 @@ def asked(model: str, task: str, n: int, split: str = "test") -> list[Sample]:
     Raises:
         CommandError: easy-VQA is not installed, or has not as many.
     """
+    if model == "qwen-pages":
+        from . import page_tasks
+
+        return page_tasks.samples(task, n, split)
     if model != "easy-vqa":
         return samples(task, n, minivlm.family(model).SIZES, split)
     from ..minivlm.easy_vqa.data import drawn, picture

@@ -10,12 +10,13 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from .. import published
+from .. import minivlm, published
+from ..errors import CommandError
 from ..files import check_folder
 from ..machine import describe
 from ..runs import check_command
 from ..setting import FULL, settings_grid
-from . import grid, grid_report
+from . import EMBEDDED_TASKS, grid, grid_report
 from .collected import collect
 from .grid import NoHarness
 
@@ -26,9 +27,15 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """Run the command.
 
     Raises:
+        CommandError: the tasks are those of the other embedded models.
         NoHarness, ValueError, UnsupportedModelError, OSError: as `grid.check`; ValueError also for published figures
             that do not exist.
     """
+    if minivlm.reads_pages(options.model) and any(task.startswith(EMBEDDED_TASKS) for task in options.tasks):
+        raise CommandError(
+            f"--tasks {EMBEDDED_TASKS}: these ask about scenes, about which {options.model} answers no questions; "
+            "tokenprune bench --model qwen-pages asks what it can answer"
+        )
     figures = published.load(options.compare) if options.compare else None
     plan = grid.Plan(
         model=options.model,

@@ -26,7 +26,7 @@ class Plan:
     """What a grid runs.
 
     Attributes:
-        model: path or id of a checkpoint, `embedded`, `embedded-qwen` or `embedded-qwen3`.
+        model: path or id of a checkpoint, or the name of an embedded model, as `embedded-qwen`.
         settings: with or without the full model.
         tasks: names of tasks or groups of the harness.
         backend: one of `BACKENDS`.

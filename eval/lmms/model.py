@@ -69,7 +69,7 @@ class ModelArguments:
     """The `--model_args` of `tokenprune_hf`, besides those of pruning.
 
     Attributes:
-        pretrained: path or id of a checkpoint, `embedded`, `embedded-qwen` or `embedded-qwen3`.
+        pretrained: path or id of a checkpoint, or the name of an embedded model, as `embedded-qwen`.
         batch_size: samples in one call of `generate`, padded on the left.
         device: `cuda`, `cuda:1`, `cpu`, ...; the process's own GPU under accelerate and torchrun.
         device_map: as in transformers, instead of `device`.
@@ -113,7 +113,7 @@ class PrunedModel(lmms):
     """A pruned checkpoint for lmms-eval (`--model tokenprune_hf`), on a GPU or a CPU.
 
     Args:
-        pretrained: path or id of a checkpoint, `embedded`, `embedded-qwen` or `embedded-qwen3`.
+        pretrained: path or id of a checkpoint, or the name of an embedded model, as `embedded-qwen`.
         arguments: those of `ModelArguments`, and of pruning: `policy` (names joined by `+`; `none` is the full model),
             `keep` and `positions` as in `apply_pruning`, `policy_OPTION=VALUE` for the policy's options, and
             `tokenprune_version`, which must be the installed one.

@@ -1,7 +1,8 @@
 """The embedded models: miniatures of LLaVA, Qwen2.5-VL and Qwen3-VL of transformers' own classes, with weights.
 
 `load()` gives model and processor, `scenes` and `questions` draw images and questions for them, and `train` makes the
-weights. `easy_vqa` has a further LLaVA for a data set of others.
+weights. `easy_vqa` has a further LLaVA for a data set of others, `qwen_pages` a further Qwen2.5-VL for pages, short
+videos and descriptions.
 """
 
 from __future__ import annotations
@@ -14,25 +15,36 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-Name = Literal["llava", "qwen", "qwen3", "easy-vqa"]
+Name = Literal["llava", "qwen", "qwen3", "easy-vqa", "qwen-pages"]
 _FOLDER = Path(__file__).parent / "weights"
 #: Embedded models that have weights here; one that has yet to be trained has none.
 NAMES: tuple[Name, ...] = tuple(name for name in get_args(Name) if (_FOLDER / name / "model.safetensors").is_file())
-#: Of these, those of procedural scenes. The other one is asked the questions of easy-VQA, a data set of others.
-OF_SCENES: tuple[Name, ...] = tuple(name for name in NAMES if name != "easy-vqa")
+#: Of these, those that are asked about procedural scenes. The others have questions of their own.
+OF_SCENES: tuple[Name, ...] = tuple(name for name in NAMES if name not in ("easy-vqa", "qwen-pages"))
 #: Checkpoint folders.
 WEIGHTS: dict[str, Path] = {name: _FOLDER / name for name in NAMES}
-_ALIASES = {"embedded": "llava", "embedded-qwen": "qwen", "embedded-qwen3": "qwen3"}
+_ALIASES = {
+    "embedded": "llava",
+    "embedded-qwen": "qwen",
+    "embedded-qwen3": "qwen3",
+    "embedded-qwen-pages": "qwen-pages",
+}
 #: Checkpoint folders by the names that commands take.
 EMBEDDED: dict[str, Path] = {
     **{alias: WEIGHTS[name] for alias, name in _ALIASES.items() if name in NAMES},
-    **{name: WEIGHTS[name] for name in OF_SCENES},
+    **{name: WEIGHTS[name] for name in NAMES if name in _ALIASES.values()},
 }
 
 
 def checkpoint_path(model: str) -> str:
     """The argument of `from_pretrained`: the folder of an embedded model's name, or the path or id as it is."""
     return str(EMBEDDED.get(model, model))
+
+
+def reads_pages(model: str) -> bool:
+    """Whether a model's name or path is that of the embedded model for pages, which does not know questions about
+    scenes."""
+    return Path(checkpoint_path(model)) == WEIGHTS.get("qwen-pages")
 
 
 def load_processor(model: str) -> ProcessorMixin:
@@ -51,8 +63,8 @@ def load(name: Name = "llava") -> tuple[PreTrainedModel, ProcessorMixin]:
     """An embedded model in float32 on the CPU, and its processor.
 
     Args:
-        name: `llava` or `easy-vqa`, a `LlavaForConditionalGeneration`; `qwen`, a `Qwen2_5_VLForConditionalGeneration`;
-            `qwen3`, a `Qwen3VLForConditionalGeneration`.
+        name: `llava` or `easy-vqa`, a `LlavaForConditionalGeneration`; `qwen` or `qwen-pages`, a
+            `Qwen2_5_VLForConditionalGeneration`; `qwen3`, a `Qwen3VLForConditionalGeneration`.
 
     Raises:
         ValueError: no embedded model of that name.

@@ -14,22 +14,24 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..files import write_json
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+MOST_WORDS = 8  # of an answer about a scene, with its end
 
 
-def save_model(model: PreTrainedModel, folder: Path, renamed: dict[str, str]) -> None:
+def save_model(model: PreTrainedModel, folder: Path, renamed: dict[str, str], most: int = MOST_WORDS) -> None:
     """Write a model as float16 safetensors, which changes the model too.
 
     Args:
         model: the model.
         folder: to write to.
         renamed: regular expressions in parameter names, and the hub's names instead.
+        most: tokens that `generate` writes at most, unless told otherwise.
     """
     text = model.config.get_text_config()
     model.generation_config = GenerationConfig(
         bos_token_id=text.bos_token_id,
         eos_token_id=text.eos_token_id,
         pad_token_id=text.pad_token_id,
-        max_new_tokens=8,
+        max_new_tokens=most,
         do_sample=False,
     )
     model.half().save_pretrained(folder)

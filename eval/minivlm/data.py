@@ -30,7 +30,7 @@ ABSENT = len(ROWS) * len(COLUMNS)  # the cell of a shape that is absent
 
 def split(text: str) -> list[str]:
     """The words of a question or an answer, split as by the tokenizer."""
-    return text.replace("?", " ?").split()
+    return text.replace("?", " ?").replace(".", " .").split()
 
 
 def encode(text: str, ids: dict[str, int]) -> list[int]:
@@ -38,21 +38,22 @@ def encode(text: str, ids: dict[str, int]) -> list[int]:
     return [ids[word] for word in split(text)]
 
 
-def encode_question(family: ModuleType, text: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
+def encode_question(family: ModuleType, text: str, answer: str, length: int = QA_LEN) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of a question with its answer, and targets, those of the answer and `IGNORE` elsewhere.
 
     Args:
         family: module of the embedded model.
         text: of the question.
         answer: its answer.
+        length: of the arrays; what is left of it is filled up.
 
     Returns:
-        int16 (QA_LEN,) each.
+        int16 (length,) each.
     """
     question_ids = encode(text, family.IDS) + family.framing(0, 0, 0)[1]
     answer_ids = [*encode(answer, family.IDS), family.IDS[family.END]]
-    ids = np.zeros(QA_LEN, np.int16)
-    targets = np.full(QA_LEN, IGNORE, np.int16)
+    ids = np.zeros(length, np.int16)
+    targets = np.full(length, IGNORE, np.int16)
     start, end = len(question_ids), len(question_ids) + len(answer_ids)
     ids[:end] = question_ids + answer_ids
     targets[start:end] = answer_ids

@@ -145,14 +145,23 @@ class Painter:
 
     Objects are placed in 3 x 3 cells that divide the image.
 
+    Args:
+        rng: draws positions and colours.
+        height: of the image in pixels, a multiple of 8.
+        width: likewise.
+        canvas: the background, float32 (3, height, width), which is painted over; None: one is drawn.
+
     Attributes:
         canvas: float32 (3, height, width).
         labels: int8 (5, height / 8, width / 8), those of `LABELS`.
+        kinds: of objects, in the order of their labels.
     """
 
-    def __init__(self, rng: np.random.Generator, height: int, width: int):
+    kinds: tuple[str, ...] = KINDS
+
+    def __init__(self, rng: np.random.Generator, height: int, width: int, canvas: np.ndarray | None = None):
         self.rng, self.height, self.width = rng, height, width
-        self.canvas = background(rng, height, width)
+        self.canvas = background(rng, height, width) if canvas is None else canvas
         self.labels = np.zeros((len(LABELS), height // PATCH, width // PATCH), np.int8)
 
     def draw_position(self, height: int, width: int, cells: tuple[int, ...], jitter: int = 5) -> tuple[int, int]:
@@ -183,7 +192,7 @@ class Painter:
         self.labels[:2, weak] = -1
         strong = covered >= enough
         self.labels[0][strong] = COLOUR_NAMES.index(colour) + 1 if colour else 0
-        self.labels[1][strong] = KINDS.index(kind) + 1
+        self.labels[1][strong] = self.kinds.index(kind) + 1
 
     def character(
         self, character: str, ink: np.ndarray, y: int, x: int, slot: int | None = None, key: str | None = None

@@ -39,12 +39,13 @@ class TowerHeads(nn.Module):
 
     Args:
         width: of a visual token.
+        kinds: of objects.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, kinds: tuple[str, ...] = KINDS):
         super().__init__()
         self.width = width
-        sizes = (len(COLOUR_NAMES), len(KINDS), len(CHARACTERS), WORD_LENGTH, len(LETTERS))
+        sizes = (len(COLOUR_NAMES), len(kinds), len(CHARACTERS), WORD_LENGTH, len(LETTERS))
         self.patch = nn.ModuleList(nn.Linear(width, n + 1) for n in sizes)
         self.places = nn.ModuleList(nn.Linear(width, len(words)) for words in (ROWS, COLUMNS))
         self.picture = nn.Linear(width, N_CONTENTS)
@@ -113,7 +114,8 @@ class Alignment:
             target = target.masked_fill(target > len(words), -1)  # there are no words for tiles, signs and tables
             loss = loss + named_loss(F.pad(similarity(words), (1, 0)), target)  # the logit of no object is 0
         key = labels[:, 4].flatten().long() - 1  # of a value's row
-        loss = loss + F.cross_entropy(similarity(self.keys), key, ignore_index=-1)
+        if (key >= 0).any():
+            loss = loss + F.cross_entropy(similarity(self.keys), key, ignore_index=-1)
         for words, place in zip((self.rows, self.columns), thirds(*size), strict=True):
             loss = loss + 0.5 * F.cross_entropy(similarity(words), place.repeat(len(tokens)))
         return loss

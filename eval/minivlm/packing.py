@@ -23,21 +23,31 @@ class Packing:
         family: module of the embedded model.
         model: the model.
         n_images: images of a sequence.
-        size: their height and width in pixels.
+        size: their height and width in pixels, or what else the family's `framing` and `positions` take.
         n_questions: of a sequence.
+        length: of a question with its answer, in tokens.
     """
 
-    def __init__(self, family: ModuleType, model: Any, n_images: int, size: tuple[int, int], n_questions: int):
+    def __init__(
+        self,
+        family: ModuleType,
+        model: Any,
+        n_images: int,
+        size: tuple[int, ...],
+        n_questions: int,
+        length: int = QA_LEN,
+    ):
+        self.length = length
         before, _ = family.framing(n_images, *size)
         self.before = torch.tensor(before)
         self.visual = self.before == self.before.mode().values  # the most frequent token is the placeholder
         start = len(before)
-        block = torch.full((start + n_questions * QA_LEN,), -1)
-        block[start:] = torch.arange(n_questions).repeat_interleave(QA_LEN)
+        block = torch.full((start + n_questions * length,), -1)
+        block[start:] = torch.arange(n_questions).repeat_interleave(length)
         order = torch.arange(len(block))
         attends = (order[None] <= order[:, None]) & ((block[None] == -1) | (block[None] == block[:, None]))
         self.mask = attends[None, None]
-        one = torch.cat([self.before, torch.zeros(QA_LEN, dtype=torch.long)])[None]
+        one = torch.cat([self.before, torch.zeros(length, dtype=torch.long)])[None]
         positions = family.positions(model, one, n_images, *size)
         answers = positions[..., start:]
         self.positions = torch.cat([positions[..., :start], *[answers] * n_questions], -1)
@@ -48,11 +58,11 @@ class Packing:
         Args:
             model: the model.
             tokens: visual tokens, (B, N, D), or with P deepstack planes behind them, (B, N, (1 + P) * D).
-            ids: token ids of the questions, (B, n_questions, QA_LEN).
+            ids: token ids of the questions, (B, n_questions, length).
 
         Returns:
-            Next-token logits of the questions, float32 (B, n_questions, QA_LEN, V), and their hidden states after half
-            of the layers, (B, n_questions, QA_LEN, D).
+            Next-token logits of the questions, float32 (B, n_questions, length, V), and their hidden states after half
+            of the layers, (B, n_questions, length, D).
         """
         embed = model.get_input_embeddings()
         before = embed(self.before).expand(len(ids), -1, -1).clone()
@@ -67,7 +77,7 @@ class Packing:
             more["visual_pos_masks"] = columns.expand(len(ids), -1)
             more["deepstack_visual_embeds"] = [plane.flatten(0, 1) for plane in planes]
         if model.config.text_config._attn_implementation == PACKED:
-            more["shared"] = len(self.before)
+            more |= {"shared": len(self.before), "length": self.length}
         out = model.model.language_model(
             inputs_embeds=torch.cat([before, embed(ids.flatten(1).long())], 1),
             attention_mask=self.mask.expand(len(ids), -1, -1, -1),
@@ -92,20 +102,21 @@ def packed_attention(
         key: (B, n_key_heads, L, D).
         value: likewise.
         attention_mask: ignored; the layout says who attends to whom.
-        **more: `scaling` of the scores; `shared`, the tokens before the questions, to which all questions attend.
+        **more: `scaling` of the scores; `shared`, the tokens before the questions, to which all questions attend;
+            `length` of a question.
 
     Returns:
         The output, (B, L, n_heads, D), and None for the weights.
     """
-    scaling, shared = more["scaling"], more["shared"]
+    scaling, shared, length = more["scaling"], more["shared"], more["length"]
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     first_query, first_key, first_value = (x[:, :, :shared] for x in (query, key, value))
     ahead = F.scaled_dot_product_attention(first_query, first_key, first_value, is_causal=True, scale=scaling)
-    q, own_keys, own_values = (x[:, :, shared:].unflatten(2, (-1, QA_LEN)) for x in (query, key, value))
+    q, own_keys, own_values = (x[:, :, shared:].unflatten(2, (-1, length)) for x in (query, key, value))
     to_shared = query[:, :, shared:] @ first_key.transpose(2, 3)
-    later = torch.ones(QA_LEN, QA_LEN, dtype=torch.bool).triu(1)
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
     to_own = (q @ own_keys.transpose(3, 4)).masked_fill(later, -torch.inf)
-    scores = torch.cat([to_shared.unflatten(2, (-1, QA_LEN)), to_own], -1) * scaling
+    scores = torch.cat([to_shared.unflatten(2, (-1, length)), to_own], -1) * scaling
     weights = scores.float().softmax(-1).to(query.dtype)
     questions = weights[..., :shared].flatten(2, 3) @ first_value
     questions = questions + (weights[..., shared:] @ own_values).flatten(2, 3)

@@ -9,16 +9,15 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.import_utils import is_torchvision_available
 
-from .checkpoint import PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
+from .checkpoint import MOST_WORDS, PIXEL_MEAN, PIXEL_STD, hub_tokenizer, rewrite, save_model
 from .drawing import PATCH
+from .qwen_tower import MERGE, TEMPORAL, VISION_PATCH, WINDOW, grids
+from .qwen_tower import tower as tower
 from .scenes import SIZE
 from .tokenizer import MAX_LENGTH, build_tokenizer, token_ids
 
@@ -27,9 +26,6 @@ IDS = token_ids(("<|endoftext|>", "<|im_end|>", "<unk>", "<|image_pad|>", *SPECI
 #: (height, width) of the images it is trained and tested on, in pixels; others work too.
 SIZES = ((SIZE, SIZE), (SIZE, SIZE + 32), (SIZE + 32, SIZE))
 END = "<|im_end|>"
-MERGE, TEMPORAL = 2, 2
-VISION_PATCH = PATCH // MERGE
-_WINDOW = 4  # height and width of an attention window in visual tokens
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
 IMAGES: dict[str, Any] = {
@@ -87,7 +83,7 @@ def build_model(width: int = 128, vision_width: int = 96, text_layers: int = 4) 
         patch_size=VISION_PATCH,
         spatial_merge_size=MERGE,
         temporal_patch_size=TEMPORAL,
-        window_size=_WINDOW * PATCH,
+        window_size=WINDOW * PATCH,
         fullatt_block_indexes=[1, 3],
         out_hidden_size=width,
         in_channels=3,
@@ -138,11 +134,11 @@ def build_images() -> Any:
     return images(**IMAGES)
 
 
-def build_processor(cls: type[WithoutVideos] = PictureProcessor) -> Any:
-    """Word-level tokenizer, Qwen2-VL image processing and the chat template, as a processor of that class."""
+def build_processor(cls: type[WithoutVideos] = PictureProcessor, ids: dict[str, int] = IDS) -> Any:
+    """Word-level tokenizer of `ids`, Qwen2-VL image processing and the chat template, as a processor of that class."""
     return cls(
         build_images(),
-        build_tokenizer(IDS, "<|image_pad|>", "<|endoftext|>", END, special=SPECIAL),
+        build_tokenizer(ids, "<|image_pad|>", "<|endoftext|>", END, special=SPECIAL),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -152,10 +148,20 @@ def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
     return (Qwen2_5_VLProcessor if is_torchvision_available() else PictureProcessor).from_pretrained(folder)
 
 
-def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Write model and processor to `folder`, ready for `from_pretrained`."""
-    save_model(model, folder, {r"^model\.visual\.": "visual.", r"^model\.language_model\.": "model."})
-    save_processor(build_processor(), folder, "Qwen2_5_VL", "Qwen2VL")
+def save(
+    model: Qwen2_5_VLForConditionalGeneration, folder: Path, processor: Any = None, most: int = MOST_WORDS
+) -> None:
+    """Write model and processor to `folder`, ready for `from_pretrained`.
+
+    Args:
+        model: the model.
+        folder: to write to.
+        processor: its processor; None: that of `build_processor`.
+        most: words of an answer.
+    """
+    renamed = {r"^model\.visual\.": "visual.", r"^model\.language_model\.": "model."}
+    save_model(model, folder, renamed, most)
+    save_processor(processor or build_processor(), folder, "Qwen2_5_VL", "Qwen2VL")
     rewrite(folder / "config.json", _hub_rope)
 
 
@@ -203,73 +209,6 @@ def framing(n_images: int, height: int, width: int) -> tuple[list[int], list[int
     image = [IDS["<|vision_start|>"], *[IDS["<|image_pad|>"]] * n_visual, IDS["<|vision_end|>"]]
     before = [IDS["<|im_start|>"], IDS["user"], *image * n_images]
     return before, [IDS[END], IDS["<|im_start|>"], IDS["assistant"]]
-
-
-def patches(images: Tensor) -> Tensor:
-    """Patches of images, as the image processor makes them: float32 (B * n_patches, 3 * 2 * 4 * 4).
-
-    Args:
-        images: uint8 (B, H, W, 3), H and W multiples of 8.
-    """
-    pixels = (images.permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
-    batch, channels, height, width = pixels.shape
-    p = VISION_PATCH
-    pixels = pixels.view(batch, channels, height // PATCH, MERGE, p, width // PATCH, MERGE, p)
-    pixels = pixels.permute(
-        0, 2, 5, 3, 6, 1, 4, 7
-    )  # rows and columns of tokens, of patches in a token, channels, pixels
-    frames = pixels.unsqueeze(6).expand(*pixels.shape[:6], TEMPORAL, p, p)  # an image is repeated as two frames
-    return frames.reshape(-1, channels * TEMPORAL * p * p)
-
-
-def grids(n: int, height: int, width: int) -> Tensor:
-    """Frames, rows and columns of the patches of `n` images, int64 (n, 3)."""
-    return torch.tensor([[1, height // VISION_PATCH, width // VISION_PATCH]]).expand(n, -1)
-
-
-def _attention(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Vision attention within each row of `hidden` (B, n, D)."""
-    batch, n, _ = hidden.shape
-    q, k, v = attention.qkv(hidden).view(batch, n, 3, attention.num_heads, -1).unbind(2)
-    q, k = apply_rotary_pos_emb_vision(q, k, cos, sin)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, scale=attention.scaling)
-    return attention.proj(out.transpose(1, 2).reshape(batch, n, -1))
-
-
-def tower(model: Any, images: Tensor, pooled: bool = True) -> tuple[Tensor, None]:
-    """Visual tokens after the merger, (B, N, D), and None, since there is no CLS.
-
-    The stock tower computes attention window by window. This computes all windows at once, which needs images of one
-    size.
-
-    Args:
-        model: the Qwen2.5-VL.
-        images: uint8 (B, H, W, 3), H and W multiples of 32.
-        pooled: ignored.
-    """
-    visual = model.model.visual
-    batch, (height, width) = len(images), (side // PATCH for side in images.shape[1:3])
-    rows, columns = height // _WINDOW, width // _WINDOW
-    n = _WINDOW * _WINDOW * MERGE * MERGE  # patches of a window
-
-    def windows(x: Tensor) -> Tensor:  # (B, patches, ...): from the order of tokens to that of windows
-        x = x.view(len(x), rows, _WINDOW, columns, _WINDOW, MERGE * MERGE, *x.shape[2:])
-        return x.transpose(2, 3).flatten(1, 5)
-
-    y, x, b, a = torch.meshgrid(*map(torch.arange, (height, width, MERGE, MERGE)), indexing="ij")
-    coordinates = torch.stack([y * MERGE + b, x * MERGE + a]).flatten(1)  # row and column of each patch
-    hidden = visual.patch_embed(patches(images))
-    cos, sin = (windows(c[None]) for c in visual.rotary_pos_emb(hidden, coordinates.T))
-    hidden = windows(hidden.view(batch, -1, hidden.shape[-1]))
-    for i, block in enumerate(visual.blocks):
-        length = hidden.shape[1] if i in visual.fullatt_block_indexes else n
-        normed, *rotary = (part.reshape(-1, length, part.shape[-1]) for part in (block.norm1(hidden), cos, sin))
-        rotary = [part.repeat(batch, 1, 1) for part in rotary]
-        hidden = hidden + _attention(block.attn, normed, *rotary).view_as(hidden)
-        hidden = hidden + block.mlp(block.norm2(hidden))
-    tokens = visual.merger(hidden).view(batch, rows, columns, _WINDOW, _WINDOW, -1)
-    return tokens.transpose(2, 3).flatten(1, 4), None
 
 
 def layers(model: Any) -> list[Any]:

@@ -18,17 +18,8 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from . import qwen
 from .checkpoint import rewrite, save_model
-from .qwen import (
-    MERGE,
-    PLACEHOLDERS,
-    TEMPORAL,
-    VISION_PATCH,
-    VOCABULARY,
-    WithoutVideos,
-    grids,
-    patches,
-    save_processor,
-)
+from .qwen import PLACEHOLDERS, VOCABULARY, WithoutVideos, save_processor
+from .qwen_tower import MERGE, TEMPORAL, VISION_PATCH, grids, patches
 from .scenes import SIZE
 
 #: (height, width) of the images it is trained and tested on, in pixels; others work too.

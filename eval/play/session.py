@@ -55,7 +55,7 @@ class Session:
     The one model is pruned for each question, so only one question runs at a time, in one thread.
 
     Args:
-        name: `embedded`, `embedded-qwen`, `embedded-qwen3`, a path or an id.
+        name: of an embedded model, as `embedded-qwen`; a path or an id.
         dtype: of the weights.
         device: where the model runs.
         new_tokens: longest answer, in tokens.
@@ -77,7 +77,7 @@ class Session:
             raise CommandError(" ".join(str(error).split())) from error
         self.name, self.new_tokens = name, new_tokens
         self.policies, self.refused = acting(self.model)
-        self.examples = examples()
+        self.examples = examples(name)
         self._right = {(_digest(each.picture), each.question): each.answer for each in self.examples}
         self._pairs: dict[tuple[str, str, str], tuple[Outcome, Outcome]] = {}
         self._full: dict[tuple[str, str], Outcome] = {}

@@ -17,4 +17,5 @@ CLASSES = {
     "qwen": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor),
     "easy-vqa": (LlavaForConditionalGeneration, LlavaProcessor),
     "qwen3": (Qwen3VLForConditionalGeneration, Qwen3VLProcessor),
+    "qwen-pages": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor),
 }

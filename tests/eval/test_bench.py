@@ -14,6 +14,8 @@ from tokenprune.commands.bench import TASKS as COMMAND_TASKS
 from tokenprune.eval import minivlm
 from tokenprune.eval.answers import answer, encode
 from tokenprune.eval.bench import report
+from tokenprune.eval.answers import answer
+from tokenprune.eval.bench import PAGES, report
 from tokenprune.eval.bench import run as bench
 from tokenprune.eval.bench.downsample import Downsampled, raster
 from tokenprune.eval.bench.tasks import TASKS, samples
@@ -52,7 +54,7 @@ def test_the_small_object_is_small():
 def test_command_line_names_the_tasks():
     named = {"attribute", "existence", "counting", "spatial", "letter", "word", "table", "pair", "small"}
     assert set(COMMAND_TASKS) == set(TASKS) == named
-    assert tuple(EASY_VQA) == easy_vqa.TASKS and set(ALL_TASKS) == named | set(EASY_VQA)
+    assert tuple(EASY_VQA) == easy_vqa.TASKS and set(ALL_TASKS) == named | set(EASY_VQA) | set(PAGES)
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,17 @@ def test_results_of_eval_are_not_overwritten(tmp_path, capsys):
         bench(tmp_path, "--policy", "grid")
     assert stop.value.code == 2
     assert f"--out {tmp_path} has the results of `tokenprune eval`; name another folder\n" in capsys.readouterr().err
+
+
+def test_policies_find_their_own_count(tmp_path, capsys):
+    found = bench(tmp_path, "--policy", "prumerge,divprune", "--keep", "default,energy:0.9")
+    assert settings(found) == {
+        ("llava", "full", 1.0, "original"),
+        ("llava", "prumerge", None, "original"),
+        *(("llava", name, "energy:0.9", "original") for name in ("random", "grid", "divprune", "prumerge")),
+    }
+    (whole,) = {row["visual_tokens"] for row in rows_of(found, "full")}
+    own = [row["visual_tokens"] for row in rows_of(found, "prumerge") if row["keep"] is None]
+    assert own and all(0 < count < whole for count in own)
+    assert "keep default" in capsys.readouterr().out
+    assert "--keep default,energy:0.9" in (tmp_path / "results.md").read_text()

@@ -28,6 +28,7 @@ from tokenprune.eval.minivlm.losses import Grounding
 from tokenprune.eval.minivlm.muon import BatchedMuon
 from tokenprune.eval.minivlm.packing import PACKED, Packing
 from tokenprune.eval.minivlm.questions import ask, compare
+from tokenprune.eval.minivlm.qwen_tower import grids, patches
 from tokenprune.eval.minivlm.scenes import draw_scene
 
 from .embedded import CLASSES, FAMILIES
@@ -62,8 +63,8 @@ def test_windows_of_many_pictures_at_once_are_the_stock_tower(float64):
     model = random_model("qwen")
     for height, width in qwen.SIZES:
         images = torch.randint(0, 256, (3, height, width, 3), dtype=torch.uint8)
-        pixels = qwen.patches(images).double()
-        stock = model.model.visual(pixels, grid_thw=qwen.grids(3, height, width))
+        pixels = patches(images).double()
+        stock = model.model.visual(pixels, grid_thw=grids(3, height, width))
         stock = stock if isinstance(stock, torch.Tensor) else stock.pooler_output
         torch.testing.assert_close(qwen.tower(model, images)[0].flatten(0, 1), stock)
 
@@ -72,7 +73,7 @@ def test_windows_of_many_pictures_at_once_are_the_stock_tower(float64):
 def test_deepstack_of_many_pictures_at_once_is_the_stock_towers(float64):
     model = random_model("qwen3")
     images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
-    stock = model.model.visual(qwen3.patches(images).double(), grid_thw=qwen3.grids(2, 96, 128))
+    stock = model.model.visual(patches(images).double(), grid_thw=grids(2, 96, 128))
     tokens, *planes = qwen3.tower(model, images)[0].flatten(0, 1).split(128, -1)
     torch.testing.assert_close(tokens, stock.pooler_output)
     torch.testing.assert_close(planes, list(stock.deepstack_features))

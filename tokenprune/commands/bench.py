@@ -36,7 +36,13 @@ def add(commands: arguments.Commands) -> None:
         "and downsample are run in any case",
     )
     completers.complete(policy, completers.policies)
-    bench.add_argument("--keep", type=arguments.keeps, default="0.25,0.1", metavar="K,K", help=arguments.KEEP_HELP)
+    bench.add_argument(
+        "--keep",
+        type=_keeps,
+        default="0.25,0.1",
+        metavar="K,K",
+        help=f"{arguments.KEEP_HELP}; default: as many as a policy finds (pixelprune, rlt, prumerge)",
+    )
     arguments.add_several_positions(bench)
     tasks = bench.add_argument(
         "--tasks",
@@ -73,6 +79,12 @@ def _policies(text: str) -> list[str]:
 
     named = arguments.policies(",".join(registry()) if text.strip() == "all" else text)
     return [name for name in named if name.partition(":")[0] != "downsample"]
+
+
+def _keeps(text: str) -> list[float | int | str | None]:
+    """Budgets by comma; `default` is None, which leaves it to the policy."""
+    parts = [part.strip() for part in text.split(",")]
+    return [keep for part in parts for keep in ([None] if part == "default" else arguments.keeps(part))]
 
 
 def _run(args: argparse.Namespace) -> None:

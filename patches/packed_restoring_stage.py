@@ -73,7 +73,7 @@ class PackedRestoringStage(RestoringStage):
                 f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
                 f"{reason}; use a policy that acts before the language model"
             )
-        self.group, self.n_cls = self.tower.spatial_merge_size**2, 0
+        self.group, self.n_cls = self.tower.spatial_merge_size**2, 0  # type: ignore[assignment, operator]
         self._set(policy, budget, list(self.tower.get_submodule("blocks").children()))
         full = getattr(self.tower, "fullatt_block_indexes", None)
         self.is_full = [full is None or i in full for i in range(len(self.layers))]
@@ -160,7 +160,7 @@ class PackedRestoringStage(RestoringStage):
         if is_full not in call.borders:
             call.borders[is_full] = _borders_of_kept(given.cpu(), call.tokens.kept.cpu())
         borders = call.borders[is_full]
-        found = {"position_embeddings": call.positions, "cu_seqlens": to_device(borders, given.device)}
+        found: dict[str, Any] = {"position_embeddings": call.positions, "cu_seqlens": to_device(borders, given.device)}
         if arguments.get("max_seqlen") is not None:
             found["max_seqlen"] = int(borders.diff().max())
         return found

@@ -56,7 +56,7 @@ class PackedStage(InsideTower[PackedCall]):
         model_type = base.config.model_type  # type: ignore[union-attr]
         assert family.encoder is not None and family.encoder.packed_tower is not None
         self.tower: Any = family.encoder.packed_tower(base)
-        self.group: int = self.tower.spatial_merge_size**2
+        self.group: int = self.tower.spatial_merge_size**2  # type: ignore[assignment, operator]
         reason = no_packed_geometry() or self._reason_against_policy()
         if reason is not None:
             raise ValueError(

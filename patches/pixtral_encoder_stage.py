@@ -155,7 +155,7 @@ class PixtralEncoderStage(PackedStage):
                 "the policy merges or resizes patches one by one; use a policy that acts before the language model"
             )
         self.budget = with_number(policy, budget)
-        self.blocks = list(self.tower.transformer.layers)
+        self.blocks = list(self.tower.get_submodule("transformer.layers").children())
         read = layers_below_feature(self.blocks, getattr(config, "vision_feature_layer", -1))
         self.borders = list(range(1, len(read)))
         if not self.borders:

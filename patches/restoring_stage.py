@@ -75,7 +75,7 @@ class RestoringStage(InsideTower[RestoringCall]):
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         self.base: Any = base
-        encoder, model_type = family.encoder, self.base.config.model_type
+        encoder, model_type = family.encoder, self.base.config.model_type  # type: ignore[union-attr]
         find = None if encoder is None else encoder.raster_layers or encoder.layers
         if encoder is None or find is None:
             towers = "Qwen-VL, CLIP, SigLIP, InternVL, Idefics3, SmolVLM, Aya Vision and Gemma 3"

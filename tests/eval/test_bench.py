@@ -13,8 +13,6 @@ from tokenprune.commands.bench import ALL_TASKS, EASY_VQA
 from tokenprune.commands.bench import TASKS as COMMAND_TASKS
 from tokenprune.eval import minivlm
 from tokenprune.eval.answers import answer, encode
-from tokenprune.eval.bench import report
-from tokenprune.eval.answers import answer
 from tokenprune.eval.bench import PAGES, report
 from tokenprune.eval.bench import run as bench
 from tokenprune.eval.bench.downsample import Downsampled, raster

@@ -105,7 +105,8 @@ def draw_clip(seed: int) -> Clip:
     shades = [painters[0].jittered(colour) for colour in colours[: n + 1]]
     for i, painter in enumerate(painters):
         for mover, mask, path, shade in zip(movers, masks, paths, shades, strict=False):
-            painter.object(mask, *path[i].tolist(), shade, mover.kind, mover.colour)
+            y, x = path[i].tolist()
+            painter.object(mask, y, x, shade, mover.kind, mover.colour)
         if i + 1 >= appears:
             painter.object(dot_mask, dot_y, dot_x, shades[n], "dot", dot)
     frames = np.stack([painter.image() for painter in painters])

@@ -67,7 +67,8 @@ def _drawn(kind: Kind, seed: int) -> tuple[Any, list[Question]]:
     if kind == "clip":
         clip = draw_clip(seed)
         return clip, clip_questions(clip)
-    scene = draw_scene(seed, *SIZES["scene"])
+    height, width = SIZES["scene"]
+    scene = draw_scene(seed, height, width)
     return scene, [describe(scene)]
 
 

@@ -73,9 +73,11 @@ class EncoderStage(InsideTower[EncoderCall]):
         self.base, self.policy, self.budget = base, policy, refuse_own_counts(base, policy, budget, self.where)
         encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
         if encoder is None or encoder.layers is None:
+            restoring = encoder is not None and encoder.raster_layers is not None
+            others = "ipcv, whose patches come back behind the tower, or " if restoring else ""
             raise ValueError(
                 f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
-                f"{family.no_encoder_stage}; use a policy that acts before the language model"
+                f"{family.no_encoder_stage}; use {others}a policy that acts before the language model"
             )
         assert encoder.embeddings is not None and encoder.projector is not None
         self.encoder = encoder

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,15 @@ from .support import HERE, Engine
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+#: Model Runner V2, which the engine takes on a GPU, has kernels in Triton. In Triton's interpreter they run on a CPU.
+V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+if V2:
+    from triton.backends import backends
+
+    os.environ["TRITON_INTERPRET"] = "1"
+    # The engine looks for a backend of this name, and gives Triton up without it. The interpreter needs none.
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
 
 if importlib.util.find_spec("vllm") is None:  # it pins other versions, so it has an environment of its own
     collect_ignore_glob = ["test_*.py"]
@@ -54,6 +64,7 @@ def engine(monkeypatch):
                 monkeypatch.setenv(name, str(value))
         register()  # which the engine does once in a process
         running.append(Engine(where, **settings))
+        assert running[-1].is_v2 == V2
         return running[-1]
 
     def stop():

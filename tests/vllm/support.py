@@ -85,6 +85,11 @@ class Engine:
         return self.llm.apply_model(lambda model: model)[0]
 
     @property
+    def is_v2(self) -> bool:
+        """Whether the engine runs the model with Model Runner V2."""
+        return bool(self.core.vllm_config.use_v2_model_runner)
+
+    @property
     def visual(self) -> set[int]:
         """Ids of placeholder tokens."""
         config = self.llm.llm_engine.vllm_config.model_config.hf_config

@@ -1,15 +1,17 @@
 """On a device that is not the host: the same tokens, and waits for it that do not grow with the batch."""
 
+import contextlib
 import re
 
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.families.registry import family_of
 from tokenprune.patches.packed_tower import no_packed_geometry
 
-from ..families import CASES, FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from ..families import CASES, ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, even_batch, get_model, ragged_batch
 from ..policies_table import DEEP, POLICIES, TOWER
 from .device import DEVICE, SECOND, blocks, device_mode, moved
 
@@ -103,3 +105,29 @@ def test_waits_do_not_grow_with_the_batch(policy):
     once = waits(1, *TABLE[policy])
     assert once <= 16
     assert waits(2, *TABLE[policy]) == once + more
+
+
+def decode_waits(name, options, static):
+    """Of one decode step of two rows without padding, as `generate` prepares it; None: the stock model."""
+    batch = even_batch()
+    with device_mode() as counted:
+        twin = moved(get_model("llava"))
+        config = twin.config.get_text_config()
+        cache = StaticCache(config=config, max_cache_len=96) if static else DynamicCache()
+        inputs = {k: v.to(DEVICE) for k, v in batch.inputs.items()}
+        with pruning(twin, name, keep=0.4, budget="final", **options) if name else contextlib.nullcontext():
+            twin(**inputs, past_key_values=cache, use_cache=True)
+            length = batch.inputs["input_ids"].shape[1]
+            fed = dict(past_key_values=cache, use_cache=True, attention_mask=torch.ones(2, length + 1).to(DEVICE))
+            fed |= dict(position_ids=torch.full((2, 1), length).to(DEVICE), is_first_iteration=False)
+            ids = torch.full((2, length + 1), 5).to(DEVICE)
+            counted.clear()
+            twin(**twin.prepare_inputs_for_generation(ids, next_sequence_length=1, **fed))
+    return sum(counted.values())
+
+
+@pytest.mark.skipif(not ENCODES_FIRST, reason="static caches of this transformers count on the host")
+@pytest.mark.parametrize("static", [False, True])
+def test_a_decode_step_waits_no_more_than_the_stock_models(static):
+    stock = decode_waits(None, {}, static)
+    assert [decode_waits(*TABLE[policy], static) for policy in ("divprune", "fastv")] == [stock, stock]

@@ -15,7 +15,7 @@ from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .cache import cache_among
 from .call import Calls, ForwardCall, guarded
-from .compiled_step import step_on
+from .compiled_step import CompiledStep, step_on
 from .config import PruningConfig
 from .decoder_call import DecoderCall, DecoderContinuation, DecoderInput, Prefill
 from .decoder_view import RowView
@@ -73,7 +73,7 @@ class DecoderStage:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         call = self.calls.current()
         if call is None or call.decoder is None:
-            running = step_on(cache_among(kwargs)) if call is None else call
+            running: ForwardCall | CompiledStep | None = step_on(cache_among(kwargs)) if call is None else call
             continued = None if running is None else running.continuation
             return None if continued is None else self._continue(continued, i, args, kwargs)
         decoder = call.decoder

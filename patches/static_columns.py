@@ -18,7 +18,7 @@ def static_columns(cache: Any) -> int | None:
         return None
     if not all(isinstance(getattr(layer, "cumulative_length", None), Tensor) for layer in layers):
         return None
-    sizes = {layer.max_cache_len for layer in layers}
+    sizes: set[int] = {layer.max_cache_len for layer in layers}
     return sizes.pop() if len(sizes) == 1 else None
 
 

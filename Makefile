@@ -39,7 +39,8 @@ test: setup
 fuzz: setup
 	CASES=$${CASES:-10000} TALKS=$${TALKS:-3000} SEED=$${SEED:-1} FULL=1 \
 		$(BIN)/python -m pytest -q -n auto --dist worksteal tests/test_fuzz.py tests/test_conversations.py \
-		tests/test_oracle.py tests/patches/test_decoder_stage.py tests/ops
+		tests/test_oracle.py tests/test_drafting.py tests/patches/test_decoder_stage.py \
+		tests/patches/test_compiled_decoding.py tests/ops
 
 # The tables of README.md and docs/ that are made of code, tests and committed results; then the site, in site/.
 docs: setup

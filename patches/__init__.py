@@ -10,7 +10,8 @@ gives the text model the shorter sequence (`prune_text_inputs`). `DecoderStage` 
 
 **A decode step.** The cache counts its logical length, pruned columns included, so `generate` goes on as if nothing had
 been pruned. `Pruner.enter_text` finds the layout on the cache, and `continue_pruned_cache` reduces the attention mask
-to the columns that are there. Where the base model builds masks, `base_inputs_on_pruned_cache` has done so before.
+to the columns that are there. Under a compiler, `CompiledStep` on the cache takes the place of a `ForwardCall`, which
+it cannot follow. Where the base model builds masks, `base_inputs_on_pruned_cache` has done so before.
 
 **A second turn with pictures** is a prefill on a cache that has a layout: `Past.of` says what it holds, and
 `prune_text_inputs` joins the two. With `history`, `marked_layout` has noted on the cache where its pictures are, and

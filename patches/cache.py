@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..pickling import Unpicklable
 from .cache_errors import PrunedCacheError
+from .static_columns import static_columns
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -82,6 +83,8 @@ class ColumnLayout:
             return torch.cat([prompt, prompt.new_ones(len(prompt), later)], 1)
         logical = logical.to(prompt.device).bool()
         tail = logical[:, self.logical_length : self.logical_length + later]
+        if tail.shape[1] < later:  # columns of a static cache that are yet to be fed
+            tail = torch.cat([tail, tail.new_ones(len(tail), later - tail.shape[1])], 1)
         return torch.cat([prompt & logical.gather(1, self.columns), tail], 1)
 
     def check_crop(self, dropped: int) -> None:
@@ -167,7 +170,8 @@ class _PrunedCache(Unpicklable, _Cache):
         hooked: the call of a pruned model that reads it at the moment, whose hooks know the layout; None between calls.
         last_layer: index of the layer that was updated last; larger than any before the first.
         callers_mask: (B, L) padding mask over logical columns, or None, that `generate` was about to make a 4-D mask
-            of; `...` where it did not.
+            of; `...` where it did not, and once it is used.
+        static_columns: what all layers of a static cache have room for; None for other caches.
         begins_turn: whether `generate` has said that the next call begins a turn; None: it has not.
     """
 
@@ -180,6 +184,7 @@ class _PrunedCache(Unpicklable, _Cache):
     hooked: Any = None
     last_layer: int = sys.maxsize
     callers_mask: Any = ...
+    static_columns: int | None = None
     begins_turn: bool | None = None
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -223,6 +228,8 @@ class _PrunedCache(Unpicklable, _Cache):
 
     def _check_hooks(self) -> None:
         """Without the hooks, a stock model would read the logical mask against physical columns."""
+        if torch.compiler.is_compiling():
+            return  # it takes the call of a weak reference for one of the model; `update` refuses such a model
         if self.layout is not None and getattr(self.layout.model(), STATE_ATTRIBUTE, None) is None:
             raise PrunedCacheError(
                 "this KV cache was filled with pruning applied, which has been removed since (or the model "
@@ -275,7 +282,10 @@ def adopt(cache: Cache, layout: Layout) -> None:
     """Give a cache object its layout; the object changes class to a subclass of its own."""
     if not isinstance(cache, _PrunedCache):
         cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
+        # As after any step, so that a compiler finds the same before the first one.
+        vars(cache).update(hooked=None, callers_mask=..., begins_turn=None, last_layer=len(cache.layers) - 1)
     cache.layout = layout  # type: ignore[attr-defined]
+    cache.static_columns = static_columns(cache)  # type: ignore[attr-defined]
 
 
 def layout_of(cache: Any) -> Layout | None:

@@ -107,6 +107,7 @@ class ForwardCall:
     def release_cache(self) -> None:
         """The cache is not read any more."""
         if self.cache is not None:
+            self.cache.callers_mask = ...
             self.cache.hooked = self.cache = None
 
     def outputs_follow(self, packing: Packing, length: int) -> None:
@@ -170,6 +171,8 @@ class Calls:
 
     def current(self) -> ForwardCall | None:
         """The call of this model that runs in this thread; None between calls."""
+        if not self.in_flight:  # a compiler can follow this, and no context variable
+            return None
         call = _CALL.get()
         return call if call is not None and call.calls is self else None
 
@@ -207,6 +210,8 @@ class Calls:
         Returns:
             the call; None if none was begun.
         """
+        if not self.in_flight:
+            return None
         call = _CALL.get()
         if call is not None and call.calls is not self:
             call = _drop_interrupted()

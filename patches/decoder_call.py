@@ -101,22 +101,28 @@ class DecoderContinuation:
         cache: the KV cache.
         logical_mask: (B, >= logical length) bool padding mask over logical columns, or None for no padding.
         length: columns of this call.
+        static: what each layer of a static cache has room for; None for other caches.
         masks: attention masks that were made, by layer of the cut and kind of layer.
         sees_all: whether a layer without a window sees all that it holds, if those below the cuts do.
-        totals: columns that the layers from each decoder cut on hold after this call, by layer of the cut.
+        totals: columns that the layers from each decoder cut on hold after this call, by layer of the cut; those that a
+            static cache has room for.
     """
 
     layout: Layout
     cache: Any
     logical_mask: Tensor | None
     length: int
+    static: int | None = None
     masks: dict[Any, Any] = field(default_factory=dict)
     sees_all: bool = field(init=False)
     totals: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         # Now, since the cache grows layer by layer while the call runs.
-        self.totals = {cut: physical_length(self.cache, cut) + self.length for cut in self.layout.by_decoder_layer}
+        self.totals = {
+            cut: physical_length(self.cache, cut) + self.length if self.static is None else self.static
+            for cut in self.layout.by_decoder_layer
+        }
         self.sees_all = self.length == 1 and not self.layout.padded_above
 
     def valid(self, cut: int, device: torch.device) -> Tensor:

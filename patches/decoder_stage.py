@@ -15,10 +15,11 @@ from ..stopwatch import Stopwatch
 from .attention_tap import AttentionTap
 from .cache import cache_among
 from .call import Calls, ForwardCall, guarded
+from .compiled_step import CompiledStep, step_on
 from .config import PruningConfig
 from .decoder_call import DecoderCall, DecoderContinuation, DecoderInput, Prefill
 from .decoder_view import Readings
-from .masks import layer_mask, window_at
+from .masks import LayerMasks, window_at
 from .packing import Packing
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class DecoderStage:
         self.policy = config.decoder.policy
         self.config, self.calls, self.cuts = config, calls, config.decoder_cuts
         self._taps = [AttentionTap(config.text.layers[i - 1].self_attn, self._read) for i in self.cuts]
+        self._masks = LayerMasks(config.text.config)
         self._handles: list[Any] = []
         # By layer: its kind of attention, and whether it has a sliding window.
         self._kinds: list[Any] = []
@@ -70,12 +72,11 @@ class DecoderStage:
         self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         call = self.calls.current()
-        if call is None:
-            return None
-        decoder = call.decoder
-        if decoder is None:
-            continued = call.continuation
+        if call is None or call.decoder is None:
+            running: ForwardCall | CompiledStep | None = step_on(cache_among(kwargs)) if call is None else call
+            continued = None if running is None else running.continuation
             return None if continued is None else self._continue(continued, i, args, kwargs)
+        decoder = call.decoder
         hidden = args[0] if args else kwargs["hidden_states"]
         if i in self.cuts:
             hidden = self._enter_cut(call, decoder, i, hidden)
@@ -94,7 +95,7 @@ class DecoderStage:
         if kwargs["attention_mask"] is not None or follows or self._windowed[i] or not decoder.sees_all:
             valid, kind = decoder.layouts[-1].valid, self._kinds[i]
             if kind not in decoder.masks:
-                decoder.masks[kind] = layer_mask(self.config.text.config, i, hidden, valid, cache_among(kwargs))
+                decoder.masks[kind] = self._masks.of(i, hidden, valid, cache_among(kwargs))
             new["attention_mask"] = decoder.masks[kind]
             if follows:
                 new["cache_position"] = _last_columns(valid, hidden)
@@ -116,7 +117,7 @@ class DecoderStage:
             valid = continued.valid(cut, hidden.device)
             columns = _last_columns(valid, hidden) if follows else None
             continued.masks[key] = (
-                layer_mask(self.config.text.config, i, hidden, valid, continued.cache),
+                self._masks.of(i, hidden, valid, continued.cache),
                 columns,
             )
         mask, columns = continued.masks[key]

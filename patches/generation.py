@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from .cache import cache_among, layout_of
 from .config import PruningConfig
 from .feature_source import FeatureSource
+from .static_columns import full_length
 from .visual_inputs import feeds_pictures
 
 #: Attribute of a draft: inputs of pictures that it encodes itself, by name.
@@ -92,7 +93,7 @@ class PreparationNotes(StandIn):
             refuse_earlier_turns(sys._getframe(1))
             kwargs = self._with_pictures(kwargs)
         if layout_of(cache) is not None:
-            cache.callers_mask = kwargs.get("attention_mask")
+            cache.callers_mask = full_length(kwargs.get("attention_mask"), cache)
             if self.config.history is not None:  # else nobody would take the note
                 cache.begins_turn = kwargs.get("is_first_iteration")
         elif kwargs.get("use_cache") is False:
@@ -106,7 +107,8 @@ class PreparationNotes(StandIn):
         left out."""
         if arguments.get("is_first_iteration") is not False or arguments.get("use_cache") is False:
             return False
-        return cache is None or int(cache.get_seq_length()) == 0
+        length = 0 if cache is None else cache.get_seq_length()
+        return isinstance(length, int) and length == 0  # that of a static cache in use is on the device
 
     def _with_pictures(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of a prefill that sees pictures.

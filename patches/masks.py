@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,11 +15,19 @@ from .packing import Packing
 from .past import Past
 
 
-def padding_mask(given: Any, cache: Any, batch: int, length: int) -> Tensor | None:
+def padding_mask(given: Any, cache: Any, batch: int, length: int, whole: bool = False) -> Tensor | None:
     """The 2-D padding mask over logical columns, (B, past + length) bool, or None for no padding.
 
     A static cache comes with a 4-D mask that `generate` has built; its padding is read back from the
     last query's row.
+
+    Args:
+        given: mask or masks of a call.
+        cache: the KV cache, or None.
+        batch: rows.
+        length: columns of the call.
+        whole: of a pruned static cache, the mask may go on for columns that are yet to be fed: the device is not waited
+            for then.
 
     Raises:
         ValueError: for masks that cannot be followed; the message names the alternative.
@@ -36,17 +43,19 @@ def padding_mask(given: Any, cache: Any, batch: int, length: int) -> Tensor | No
         raise ValueError(
             f"pruning cannot follow a custom attention mask of shape {tuple(mask.shape)}; pass a 2-D padding mask"
         )
-    past = int(cache.get_seq_length())
     if layout_of(cache) is None:
-        visible = mask[:, 0, -1, : past + length]
+        visible = mask[:, 0, -1, : int(cache.get_seq_length()) + length]
         return visible if visible.dtype == torch.bool else visible == 0
     # Its columns are those that the cache holds, its values those of the columns that the caller counts.
     if cache.callers_mask is None:
         return None
-    if cache.callers_mask is not ...:
-        noted: Tensor = cache.callers_mask
-        if noted.ndim == 2 and noted.shape[1] == past + length:
-            return noted.bool()
+    if cache.callers_mask is not ... and cache.callers_mask.ndim == 2:
+        noted: Tensor = cache.callers_mask.bool()
+        if whole and cache.static_columns is not None:
+            return noted
+        total = int(cache.get_seq_length()) + length
+        if noted.shape[1] == total or cache.static_columns is not None:
+            return noted[:, :total]
     raise ValueError(
         "pruning cannot follow a ready-made attention mask on a static cache that was pruned before, outside of "
         "generate(); pass a 2-D padding mask, or use the default (dynamic) cache"
@@ -154,12 +163,6 @@ def _within(mask: Tensor, window: int | None) -> Tensor:
     return mask & near if mask.dtype == torch.bool else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
 
 
-@functools.cache
-def _parameters(function: Any) -> frozenset[str]:
-    """Names of a function's parameters."""
-    return frozenset(inspect.signature(function).parameters)
-
-
 class _LayerCache:
     """A cache as one layer sees it: mask builders ask for the length of some layer, and get this one's."""
 
@@ -189,30 +192,39 @@ def window_at(config: Any, layer: int) -> int | None:
     return window if kinds is None or kinds[layer] == "sliding_attention" else None
 
 
-def layer_mask(config: Any, layer: int, hidden: Tensor, valid: Tensor, cache: Any) -> Any:
-    """The attention mask of a decoder layer, made by transformers for the columns this layer holds.
+class LayerMasks:
+    """Attention masks of decoder layers, made by transformers for the columns that a layer holds.
+
+    What transformers' functions take is looked up beforehand: a compiler would look it up at every step that it traces.
 
     Args:
         config: of the text model.
-        layer: its index.
-        hidden: (B, M, D), what the layer is fed.
-        valid: (B, P + M) bool padding mask over its columns.
-        cache: the KV cache, or None.
     """
-    from transformers import masking_utils
 
-    sliding = window_at(config, layer) is not None
-    make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
-    accepted = _parameters(make)
-    arguments: dict[str, Any] = dict(
-        config=config,
-        attention_mask=valid,
-        position_ids=None,
-    )
-    arguments[cache_name()] = None if cache is None else _LayerCache(cache, layer)
-    arguments["inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"] = hidden
-    if "cache_position" in accepted:
-        arguments["cache_position"] = torch.arange(
-            valid.shape[1] - hidden.shape[1], valid.shape[1], device=hidden.device
-        )
-    return make(**arguments)
+    def __init__(self, config: Any):
+        from transformers import masking_utils
+
+        self.config, self._cache_name = config, cache_name()
+        self._whole, self._sliding = masking_utils.create_causal_mask, masking_utils.create_sliding_window_causal_mask
+        accepted = frozenset(inspect.signature(self._whole).parameters)
+        self._embeds_name = "inputs_embeds" if "inputs_embeds" in accepted else "input_embeds"
+        self._takes_cache_position = "cache_position" in accepted
+
+    def of(self, layer: int, hidden: Tensor, valid: Tensor, cache: Any) -> Any:
+        """The mask of one layer.
+
+        Args:
+            layer: its index.
+            hidden: (B, M, D), what the layer is fed.
+            valid: (B, P + M) bool padding mask over its columns.
+            cache: the KV cache, or None.
+        """
+        arguments: dict[str, Any] = dict(config=self.config, attention_mask=valid, position_ids=None)
+        arguments[self._cache_name] = None if cache is None else _LayerCache(cache, layer)
+        arguments[self._embeds_name] = hidden
+        if self._takes_cache_position:
+            arguments["cache_position"] = torch.arange(
+                valid.shape[1] - hidden.shape[1], valid.shape[1], device=hidden.device
+            )
+        make = self._whole if window_at(self.config, layer) is None else self._sliding
+        return make(**arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,31 +12,50 @@ from torch import Tensor
 from .cache import ColumnLayout, Layout, layout_of, physical_length
 
 
-@dataclass(frozen=True)
+@dataclass
 class Past:
     """What a cache held before this call.
 
+    It is to be read before the cache grows. Lengths are worked out when they are asked for: those of a static cache are
+    on the device, which would be waited for, and a compiler cannot follow there.
+
     Attributes:
         layout: of a cache that was pruned before.
-        logical: columns that the caller has fed.
-        physical: columns that the layers below all decoder cuts hold.
         batch: rows, B.
         device: of this call's tokens.
         cache: the cache itself, or None.
     """
 
     layout: Layout | None
-    logical: int
-    physical: int
     batch: int
     device: torch.device
     cache: Any
+    # No `functools.cached_property`, whose lock (until Python 3.12) a compiler cannot follow.
+    _logical: int | None = field(default=None, init=False)
+    _physical: int | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, cache: Any, batch: int, device: torch.device) -> Past:
         """What a cache (or None) holds for `batch` rows."""
-        logical = 0 if cache is None else int(cache.get_seq_length())
-        return cls(layout_of(cache), logical, physical_length(cache), batch, device, cache)
+        return cls(layout_of(cache), batch, device, cache)
+
+    @property
+    def logical(self) -> int:
+        """Columns that the caller has fed."""
+        if self._logical is None:
+            self._logical = 0 if self.cache is None else int(self.cache.get_seq_length())
+        return self._logical
+
+    @property
+    def physical(self) -> int:
+        """Columns that the layers below all decoder cuts hold."""
+        if self._physical is None:
+            self._physical = physical_length(self.cache)
+        return self._physical
+
+    def after(self, length: int, static: int | None) -> int:
+        """Columns of masks after a call of `length` columns: all of a static cache with so many, else those held."""
+        return self.physical + length if static is None else static
 
     @functools.cached_property
     def columns(self) -> Tensor:
@@ -45,7 +64,7 @@ class Past:
             return torch.arange(self.physical, device=self.device).expand(self.batch, -1)
         return self.layout.columns_until(self.logical).to(self.device)
 
-    @functools.cached_property
+    @property
     def shift(self) -> Tensor:
         """(B,) int64, what compact positions have moved left by."""
         if self.layout is None:

@@ -48,4 +48,5 @@ def callers_positions(kwargs: dict[str, Any], past: Past, length: int) -> Tensor
     positions: Tensor | None = kwargs.get("position_ids")
     if positions is not None:
         return positions[None] if positions.ndim == 1 else positions
-    return torch.arange(past.logical, past.logical + length, device=past.device)[None]
+    start = 0 if past.cache is None else past.cache.get_seq_length()  # of a static cache it is on the device
+    return (start + torch.arange(length, device=past.device))[None]

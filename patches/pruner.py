@@ -16,6 +16,7 @@ from ..policies.base import Policy
 from .attachment import Attachment, Hooks
 from .cache import adopt, cache_among, layout_of
 from .call import Calls, calling_frame
+from .compiled_step import begin_step, end_step, is_traced, step_on
 from .config import Positions, PruningConfig
 from .decoder_stage import DecoderStage
 from .encoder_capture import EncoderCapture
@@ -189,6 +190,9 @@ class Pruner(Unpicklable):
         visual = VisualInputs.of(config.base, config.family, arguments, self._attachment.source_of)
         if visual is None and config.family.masks == "text" and self.calls.current() is None:
             return None  # as at every decode step
+        if visual is None and is_traced(self.calls):
+            cache = cache_among(arguments)
+            return None if layout_of(cache) is None else ((), base_inputs_on_pruned_cache(config, arguments, cache))
         call = self.calls.enter(self._depth(module, len(config.heads)), calling_frame())
         call.visual = visual
         if config.family.masks == "text":
@@ -220,6 +224,10 @@ class Pruner(Unpicklable):
         if layout is None and self.calls.current() is None:
             self.last = length, None
             return (args, kwargs)  # the stock model's own call
+        if layout is not None and is_traced(self.calls):
+            refuse_other_decoder_cuts(config, layout)
+            self.last = length, None
+            return args, begin_step(config, cache, kwargs)
         # A text model that is called while features are computed begins a call of its own.
         begin = self.calls.begin if encoding(config.base) else self.calls.enter
         call = begin(self._depth(module), calling_frame())
@@ -260,6 +268,8 @@ class Pruner(Unpicklable):
     def leave_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the text model: the cache gets its layout."""
         call = self.calls.leave(len(self.config.heads) + 1)
+        if call is None:
+            end_step(cache_among(kwargs))
         if call is None or output is None:  # the call failed
             return
         self.last = call.length, call.packing
@@ -276,7 +286,7 @@ class Pruner(Unpicklable):
         """
         if kwargs.get("position_ids") is None or not self.config.uses_flash_attention:
             return None  # comes first: a compiler follows the hook up to here without a graph break
-        call = self.calls.current()
+        call = self.calls.current() or step_on(cache_among(kwargs))
         if call is None or not call.shrunk:
             return None
         return args, {**kwargs, "position_ids": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ from .positions import callers_positions, renumbered
 from .vision_selection import VisionSelection
 
 logger = logging.getLogger(__name__)
+
+
+class Continuing(Protocol):
+    """A call that goes on with a cache that was pruned before."""
+
+    @property
+    def decoder(self) -> Any: ...
+
+    continuation: DecoderContinuation | None
 
 
 def tokens_among(arguments: dict[str, Any]) -> Tensor:
@@ -172,7 +181,7 @@ def begin_decoder_stage(config: PruningConfig, past: Past, selection: VisionSele
 
 
 def continue_pruned_cache(
-    config: PruningConfig, call: ForwardCall, layout: Layout, arguments: dict[str, Any]
+    config: PruningConfig, call: Continuing, layout: Layout, arguments: dict[str, Any]
 ) -> dict[str, Any]:
     """Arguments of a call that prunes nothing, on a cache that was pruned before: a decode step, a turn of text."""
     cache = cache_among(arguments)
@@ -184,16 +193,16 @@ def continue_pruned_cache(
     if layout.shifted:
         positions = positions - past.shift[:, None]
     new["position_ids"] = positions
-    mask = None
+    mask, static = None, None if config.reads_cache_position else cache.static_columns
     if config.family.masks == "text":
         given = arguments.get("attention_mask")
-        mask = padding_mask(given, cache, batch, length)
+        mask = padding_mask(given, cache, batch, length, whole=static is not None)
         if mask is not None or layout.padded:
-            new["attention_mask"] = layout.mask(mask, past.physical + length)
+            new["attention_mask"] = layout.mask(mask, past.after(length, static))
         elif isinstance(given, dict) or (given is not None and given.ndim == 4):
             new["attention_mask"] = None  # it was made for the columns that the caller counts
     if layout.by_decoder_layer and call.decoder is None:
-        call.continuation = DecoderContinuation(layout, cache, mask, length)
+        call.continuation = DecoderContinuation(layout, cache, mask, length, static)
     if config.reads_cache_position:
         new["cache_position"] = past.physical + torch.arange(length, device=tokens.device)
     _log("continuation", new, past)
@@ -217,7 +226,7 @@ def layout_after(config: PruningConfig, call: ForwardCall, cache: Any) -> Layout
 
 def _log(what: str, new: dict[str, Any], past: Past) -> None:
     """How a call is fed; at level DEBUG, where it waits for the device."""
-    if not logger.isEnabledFor(logging.DEBUG):
+    if torch.compiler.is_compiling() or not logger.isEnabledFor(logging.DEBUG):
         return
     ids, length = new["position_ids"], tokens_among(new).shape[1]
     logger.debug(

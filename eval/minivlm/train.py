@@ -33,13 +33,14 @@ from torch import Tensor, nn
 
 from .. import minivlm
 from ..files import write_json
-from ..machine import describe, device_and_threads
+from ..machine import describe, device_and_threads, pick_device
 from .curve import Curve
 from .data import QUESTIONS_PER_IMAGE, TYPES, Data, batches, make_data, pair_questions
 from .drawing import SHAPES
 from .losses import Alignment, Grounding, TowerHeads, answer_loss, answered
 from .optimizer import Optimizer
 from .packing import PACKED, Packing
+from .placing import autocast, drawn_on_host, placed
 from .questions import PAIR
 from .resume import Checkpoint
 
@@ -83,18 +84,18 @@ class Trainer:
     """
 
     def __init__(self, family: ModuleType, model: Any, data: list[Data], args: argparse.Namespace, saved: Checkpoint):
-        self.family, self.model, self.data, self.batch = family, model, data, args.batch
-        self.bf16, self.seed, self.fast, self.saved = not args.fp32, args.seed, args.fast, saved
+        self.family, self.model, self.batch = family, model, args.batch
+        self.seed, self.fast, self.saved = args.seed, args.fast, saved
+        self.device = torch.device(args.device)
+        self.data = [placed(part, self.device) for part in data]
+        self.autocast = functools.partial(autocast, self.device, not args.fp32)
         self.alignment = Alignment(family)
         self.packing = functools.cache(functools.partial(Packing, family, model))
 
-    def autocast(self) -> torch.autocast:
-        """A context of bfloat16 autocast, if it is used."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
-
     def batches(self, stage: int) -> Iterator[tuple[int, Tensor]]:
         """Batches of a stage: index of a size, and indices of scenes."""
-        return batches(self.data, self.batch, torch.Generator().manual_seed(1000 * self.seed + stage))
+        draws = batches(self.data, self.batch, torch.Generator().manual_seed(1000 * self.seed + stage))
+        return ((k, i.to(self.device)) for k, i in drawn_on_host(draws))
 
     def answers(self, tokens: Tensor, part: Data, i: Tensor, pairs: bool) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Answers of a batch.
@@ -110,7 +111,8 @@ class Trainer:
         """
         if pairs:
             half = len(i) // 2
-            ids, targets = pair_questions(self.family, part.kinds[i[:half]], part.kinds[i[half:]])
+            kinds = part.kinds[i].cpu()
+            ids, targets = (each.to(self.device) for each in pair_questions(self.family, kinds[:half], kinds[half:]))
             tokens = torch.cat([tokens[:half], tokens[half:]], 1)
             packing = self.packing(2, part.size, len(SHAPES))
             types = torch.full(ids.shape[:2], TYPES.index(PAIR))
@@ -206,7 +208,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self, n: int = 960) -> dict[str, float]:
         """Exact match on `n` validation scenes, teacher-forced, by type of question."""
-        data = make_data(self.family, "validation", n)
+        data = [placed(part, self.device) for part in make_data(self.family, "validation", n)]
         hits: dict[str, list[float]] = {t: [] for t in TYPES}
         for part, features in zip(data, self.features(data), strict=True):
             for i in torch.arange(len(features) // 2 * 2).split(32):
@@ -228,6 +230,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where it is trained: cpu (default), cuda, ...")
     parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast; which is faster depends on the CPU")
     parser.add_argument(
         "--compile", action="store_true", help="compile the layers: a third faster, needs a C++ compiler"
@@ -242,7 +245,12 @@ def main() -> None:
     torch.set_flush_denormal(True)  # saturated heads have denormal gradients, with which a CPU is three times as slow
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    with pick_device(args.device):
+        _train(args)
 
+
+def _train(args: argparse.Namespace) -> None:
+    """Train and save a model; what is made here is on the default device."""
     family = minivlm.family(args.model)
     model: Any = family.build_model()
     heads = TowerHeads(model.config.text_config.hidden_size)  # the width of the tower's visual tokens too
@@ -266,15 +274,17 @@ def main() -> None:
 
     figures = {k: round(v, 4) for k, v in trainer.validate().items()}
     logger.info("validation: %s", figures)
-    family.save(model, args.out)
+    with torch.device("cpu"):
+        family.save(model.to("cpu"), args.out)
     steps = " ".join(map(str, args.steps))
     record = {
         "command": f"python -m {__package__}.train --model {args.model} --out eval/minivlm/weights/{args.model}"
         f" --steps {steps} --scenes {args.scenes} --batch {args.batch} --seed {args.seed} --threads {args.threads}"
+        + f" --device {args.device}" * (args.device != "cpu")
         + " --fp32" * args.fp32
         + " --compile" * args.compile
         + " --fast" * args.fast,
-        "machine": device_and_threads(describe("cpu")),
+        "machine": device_and_threads(describe(args.device)),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "parameters": sum(p.numel() for p in model.parameters()),
         "wall_minutes": round(saved.done["seconds"] / 60, 1),

@@ -1,9 +1,11 @@
 """On a device that is not the host: the same tokens, and waits for it that do not grow with the batch."""
 
+import contextlib
 import re
 
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 from tokenprune import pruning, pruning_report
 from tokenprune.patches.families.registry import family_of
@@ -11,7 +13,7 @@ from tokenprune.patches.modules import base_of
 from tokenprune.patches.packed_tower import no_packed_geometry
 
 from ..builders import LLAVA_SIDE
-from ..families import CASES, FAMILIES, VIDEO_FAMILIES, get_model, ragged_batch
+from ..families import CASES, ENCODES_FIRST, FAMILIES, VIDEO_FAMILIES, even_batch, get_model, ragged_batch
 from ..policies_table import DEEP, POLICIES, TOWER
 from .device import DEVICE, LAUNCHES, SECOND, blocks, device_mode, moved
 
@@ -129,3 +131,29 @@ def test_launches_for_pruning_hardly_grow_with_the_batch(policy):
     one, eight = (launches(policy, 0.3, rows) - launches(policy, 1.0, rows) for rows in (1, 8))
     assert one > 10
     assert eight <= one + 10
+
+
+def decode_waits(name, options, static):
+    """Of one decode step of two rows without padding, as `generate` prepares it; None: the stock model."""
+    batch = even_batch()
+    with device_mode() as counted:
+        twin = moved(get_model("llava"))
+        config = twin.config.get_text_config()
+        cache = StaticCache(config=config, max_cache_len=96) if static else DynamicCache()
+        inputs = {k: v.to(DEVICE) for k, v in batch.inputs.items()}
+        with pruning(twin, name, keep=0.4, budget="final", **options) if name else contextlib.nullcontext():
+            twin(**inputs, past_key_values=cache, use_cache=True)
+            length = batch.inputs["input_ids"].shape[1]
+            fed = dict(past_key_values=cache, use_cache=True, attention_mask=torch.ones(2, length + 1).to(DEVICE))
+            fed |= dict(position_ids=torch.full((2, 1), length).to(DEVICE), is_first_iteration=False)
+            ids = torch.full((2, length + 1), 5).to(DEVICE)
+            counted.clear()
+            twin(**twin.prepare_inputs_for_generation(ids, next_sequence_length=1, **fed))
+    return sum(counted.values())
+
+
+@pytest.mark.skipif(not ENCODES_FIRST, reason="static caches of this transformers count on the host")
+@pytest.mark.parametrize("static", [False, True])
+def test_a_decode_step_waits_no_more_than_the_stock_models(static):
+    stock = decode_waits(None, {}, static)
+    assert [decode_waits(*TABLE[policy], static) for policy in ("divprune", "fastv")] == [stock, stock]

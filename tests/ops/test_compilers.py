@@ -27,7 +27,7 @@ def test_every_kernel_compiles_and_fits(target):
     greedy = {"_norms", "_similarities", "_greedy", "_volume", "_gains", "_cover"}
     assert kernels.keys() == greedy | {"_topk_gather", "_denominators", "_received"}
     for label, launches in result["launches"].items():
-        assert launches == {"topk_gather": 1, "coverage": 2, "attention": 2}.get(label.split()[0], 3), label
+        assert launches == {"topk_gather": 1, "coverage": 30, "attention": 2}.get(label.split()[0], 3), label
     if target.startswith("cuda"):
         # scores and similarities of the loop stay in registers
         assert not any(kernel["LDL"] or kernel["STL"] for kernel in kernels["_greedy"])

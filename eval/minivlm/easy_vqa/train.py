@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ... import minivlm
 from ...files import write_json
-from ...machine import describe, device_and_threads
+from ...machine import describe, device_and_threads, pick_device
 from .. import llava
 from ..curve import Curve
 from ..data import IGNORE, QA_LEN, encode_question
@@ -38,6 +38,7 @@ from ..drawing import PATCH
 from ..losses import answer_loss, answered, named_loss
 from ..optimizer import Optimizer
 from ..packing import PACKED, Packing
+from ..placing import drawn_on_host, placed
 from ..train import attend_to_likes
 from .data import TASKS, picture, questions
 from .words import COLOURS, SHAPES
@@ -141,19 +142,26 @@ class Trainer:
     """
 
     def __init__(self, family: Any, model: Any, data: Data, kept: Tensor, args: argparse.Namespace):
-        self.family, self.model, self.data, self.kept, self.args = family, model, data, kept, args
+        self.family, self.model, self.kept, self.args = family, model, kept, args
+        self.device = torch.device(args.device)
+        self.data = placed(data, self.device)
         self.packing = Packing(family, model, 1, family.SIZES[0], QUESTIONS)
 
     def batches(self, stage: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of a stage: numbers of pictures, the pictures, and which patches show an object; half of the pictures
         are mirrored."""
-        generator = torch.Generator().manual_seed(1000 * self.args.seed + stage)
-        for _ in range(self.args.steps[stage]):
-            i = self.kept[torch.randperm(len(self.kept), generator=generator)[: self.args.batch]]
-            mirrored = torch.rand(len(i), generator=generator) < 0.5
+        for i, mirrored in drawn_on_host(self._draws(stage)):
+            i, mirrored = i.to(self.device), mirrored.to(self.device)
             images, objects = self.data.images[i], self.data.objects[i].unflatten(1, (ROWS, ROWS))
             images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
             yield i, images, torch.where(mirrored[:, None, None], objects.flip(2), objects).flatten(1)
+
+    def _draws(self, stage: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers of pictures, and which of them are mirrored."""
+        generator = torch.Generator().manual_seed(1000 * self.args.seed + stage)
+        for _ in range(self.args.steps[stage]):
+            i = self.kept[torch.randperm(len(self.kept), generator=generator)[: self.args.batch]]
+            yield i, torch.rand(len(i), generator=generator) < 0.5
 
     def tower(self) -> list[dict[str, Any]]:
         """The first stage; returns the rows of its curve."""
@@ -217,28 +225,37 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="where it is trained: cpu (default), cuda, ...")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_flush_denormal(True)  # as in the training of the others
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    with pick_device(args.device):
+        _train(args)
 
+
+def _train(args: argparse.Namespace) -> None:
+    """Train and save the model; what is made here is on the default device."""
     family = minivlm.family("easy-vqa")
     model = family.build_model()
     model.set_attn_implementation({"text_config": PACKED})
     data, start = read_data(family), time.time()
-    numbers = torch.arange(len(data.images))
+    numbers = torch.arange(len(data.images), device="cpu")
     trainer = Trainer(family, model, data, numbers[numbers % _HELD_OUT != 0], args)
     curve = [*trainer.tower(), *trainer.language()]
     seconds = time.time() - start
     figures = {k: round(v, 4) for k, v in trainer.validate(numbers[numbers % _HELD_OUT == 0]).items()}
     logging.info("validation: %s", figures)
     args.out.mkdir(parents=True, exist_ok=True)
-    family.save(model, args.out)
+    with torch.device("cpu"):
+        family.save(model.to("cpu"), args.out)
     record = {
         "command": f"python -m {__package__}.train --out eval/minivlm/weights/easy-vqa"
-        f" --steps {' '.join(map(str, args.steps))} --batch {args.batch} --seed {args.seed} --threads {args.threads}",
-        "machine": device_and_threads(describe("cpu")),
+        f" --steps {' '.join(map(str, args.steps))} --batch {args.batch} --seed {args.seed} --threads {args.threads}"
+        + f" --device {args.device}"
+        * (args.device != "cpu"),
+        "machine": device_and_threads(describe(args.device)),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "parameters": sum(p.numel() for p in model.parameters()),
         "wall_minutes": round(seconds / 60, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -128,6 +128,15 @@ class DecoderContinuation:
     def valid(self, cut: int, device: torch.device) -> Tensor:
         """(B, P + M) bool, False at padding of the layers from the decoder cut `cut` to the next."""
         return self.layout.by_decoder_layer[cut].mask(self.logical_mask, self.totals[cut]).to(device)
+
+
+class Continuing(Protocol):
+    """A call that goes on with a cache that was pruned before."""
+
+    @property
+    def decoder(self) -> Any: ...
+
+    continuation: DecoderContinuation | None
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .cache import Layout, cache_among, layout_of
 from .cache_errors import PrunedCacheError
 from .call import ForwardCall
 from .config import PruningConfig
-from .decoder_call import DecoderCall, DecoderContinuation, Prefill
+from .decoder_call import Continuing, DecoderCall, DecoderContinuation, Prefill
 from .families.base import MaskInputs, PrunedSequence
 from .head import labels_above, smoothed_above
 from .masks import gather_block_masks, padding_mask, window_at
@@ -24,15 +24,6 @@ from .positions import callers_positions, renumbered
 from .vision_selection import VisionSelection
 
 logger = logging.getLogger(__name__)
-
-
-class Continuing(Protocol):
-    """A call that goes on with a cache that was pruned before."""
-
-    @property
-    def decoder(self) -> Any: ...
-
-    continuation: DecoderContinuation | None
 
 
 def tokens_among(arguments: dict[str, Any]) -> Tensor:

@@ -23,7 +23,7 @@ from tokenprune.serve.settings import KEEP, POLICY
 from .support import NEW_TOKENS, loaded
 
 MODEL = str(minivlm.WEIGHTS["llava"])
-START_UP = 240
+START_UP = 600  # seconds
 
 
 class Server(NamedTuple):
@@ -32,37 +32,50 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def running(log: Path) -> Iterator[Server]:
-    """A server that keeps a quarter."""
+def running(log: Path, *arguments: str, **variables: str) -> Iterator[Server]:
+    """A server that keeps a quarter.
+
+    Args:
+        log: where its output goes.
+        arguments: further ones of its command line.
+        variables: further ones of its environment.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    environment = {**os.environ, POLICY: "divprune", KEEP: "0.25", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    ours = {POLICY: "divprune", KEEP: "0.25", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment = {**os.environ, **ours, **variables}
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL,
         "--host", "127.0.0.1", "--port", str(port),
         "--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8",
-        "--limit-mm-per-prompt", '{"image": 2}', "--trust-request-mm-kwargs",
+        "--limit-mm-per-prompt", '{"image": 2}', "--trust-request-mm-kwargs", *arguments,
     ]  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.time() + START_UP
-        while True:
-            try:
-                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.time() < deadline, log.read_text()[-3000:]
-            time.sleep(1)
-        yield Server(url, process.pid)
-        process.terminate()
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            yield Server(_url_of(process, port, log), process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _url_of(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
+    """Wait until a server answers."""
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.time() + START_UP
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return url
+        except httpx.HTTPError:
+            pass
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.time() < deadline, log.read_text()[-3000:]
+        time.sleep(1)
 
 
 def picture(image):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is tested and measured on a GPU, unattended, in about ten minutes:
+# Everything that is tested and measured on a GPU, unattended, in about a quarter of an hour (STEPS runs a part of it):
 #
 #     scripts/gpu.sh [OUT] [WHEELS]
 #
@@ -8,6 +8,8 @@
 # A step that fails or takes too long does not stop the others; the last lines say how each ended.
 # DEVICE=cpu LAYERS=1 BATCHES=1 SIDE=224 tries the script without a GPU. LIMIT is the seconds of a step (default 240).
 # STEPS is a pattern of the names of steps that run (default: all), ROUNDS the repeats of a profile (default 9).
+# TRAIN ("600 900") and SCENES (8000) are how long the embedded LLaVA is trained; "2000 3000" and 40000 are all of it.
+# SAMPLES are the questions of a task of lmms-eval (64), which runs if the wheels have it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:-out/gpu}
@@ -19,12 +21,15 @@ SIDE=${SIDE:-1008}
 LIMIT=${LIMIT:-240}
 STEPS=${STEPS:-.}
 ROUNDS=${ROUNDS:-9}
+TRAIN=${TRAIN:-600 900}
+SCENES=${SCENES:-8000}
+SAMPLES=${SAMPLES:-64}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 if [ -n "$WHEELS" ]; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$OUT/site" "$WHEELS"/*.whl || exit
 fi
-export PYTHONPATH="$PWD${WHEELS:+:$OUT/site}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+export PYTHONPATH="$PWD${WHEELS:+:$OUT/site}${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 
 : > "$OUT/summary.txt"
 step() { # NAME COMMAND...: its output goes to NAME.log
@@ -58,24 +63,43 @@ for config in qwen2.5-vl-7b qwen3-vl-8b; do
 done
 step caches "$PYTHON" -m tokenprune.eval.bench_caches --config llava-1.5-7b --device "$DEVICE" \
     --layers "${LAYERS:-8}" --rounds 3 --json "$OUT/caches-llava-1.5-7b-$DEVICE.json"
+step caches-batch-8 "$PYTHON" -m tokenprune.eval.bench_caches --config llava-1.5-7b --device "$DEVICE" --batch 8 \
+    --layers "${LAYERS:-8}" --rounds 3 --json "$OUT/caches-llava-1.5-7b-batch-8-$DEVICE.json"
+for config in llava-next-7b llava-onevision-7b; do
+    step "draft-steps-$config" "$PYTHON" -m tokenprune.eval.bench_drafts --config "$config" --device "$DEVICE" \
+        --layers "${LAYERS:-8}" --keep 0.1,0.25 --json "$OUT/draft-steps-$config-$DEVICE.json"
+done
 # What the tests of the ops compile for other devices needs none.
 workers=$("$PYTHON" -c 'import importlib.util as i; print("-n8" if i.find_spec("xdist") else "")')
 step test-models "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests/gpu
 step test-ops "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests/ops --ignore tests/ops/test_compilers.py
 step test-flash-attention "$PYTHON" -m pytest -q -p no:cacheprovider tests/patches/test_decoder_stage.py -k flash
-# Two processes on one device, as an evaluation under `accelerate launch` has them.
+# Two processes on one device, with groups of their own: NCCL allows one process of a group to a device.
 both() {
     local pids=() code=0 pid
     for n in 1 2; do
-        "$PYTHON" -m tokenprune -q profile --model embedded --policy divprune --keep 0.25 --device "$DEVICE" \
-            --json "$OUT/process-$n.json" & pids+=($!)
+        if "$PYTHON" -c 'import lmms_eval' 2> /dev/null; then
+            "$PYTHON" -m lmms_eval --model tokenprune_hf --tasks tokenprune_embedded --batch_size 16 --limit "$SAMPLES" \
+                --model_args "pretrained=embedded,policy=divprune,keep=0.$n,device=$DEVICE" \
+                --include_path "$("$PYTHON" -m tokenprune.eval.lmms)" --output_path "$OUT/lmms-$n" & pids+=($!)
+        else # the wheels have no lmms-eval
+            "$PYTHON" -m tokenprune -q profile --model embedded --policy divprune --keep 0.25 --device "$DEVICE" \
+                --json "$OUT/process-$n.json" & pids+=($!)
+        fi
     done
     for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
     return "$code"
 }
 export -f both
-export PYTHON DEVICE OUT
+export PYTHON DEVICE OUT SAMPLES
 step two-processes bash -c both
+# Minutes of the embedded LLaVA's training, and a few steps of that for easy-VQA, if its data are there.
+step train-llava "$PYTHON" -m tokenprune.eval.minivlm.train --model llava --out "$OUT/train-llava" --device "$DEVICE" \
+    --steps $TRAIN --scenes "$SCENES" --fast $([ "$DEVICE" = cpu ] && echo --fp32)
+if "$PYTHON" -c 'import easy_vqa' 2> /dev/null; then
+    step train-easy-vqa "$PYTHON" -m tokenprune.eval.minivlm.easy_vqa.train --out "$OUT/train-easy-vqa" \
+        --device "$DEVICE" --steps 60 100
+fi
 echo "results: $OUT"
 grep -qv 'exit 0 ' "$OUT/summary.txt" && exit 1
 exit 0

@@ -224,7 +224,7 @@ def completions(line):
         ("tokenprune demo --policy divprune,fas", ["divprune,fastv", "divprune,fastvid"]),
         ("tokenprune show --policy grid+vt", ["grid+vtw"]),
         ("tokenprune policies --stage ", ["pixels", "encoder", "vision", "decoder"]),
-        ("tokenprune show --model embedded-", ["embedded-qwen", "embedded-qwen3"]),
+        ("tokenprune show --model embedded-", ["embedded-qwen", "embedded-qwen3", "embedded-qwen-pages"]),
         ("tokenprune bench --tasks word,tab", ["word,table"]),
         ("tokenprune models qwen2_", ["qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl"]),
         ("tokenprune profile --config qwen3", ["qwen3-vl-2b", "qwen3-vl-8b"]),

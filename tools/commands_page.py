@@ -15,7 +15,7 @@ This page is generated from the parsers. `tokenprune COMMAND --help` prints the 
 Every command takes `-v` (says what is done), `-vv` (in detail) and `-q` (results only). `--json` without a file writes
 JSON to standard output, and nothing else. An error is one line on standard error, and the exit status is 2, or 130
 after Ctrl-C; `-vv` shows where it came from. `--model` takes `embedded` or `llava`, `embedded-qwen` or `qwen`,
-`embedded-qwen3` or `qwen3`, a folder, or an id of the hub.
+`embedded-qwen3` or `qwen3`, `embedded-qwen-pages` or `qwen-pages`, a folder, or an id of the hub.
 `--image` takes files and addresses. `--out`, `--json` and `--plot` are checked before any
 work: missing folders are made, and the suffix of a picture says its format.
 

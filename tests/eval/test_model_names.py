@@ -15,8 +15,8 @@ from tokenprune.eval.errors import CommandError
 from tokenprune.eval.machine import pick_device
 from tokenprune.eval.model_names import check_attention, find_checkpoint
 
-NAMES = {"embedded": "llava", "embedded-qwen": "qwen", "embedded-qwen3": "qwen3"}
-NAMES |= {name: name for name in ("llava", "qwen", "qwen3")}
+NAMES = {"embedded": "llava", "embedded-qwen": "qwen", "embedded-qwen3": "qwen3", "embedded-qwen-pages": "qwen-pages"}
+NAMES |= {name: name for name in NAMES.values()}
 
 
 @pytest.fixture(autouse=True)

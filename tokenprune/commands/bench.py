@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..eval.bench import ALL_TASKS, EASY_VQA, TASKS
+from ..eval.bench import ALL_TASKS, EASY_VQA, PAGES, TASKS
 from ..eval.minivlm import EMBEDDED, NAMES
 from . import arguments, completers
 
@@ -48,7 +48,8 @@ def add(commands: arguments.Commands) -> None:
         "--tasks",
         type=arguments.choices(ALL_TASKS),
         metavar="T,T",
-        help=f"{', '.join(TASKS)}; of easy-vqa: {', '.join(EASY_VQA)}; all, if not given",
+        help=f"{', '.join(TASKS)}; of easy-vqa: {', '.join(EASY_VQA)}; of qwen-pages: {', '.join(PAGES)}; all, if not "
+        "given",
     )
     completers.complete(tasks, completers.listed(ALL_TASKS))
     bench.add_argument("--samples", type=arguments.count, default=300, metavar="N", help="questions per task")

@@ -228,9 +228,10 @@ class _PrunedCache(Unpicklable, _Cache):
 
     def _check_hooks(self) -> None:
         """Without the hooks, a stock model would read the logical mask against physical columns."""
-        if torch.compiler.is_compiling():
-            return  # it takes the call of a weak reference for one of the model; `update` refuses such a model
-        if self.layout is not None and getattr(self.layout.model(), STATE_ATTRIBUTE, None) is None:
+        if self.layout is None or torch.compiler.is_compiling():
+            return  # where a compiler traces, `update` refuses such a model
+        model: Any = self.layout.model  # where one has traced the prefill, it has put the model for the reference
+        if getattr(model() if isinstance(model, weakref.ref) else model, STATE_ATTRIBUTE, None) is None:
             raise PrunedCacheError(
                 "this KV cache was filled with pruning applied, which has been removed since (or the model "
                 "is gone); go on with a fresh cache, or apply pruning again"
@@ -284,8 +285,7 @@ def adopt(cache: Cache, layout: Layout) -> None:
         cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
         # As after any step, so that a compiler finds the same before the first one.
         vars(cache).update(hooked=None, callers_mask=..., begins_turn=None, last_layer=len(cache.layers) - 1)
-    cache.layout = layout  # type: ignore[attr-defined]
-    cache.static_columns = static_columns(cache)  # type: ignore[attr-defined]
+    cache.layout, cache.static_columns = layout, static_columns(cache)  # type: ignore[attr-defined]
 
 
 def layout_of(cache: Any) -> Layout | None:

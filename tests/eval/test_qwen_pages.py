@@ -191,6 +191,8 @@ def test_videos_are_asked_in_batches_and_pruned(untrained):
     half = answer(model, processor, some, PruningSetting("divprune", 0.5))
     assert half.kept == [128] * 3 and len(half.records[0]) == 1
     assert answer(model, processor, some, Downsampled(keep=0.25)).kept == [64] * 3
+    many = [some[0]] * 24  # more than a prompt has tokens
+    assert answer(model, processor, many, Downsampled(keep=1), batch=24).kept == [4] * 24
     assert answer(model, processor, some, PruningSetting()) == full
 
 

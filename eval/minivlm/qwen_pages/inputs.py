@@ -37,6 +37,7 @@ def clip_inputs(processor: Any, questions: Sequence[str], clips: Sequence[np.nda
     frames = torch.from_numpy(np.stack(clips))
     inputs["pixel_values_videos"] = patches(frames.unflatten(1, (-1, TEMPORAL)).flatten(0, 1))
     inputs["video_grid_thw"] = grids(len(clips), *size)
+    inputs["second_per_grid_ts"] = torch.ones(len(clips))
     if "mm_token_type_ids" in processor.model_input_names:  # transformers 5
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == IDS[_PLACEHOLDER]).int() * 2
     return BatchFeature(inputs)

@@ -29,7 +29,6 @@ from . import draft_steps, minivlm
 from .answers import encode
 from .bench import tasks_of
 from .bench.tasks import asked, check
-from .errors import CommandError
 from .files import write_json
 from .machine import describe
 from .setting import format_keep
@@ -248,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         keeps = [float(each) for each in args.keep.split(",")]
     except ValueError:
-        raise CommandError(f"--keep {args.keep}: ratios in (0, 1], comma-separated, are accepted") from None
+        keeps = [0.0]
+    if not all(0 < keep <= 1 for keep in keeps):
+        parser.error(f"--keep {args.keep}: ratios in (0, 1], comma-separated, are accepted")
     if args.config is not None:
         draft_steps.run(args, keeps)
         return

@@ -196,6 +196,7 @@ class Calls:
 
     def begin(self, depth: int, frame: FrameType) -> ForwardCall:
         """Begin a call, inside of the one that runs, if any. Raises as `enter` does."""
+        self._drop_dead()
         call = ForwardCall(self, depth, depth, frame, outer=_drop_interrupted())
         self.in_flight[id(call)] = call
         if self.closed:
@@ -203,6 +204,13 @@ class Calls:
             raise RuntimeError("the pruning of this model was changed by another thread while a call began")
         _CALL.set(call)
         return call
+
+    def _drop_dead(self) -> None:
+        """Forget calls that an interrupt has left behind, in any thread: a compiled step has to see none in flight."""
+        for key, call in list(self.in_flight.items()):
+            if not call.running:
+                self.in_flight.pop(key, None)
+                call.release_cache()
 
     def leave(self, depth: int) -> ForwardCall | None:
         """The base model or the text model, at `depth`, is done. The call ends with the outer one of those it entered.

@@ -146,7 +146,7 @@ class DecoderStage:
         if not rows:
             return None
         watch = Stopwatch(hidden.device)
-        views = Readings(self.config, decoder, layer, hidden).views
+        views = Readings(self.config, decoder, layer, hidden).views()
         with guarded():
             answers = self.policy.decoder_select_many(views)
         inputs: list[tuple[int, DecoderInput]] = []

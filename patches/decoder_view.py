@@ -29,7 +29,7 @@ class Readings:
         hidden: (B, M, D), what the layer is about to get.
 
     Attributes:
-        views: of the rows from which tokens may leave.
+        visual: by row from which tokens may leave, the columns of each visual input's tokens, on the host.
         query: (B, H, M, d), of the layer below.
         key: (B, H_kv, P + M, d), likewise.
         past: P, columns of earlier calls.
@@ -43,19 +43,25 @@ class Readings:
         total = self._padding.shape[1]
         self.key = key[:, :, :total]  # a static cache holds empty columns after them
         self.past = total - decoder.valid.shape[1]
+        self._prompt = decoder.prefill.prompt
         given = decoder.prefill.inputs
-        columns = iter(to_device_together([each.columns for row in given for each in row], self.device))
-        self.views = [
-            RowView.of(self, row, list(itertools.islice(columns, len(inputs))))
-            for row, inputs in enumerate(given)
-            if inputs
-        ]
+        self.visual = {row: [each.columns for each in inputs] for row, inputs in enumerate(given) if inputs}
+
+    def views(self) -> list[RowView]:
+        """Of the rows from which tokens may leave. They hold this object, which does not hold them."""
+        columns = iter(to_device_together([each for row in self.visual.values() for each in row], self.device))
+        return [RowView.of(self, row, list(itertools.islice(columns, len(own)))) for row, own in self.visual.items()]
+
+    @functools.cached_property
+    def texts_on_host(self) -> dict[int, Tensor]:
+        """By row, `DecoderView.text` on the host."""
+        return {row: _text(torch.cat(columns), self._prompt[row]) for row, columns in self.visual.items()}
 
     @functools.cached_property
     def texts(self) -> dict[int, Tensor]:
-        """By row, `RowView.text`."""
-        texts = to_device_together([view.text_on_host for view in self.views], self.device)
-        return dict(zip([view.row for view in self.views], texts, strict=True))
+        """By row, `DecoderView.text`."""
+        texts = to_device_together(list(self.texts_on_host.values()), self.device)
+        return dict(zip(self.texts_on_host, texts, strict=True))
 
     @property
     def device(self) -> torch.device:
@@ -71,11 +77,16 @@ class Readings:
     def visible(self, rows: slice | Tensor, columns: Tensor) -> Tensor:
         """(R, Q, P + M) bool, what the queries at `columns`, (Q,) or (R, Q), of `rows` of the batch may attend to."""
         order = torch.arange(self._padding.shape[1], device=self.device)
-        valid = self._padding[rows].to(self.device)
+        valid = self._padding.to(self.device)[rows]
         return valid[:, None] & (order <= (columns + self.past)[..., None])
 
     def received(self, row: int, columns: Tensor) -> Tensor:
-        """(M,) float32, attention of the queries at `columns` of one row."""
+        """(M,) float32, attention of the queries at `columns` of one row.
+
+        On a GPU the texts of all rows are computed together, when the first is asked for.
+        """
+        if "texts" in vars(self) and columns is self.texts[row] and row in self._from_texts:
+            return self._from_texts[row]
         columns, one = to_device(columns, self.device), slice(row, row + 1)
         query = self.query[one, :, columns]
         mask = self.visible(one, columns)
@@ -89,30 +100,27 @@ class Readings:
         mask = self.visible(one, columns).expand(len(heads), -1, -1)
         return attention_received(heads, keys, mask=mask, scaling=self._scaling)[:, self.past :]
 
-    def received_from_text(self, view: RowView) -> Tensor:
-        """(M,) float32, attention of the text of one row.
-
-        On a GPU the texts of all rows are computed together, when the first is asked for.
-        """
-        return self._from_texts[view.row] if view.row in self._from_texts else self.received(view.row, view.text)
+    def last(self, row: int) -> int:
+        """`DecoderView.last` of one row."""
+        return int(self._prompt[row].nonzero()[-1])
 
     @functools.cached_property
     def _from_texts(self) -> dict[int, Tensor]:
-        views = [view for view in self.views if len(view.text_on_host)]
-        texts = [view.text_on_host for view in views]
-        size = len(views) * max(map(len, texts), default=0) * self._padding.shape[1]
-        if len(views) < 2 or self.device.type == "cpu" or size > _MOST_MASKED:
+        """By row, (M,) float32, attention of its text; empty where rows are better computed one by one."""
+        texts = {row: text for row, text in self.texts_on_host.items() if len(text)}
+        size = len(texts) * max(map(len, texts.values()), default=0) * self._padding.shape[1]
+        if len(texts) < 2 or self.device.type == "cpu" or size > _MOST_MASKED:
             return {}
-        lengths = torch.tensor([len(text) for text in texts])
-        columns = to_device(pad_sequence(texts, batch_first=True), self.device)
+        lengths = torch.tensor([len(text) for text in texts.values()])
+        columns = to_device(pad_sequence([*texts.values()], batch_first=True), self.device)
         is_text = to_device(torch.arange(columns.shape[1]) < lengths[:, None], self.device)
         rows: slice | Tensor = slice(None)
-        if len(views) < len(self.query):
-            rows = to_device(torch.tensor([view.row for view in views]), self.device)
+        if len(texts) < len(self.query):
+            rows = to_device(torch.tensor([*texts]), self.device)
         query = self.query[rows].take_along_dim(columns[:, None, :, None], 2)
         mask = self.visible(rows, columns)
         received = attention_received(query, self.key[rows], rows=is_text, mask=mask, scaling=self._scaling)
-        return dict(zip([view.row for view in views], received[:, self.past :], strict=True))
+        return dict(zip(texts, received[:, self.past :], strict=True))
 
 
 class RowView(DecoderView):
@@ -140,9 +148,6 @@ class RowView(DecoderView):
             fed = prefill.embeds[row] if packing is None else prefill.embeds[row, packing.index[row]]
             return fed.to(readings.device)
 
-        def received(rows: Tensor) -> Tensor:
-            return readings.received_from_text(view) if rows is view.text else readings.received(row, rows)
-
         inputs = prefill.inputs[row]
         view = object.__new__(cls)
         # The dataclass is frozen. Its fields that are missing here are the properties below.
@@ -150,7 +155,7 @@ class RowView(DecoderView):
             row=row,
             visual=visual,
             n_keep=[each.n_keep for each in inputs],
-            received=received,
+            received=lambda rows: readings.received(row, rows),
             received_by_head=lambda rows: readings.received_by_head(row, rows),
             hidden=lambda: readings.hidden[row],
             embeds=embeds,
@@ -160,25 +165,15 @@ class RowView(DecoderView):
             entered=[each.entered for each in inputs],
             counts=[min(each.counts[layer], len(each.columns)) for each in inputs],
             memory=prefill.memory.setdefault(row, {}),
-            _columns=[each.columns for each in inputs],
-            _prompt=prefill.prompt[row],
-            _keys=readings.key[row, :, readings.past :],
             _readings=readings,
         )
         return view
 
-    def at(self, i: int, values: Tensor) -> Tensor:
-        columns: Tensor = vars(self)["_columns"][i]
-        return index_rows(values, columns)
+    # A copy with other fields (`dataclasses.replace`) has no readings, and all fields.
 
-    @functools.cached_property
-    def text_on_host(self) -> Tensor:
-        """`text`, on the host."""
-        visual = torch.cat(vars(self)["_columns"])
-        is_text: Tensor = vars(self)["_prompt"].clone()
-        is_text[visual] = False
-        is_text[: int(visual.min())] = False
-        return is_text.nonzero()[:, 0]
+    def at(self, i: int, values: Tensor) -> Tensor:
+        readings: Readings | None = vars(self).get("_readings")
+        return super().at(i, values) if readings is None else index_rows(values, readings.visual[self.row][i])
 
     @functools.cached_property
     def text(self) -> Tensor:
@@ -187,9 +182,18 @@ class RowView(DecoderView):
 
     @functools.cached_property
     def last(self) -> int:
-        return int(vars(self)["_prompt"].nonzero()[-1])
+        readings: Readings = vars(self)["_readings"]
+        return readings.last(self.row)
 
     @functools.cached_property
     def keys(self) -> Tensor:
-        keys: Tensor = vars(self)["_keys"]
-        return keys.transpose(0, 1).flatten(1)
+        readings: Readings = vars(self)["_readings"]
+        return readings.key[self.row, :, readings.past :].transpose(0, 1).flatten(1)
+
+
+def _text(visual: Tensor, prompt: Tensor) -> Tensor:
+    """(T,) columns of the text after the first of the visual ones, of a (M,) bool prompt."""
+    is_text = prompt.clone()
+    is_text[visual] = False
+    is_text[: int(visual.min())] = False
+    return is_text.nonzero()[:, 0]

@@ -95,7 +95,10 @@ class RestoringStage(InsideTower[RestoringCall]):
         if len(self.layers) < 2:
             raise ValueError(f"policy {policy!r} needs a vision tower of two layers or more below one output")
         restoration = policy.restoration(len(self.layers))
-        assert restoration is not None
+        if restoration is None:
+            raise ValueError(
+                f"policy {policy!r} overrides restoration(), which must return a Restoration here, not None"
+            )
         if not 0 < restoration.layer < len(self.layers):
             raise ValueError(
                 f"policy {policy!r} lets patches leave in front of layer {restoration.layer} of the vision tower; "

@@ -68,7 +68,8 @@ def _of_setting(setting: Setting, found: Collected, tasks: list[str], against: s
             "visual_tokens": float(_per_question(cells, asked, "kept").mean()),
         }
         if all("flops" in cells[each] for each in asked):
-            row["flops"] = float(_per_question(cells, asked, "flops").mean())
+            # Tasks count alike, of however many questions FLOPs were counted.
+            row["flops"] = float(np.mean([_per_question(cells, [each], "flops").mean() for each in asked]))
         if task == "existence":
             row |= yes_no(cells[task]["texts"], cells[task]["answers"])
         for name, other in others.items():

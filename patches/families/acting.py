@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ...policies.base import Policy
-from ...policies.registration import registry
+from ...policies.registration import has_defaults, registry
 from ...policies.stages import Stage
 from .base import Family
 
@@ -32,9 +32,9 @@ def restores(policy: Policy) -> bool:
 def inside_encoder(family: Family) -> tuple[str, ...]:
     """Names of the registered policies that can act between the encoder's layers.
 
-    In Qwen-like towers it takes transformers 5.9 or later.
+    Policies with an option that has no default are left out. In Qwen-like towers it takes transformers 5.9 or later.
     """
-    policies = {name: cls() for name, cls in registry().items()}
+    policies = {name: cls() for name, cls in registry().items() if has_defaults(cls)}
     acting = {name: policy for name, policy in policies.items() if policy.stages == (Stage.ENCODER,)}
     return tuple(name for name, policy in acting.items() if _acts_inside(policy, family))
 

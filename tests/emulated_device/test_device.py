@@ -89,6 +89,13 @@ def test_over_two_devices(family, half, policy):
     check(family, False, *TABLE[policy], second=upper if half == "upper layers" else lower)
 
 
+def test_a_decoder_on_the_second_device():
+    """With a row without a picture, and attention that is read there of the other rows' texts."""
+    whole = re.compile(r"layers\.\d+$|norm$|^lm_head$")
+    second = [name for name in blocks(get_model("llava")) if whole.search(name)]
+    check("llava", False, *TABLE["auto"], second=second)
+
+
 def waits(times, name, options):
     """Of a prefill of the ragged batch, `times` over."""
     batch = ragged_batch("llava")

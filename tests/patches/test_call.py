@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 from functools import partial
 
@@ -50,6 +51,20 @@ def test_a_text_model_called_alone_after_an_interrupt_is_the_stock_one():
         with pruning(model, "divprune", 0.2):
             interrupt(model, model.model.vision_tower, KeyboardInterrupt, lambda: model(**batch.inputs))
             assert torch.equal(text_of(model)(inputs_embeds=embeds).last_hidden_state, expected)
+
+
+def test_the_next_prefill_forgets_calls_of_threads_that_died_in_one():
+    """A compiled step is traced for no call in flight."""
+    model, batch = get_model("llava"), one_row()
+    with torch.no_grad(), pruning(model, "divprune", 0.2):
+        calls = model.model._tokenprune.calls
+        dies = partial(interrupt, model, text_of(model).layers[1], SystemExit, lambda: generate(model, batch.inputs))
+        thread = threading.Thread(target=dies)
+        thread.start()
+        thread.join()
+        assert calls.in_flight and not calls.any_running
+        model(**batch.inputs)
+        assert not calls.in_flight
 
 
 def test_labels_of_an_interrupted_call_are_not_those_of_the_next():

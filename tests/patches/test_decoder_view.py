@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -11,9 +13,9 @@ import transformers
 from tokenprune import DecoderView, apply_pruning, pruning, pruning_report
 from tokenprune.patches.cache import cache_among, layout_of
 from tokenprune.patches.decoder_call import DecoderContinuation
-from tokenprune.policies import FastV
+from tokenprune.policies import FastV, make_policy
 
-from ..families import get_model, one_row, ragged_batch
+from ..families import get_model, one_row, ragged_batch, text_of
 from ..oracles import generate
 
 FIELDS = [field.name for field in dataclasses.fields(DecoderView)]
@@ -40,6 +42,50 @@ def test_a_view_can_be_copied_with_other_fields():
             generate(model, ragged_batch("llava").inputs, steps=1)
             left[type(policy)] = [record.n_last for record in pruning_report(model)]
     assert left[Wrapping] == [n - 1 for n in left[FastV]]
+
+
+@dataclass
+class WrappedAuto(FastV):
+    """The second stage of `auto` on a copy of the view, which takes columns by `DecoderView.at`."""
+
+    def decoder_select(self, view):
+        copied = dataclasses.replace(view, n_keep=list(view.n_keep))
+        values = torch.arange(2 * int(view.visual[0][-1] + 1)).view(-1, 2)
+        assert torch.equal(copied.at(0, values), values[view.visual[0]])
+        assert torch.equal(view.at(0, values), values[view.visual[0]])
+        auto = make_policy("auto").decoder_follow_up()
+        masks = [each.decoder_select(one) for each, one in ((auto, view), (auto, copied))]
+        assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+        return super().decoder_select(view)
+
+
+def test_columns_of_a_copied_view_are_those_of_its_visual_inputs():
+    with pruning(get_model("llava"), WrappedAuto(layer=1), 0.5, budget="final"):
+        generate(get_model("llava"), ragged_batch("llava").inputs, steps=1)
+
+
+@pytest.mark.parametrize("policy", ["fastv", "pyramiddrop", "auto"])
+def test_nothing_holds_queries_after_a_prefill(policy):
+    """Without the garbage collector, which runs now and then: queries and keys of a batch are large."""
+    model, batch = get_model("llava"), ragged_batch("llava")
+    seen = []
+    with pruning(model, policy, 0.3, budget="final"):
+        taps = {layer.self_attn.config._tokenprune_tap for layer in text_of(model).layers if tapped(layer)}
+        for tap in taps:
+            reader = tap.reader
+            tap.reader = lambda m, q, *rest, reader=reader: (seen.append(weakref.ref(q)), reader(m, q, *rest))
+        gc.collect()
+        gc.disable()
+        try:
+            with torch.no_grad():
+                model(**batch.inputs)
+            assert seen and not any(each() is not None for each in seen)
+        finally:
+            gc.enable()
+
+
+def tapped(layer):
+    return hasattr(layer.self_attn.config, "_tokenprune_tap")
 
 
 def mixed_windows(window):

@@ -149,6 +149,9 @@ def policy(text: str) -> str:
     return listed[0]
 
 
+_ACCEPTED_KEEPS = "accepted: ratios in (0, 1], whole numbers of tokens, energy:SHARE and coverage:SHARE, by comma"
+
+
 def keeps(text: str) -> list[float | int | str]:
     """Keep ratios, numbers of tokens, `energy:SHARE` or `coverage:SHARE`, by comma."""
     from ..adaptive_budget import kind_of, parsed
@@ -163,7 +166,7 @@ def keeps(text: str) -> list[float | int | str]:
             value = int(part) if part.strip().lstrip("+-").isdigit() else float(part)
             out.append(Budget(value).keep)
         except ValueError as error:
-            detail = error if str(error).startswith("keep=") else f"{part!r} is no number"
+            detail = error if str(error).startswith("keep=") else f"{part!r} is no number; {_ACCEPTED_KEEPS}"
             raise argparse.ArgumentTypeError(str(detail)) from None
     return out
 

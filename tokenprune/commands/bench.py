@@ -41,7 +41,7 @@ def add(commands: arguments.Commands) -> None:
         type=_keeps,
         default="0.25,0.1",
         metavar="K,K",
-        help=f"{arguments.KEEP_HELP}; default: as many as a policy finds (pixelprune, rlt, prumerge)",
+        help=f"{arguments.KEEP_HELP}; default: as many as a policy finds, for those that find a count of their own",
     )
     arguments.add_several_positions(bench)
     tasks = bench.add_argument(

@@ -78,16 +78,20 @@ def _preset(preset: Preset) -> dict[str, Any]:
 
 
 def _stages(cls: type[Policy]) -> list[str]:
-    """The stages that a policy with its default options acts at."""
+    """The stages that a policy with its default options acts at; those that it declares, if some option has none."""
     from ..eval.policy_names import stages_of
+    from ..policies.registration import has_defaults
 
-    return stages_of(cls())
+    return stages_of(cls()) if has_defaults(cls) else cls.stage.split(", ")
 
 
 def _defaults(cls: type[Policy]) -> list[str]:
-    """The options and their defaults, as `name=value` in Python."""
-    made: Any = cls()
-    return [f"{f.name}={getattr(made, f.name)!r}" for f in dataclasses.fields(cls) if f.init]
+    """The options and their defaults, as `name=value` in Python; just the name where there is none."""
+    from ..policies.registration import has_defaults
+
+    made: Any = cls() if has_defaults(cls) else cls
+    options = [field.name for field in dataclasses.fields(cls) if field.init]
+    return [f"{name}={getattr(made, name)!r}" if hasattr(made, name) else name for name in options]
 
 
 def _acts(cls: type[Policy]) -> str:

@@ -62,6 +62,14 @@ def registry() -> dict[str, type[Policy]]:
     return dict(sorted(_REGISTRY.items()))
 
 
+def has_defaults(cls: type[Policy]) -> bool:
+    """Whether a policy can be made without options."""
+    return all(
+        not field.init or field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        for field in dataclasses.fields(cls)
+    )
+
+
 def make_policy(policy: str | Policy, **options: Any) -> Policy:
     """The policy of a name with its options, or a policy instance as it is.
 

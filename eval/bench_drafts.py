@@ -29,6 +29,7 @@ from . import draft_steps, minivlm
 from .answers import encode
 from .bench import tasks_of
 from .bench.tasks import asked, check
+from .errors import CommandError
 from .files import write_json
 from .machine import describe
 from .setting import format_keep
@@ -250,9 +251,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         keeps = [0.0]
     if not all(0 < keep <= 1 for keep in keeps):
         parser.error(f"--keep {args.keep}: ratios in (0, 1], comma-separated, are accepted")
-    if args.config is not None:
-        draft_steps.run(args, keeps)
-        return
+    try:
+        if args.config is not None:
+            draft_steps.run(args, keeps)
+        else:
+            _run(args, keeps)
+    except CommandError as error:
+        parser.error(str(error))
+
+
+def _run(args: argparse.Namespace, keeps: list[float]) -> None:
     torch.set_num_threads(1)
     tasks = args.tasks.split(",") if args.tasks else list(tasks_of(args.model))
     model, prompts = prompts_of(args.model, tasks, args.samples)

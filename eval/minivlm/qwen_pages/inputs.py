@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, Qwen2_5_VLModel
 
 from ..qwen_tower import TEMPORAL, patches
 from . import IDS, framing, grids
@@ -38,6 +39,6 @@ def clip_inputs(processor: Any, questions: Sequence[str], clips: Sequence[np.nda
     inputs["pixel_values_videos"] = patches(frames.unflatten(1, (-1, TEMPORAL)).flatten(0, 1))
     inputs["video_grid_thw"] = grids(len(clips), *size)
     inputs["second_per_grid_ts"] = torch.ones(len(clips))
-    if "mm_token_type_ids" in processor.model_input_names:  # transformers 5
+    if "mm_token_type_ids" in inspect.signature(Qwen2_5_VLModel.get_rope_index).parameters:  # later transformers 5
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == IDS[_PLACEHOLDER]).int() * 2
     return BatchFeature(inputs)

@@ -29,7 +29,7 @@ from .attention_tap import AttentionTap
 from .encoder_activations import EncoderActivations
 from .encoder_call import EncoderCall, left_before
 from .families.base import EncoderValues, Family, Kind
-from .tower_hooks import InsideTower
+from .tower_hooks import InsideTower, not_inside
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +71,11 @@ class EncoderStage(InsideTower[EncoderCall]):
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         self.base, self.policy, self.budget = base, policy, refuse_own_counts(base, policy, budget, self.where)
-        encoder, model_type = family.encoder, base.config.model_type  # type: ignore[union-attr]
+        encoder = family.encoder
         if encoder is None or encoder.layers is None:
             restoring = encoder is not None and encoder.raster_layers is not None
             others = "ipcv, whose patches come back behind the tower, or " if restoring else ""
-            raise ValueError(
-                f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
-                f"{family.no_encoder_stage}; use {others}a policy that acts before the language model"
-            )
+            raise not_inside(policy, base, family.no_encoder_stage, others)
         assert encoder.embeddings is not None and encoder.projector is not None
         self.encoder = encoder
         self.layers: list[Any] = list(encoder.layers(base))

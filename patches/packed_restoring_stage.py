@@ -19,11 +19,11 @@ from ..policies.types import TowerView
 from ..stopwatch import Stopwatch
 from .families.base import Family
 from .packed_call import PackedCall
-from .packed_tower import KeptTokens, no_packed_geometry
-from .pixel_stage import kept_before
+from .packed_tower import full_attention, no_packed_geometry
+from .pixel_stage import entering
 from .restored_frames import RestoredFrames
 from .restoring_stage import RestoringCall, RestoringStage
-from .tower_hooks import scaling_of
+from .tower_hooks import not_inside, scaling_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +68,10 @@ class PackedRestoringStage(RestoringStage):
         self.tower: Any = family.encoder.packed_tower(base)
         reason = no_packed_geometry()
         if reason is not None:
-            model_type = base.config.model_type  # type: ignore[union-attr]
-            raise ValueError(
-                f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
-                f"{reason}; use a policy that acts before the language model"
-            )
+            raise not_inside(policy, base, reason)
         self.group, self.n_cls = self.tower.spatial_merge_size**2, 0  # type: ignore[assignment, operator]
         self._set(policy, budget, list(self.tower.get_submodule("blocks").children()))
-        full = getattr(self.tower, "fullatt_block_indexes", None)
-        self.is_full = [full is None or i in full for i in range(len(self.layers))]
+        self.is_full = full_attention(self.tower, len(self.layers))
 
     def attach(self) -> None:
         super().attach()
@@ -99,13 +94,8 @@ class PackedRestoringStage(RestoringStage):
         call: Any = self._call()
         if call is None:
             return
-        kept = kept_before(module)
-        if kept is None:
-            grids = (kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]).cpu()
-            n = int(grids.prod(1).sum()) // self.group
-            kept = KeptTokens(self.tower, grids, torch.ones(n, dtype=torch.bool))
         call.entered, call.positions = PackedCall(self), None
-        call.entered.begin(kept, self.budget)
+        call.entered.begin(entering(self.tower, args, kwargs), self.budget)
         call.borders.clear()
         call.calls.clear()
 

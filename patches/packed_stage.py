@@ -28,9 +28,9 @@ from .encoder_activations import EncoderActivations
 from .families.base import Family, Kind
 from .modules import arguments_by_name
 from .packed_call import Frame, FramesCall, PackedCall
-from .packed_tower import KeptTokens, no_packed_geometry
-from .pixel_stage import kept_before
-from .tower_hooks import InsideTower, scaling_of, with_number
+from .packed_tower import full_attention, no_packed_geometry
+from .pixel_stage import entering
+from .tower_hooks import InsideTower, not_inside, scaling_of, with_number
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +53,15 @@ class PackedStage(InsideTower[PackedCall]):
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         self.policy = policy
-        model_type = base.config.model_type  # type: ignore[union-attr]
         assert family.encoder is not None and family.encoder.packed_tower is not None
         self.tower: Any = family.encoder.packed_tower(base)
         self.group: int = self.tower.spatial_merge_size**2  # type: ignore[assignment, operator]
         reason = no_packed_geometry() or self._reason_against_policy()
         if reason is not None:
-            raise ValueError(
-                f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
-                f"{reason}; use a policy that acts before the language model"
-            )
+            raise not_inside(policy, base, reason)
         self.budget = with_number(policy, budget)
         self.blocks: list[Any] = list(self.tower.get_submodule("blocks").children())
-        full = getattr(self.tower, "fullatt_block_indexes", None)
-        self.is_full = [full is None or i in full for i in range(len(self.blocks))]
+        self.is_full = full_attention(self.tower, len(self.blocks))
         #: Indices of the layers in front of which tokens may leave.
         self.borders = [i for i in range(1, len(self.blocks)) if self.is_full[i - 1]]
         if not self.borders:
@@ -128,12 +123,7 @@ class PackedStage(InsideTower[PackedCall]):
         call = self._call()
         if call is None:
             return
-        kept = kept_before(module)
-        if kept is None:
-            grids = (kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]).cpu()
-            n = int(grids.prod(1).sum()) // self.group
-            kept = KeptTokens(self.tower, grids, torch.ones(n, dtype=torch.bool))
-        call.begin(kept, self.budget)
+        call.begin(entering(self.tower, args, kwargs), self.budget)
 
     def _enter_block(
         self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -34,6 +34,12 @@ _GEOMETRY = (
 )
 
 
+def full_attention(tower: Any, n_layers: int) -> list[bool]:
+    """By layer, whether it attends to whole pictures and frames, and not to windows."""
+    full = getattr(tower, "fullatt_block_indexes", None)
+    return [full is None or i in full for i in range(n_layers)]
+
+
 def no_packed_geometry() -> str | None:
     """Why towers take no geometry from outside in this version of transformers; None: they do."""
     try:

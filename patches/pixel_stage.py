@@ -71,11 +71,14 @@ class PixelCall:
         return values if self.kept is None else self.kept.of_all(values)
 
 
-def kept_before(tower: nn.Module) -> KeptTokens | None:
-    """Which tokens the pixels stage has left of the call of a tower that runs in this thread; None: all."""
+def entering(tower: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> KeptTokens:
+    """The tokens that enter a tower in a call with these arguments: those that the pixels stage has left, or all."""
     call: PixelCall | None = PixelStage.running.get()
-    kept = call.kept if call is not None and call.stage.tower is tower else None
-    return kept if isinstance(kept, KeptTokens) else None
+    if call is not None and call.stage.tower is tower and isinstance(call.kept, KeptTokens):
+        return call.kept
+    grids = (kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]).cpu()
+    n = int(grids.prod(1).sum()) // tower.spatial_merge_size**2
+    return KeptTokens(tower, grids, torch.ones(n, dtype=torch.bool))
 
 
 class PixelStage(TowerHooks[PixelCall]):

@@ -32,7 +32,7 @@ from .packed_stage import PackedStage
 from .packed_tower import whole_raster
 from .pixel_stage import PixelStage
 from .pixtral_stage import KeptPatches, PixtralCall, borders_of, patch_sizes
-from .tower_hooks import InsideTower, with_number
+from .tower_hooks import InsideTower, not_inside, with_number
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +149,11 @@ class PixtralEncoderStage(PackedStage):
         self.tower: Any = tower
         self.group = self.merge**2
         if not policy.chooses_groups:
-            raise ValueError(
-                f"policy {policy!r} acts inside the vision tower, which model type {config.model_type!r} does not "
-                "allow: its Pixtral tower takes all pictures as one sequence, whose patches can leave together, and "
-                "the policy merges or resizes patches one by one; use a policy that acts before the language model"
+            reason = (
+                "its Pixtral tower takes all pictures as one sequence, whose patches can leave together, and the "
+                "policy merges or resizes patches one by one"
             )
+            raise not_inside(policy, base, reason)
         self.budget = with_number(policy, budget)
         self.blocks = list(self.tower.get_submodule("transformer.layers").children())
         read = layers_below_feature(self.blocks, getattr(config, "vision_feature_layer", -1))

@@ -26,7 +26,7 @@ from .modules import arguments_by_name
 from .recorded_outputs import refuse_recording
 from .restored_frames import RestoredFrames
 from .restored_tokens import RestoredTokens, mask_of
-from .tower_hooks import InsideTower, with_number
+from .tower_hooks import InsideTower, not_inside, with_number
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +75,12 @@ class RestoringStage(InsideTower[RestoringCall]):
 
     def __init__(self, base: nn.Module, family: Family, policy: Policy, budget: TokenBudget):
         self.base: Any = base
-        encoder, model_type = family.encoder, self.base.config.model_type  # type: ignore[union-attr]
+        encoder = family.encoder
         find = None if encoder is None else encoder.raster_layers or encoder.layers
         if encoder is None or find is None:
             towers = "Qwen-VL, CLIP, SigLIP, InternVL, Idefics3, SmolVLM, Aya Vision and Gemma 3"
             known = f"patches come back in the towers of {towers} only"
-            raise ValueError(
-                f"policy {policy!r} acts inside the vision tower, which model type {model_type!r} does not allow: "
-                f"{family.no_encoder_stage if encoder is None else known}; use a policy that acts before the language "
-                "model"
-            )
+            raise not_inside(policy, base, family.no_encoder_stage if encoder is None else known)
         self.group = encoder.patches_per_token(base)
         self.n_cls = int(encoder.has_cls(base))
         self._set(policy, budget, list(find(base)))

@@ -101,6 +101,21 @@ def with_number(policy: Policy, budget: TokenBudget) -> Budget | IntermediateBud
     )
 
 
+def not_inside(policy: Policy, base: Any, reason: str | None, others: str = "") -> ValueError:
+    """The error of a policy that cannot act inside the tower of this model.
+
+    Args:
+        policy: the policy.
+        base: the base model.
+        reason: why, as the end of a sentence.
+        others: policies of the tower that can be used, each with "or" behind it.
+    """
+    return ValueError(
+        f"policy {policy!r} acts inside the vision tower, which model type {base.config.model_type!r} does not allow: "
+        f"{reason}; use {others}a policy that acts before the language model"
+    )
+
+
 def scaling_of(query: Tensor, scaling: float | None) -> float:
     """The factor of a kernel's scores of (..., d) queries; None: its default."""
     return float(query.shape[-1] ** -0.5) if scaling is None else scaling

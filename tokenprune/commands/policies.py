@@ -87,11 +87,11 @@ def _stages(cls: type[Policy]) -> list[str]:
 
 def _defaults(cls: type[Policy]) -> list[str]:
     """The options and their defaults, as `name=value` in Python; just the name where there is none."""
-    from ..policies.registration import has_defaults
+    from ..eval.policy_names import option_defaults
 
-    made: Any = cls() if has_defaults(cls) else cls
+    found = option_defaults(cls)
     options = [field.name for field in dataclasses.fields(cls) if field.init]
-    return [f"{name}={getattr(made, name)!r}" if hasattr(made, name) else name for name in options]
+    return [f"{name}={found[name]!r}" if name in found else name for name in options]
 
 
 def _acts(cls: type[Policy]) -> str:

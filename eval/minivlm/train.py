@@ -28,12 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 
 from .. import minivlm
 from ..files import write_json
-from ..machine import describe, device_and_threads, pick_device
+from ..machine import pick_device
 from .curve import Curve
 from .data import QUESTIONS_PER_IMAGE, TYPES, Data, batches, make_data, pair_questions
 from .drawing import SHAPES
@@ -42,6 +41,7 @@ from .optimizer import Optimizer
 from .packing import PACKED, Packing
 from .placing import autocast, drawn_on_host, placed
 from .questions import PAIR
+from .record import record
 from .resume import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -277,21 +277,16 @@ def _train(args: argparse.Namespace) -> None:
     with torch.device("cpu"):
         family.save(model.to("cpu"), args.out)
     steps = " ".join(map(str, args.steps))
-    record = {
-        "command": f"python -m {__package__}.train --model {args.model} --out eval/minivlm/weights/{args.model}"
+    command = (
+        f"python -m {__package__}.train --model {args.model} --out eval/minivlm/weights/{args.model}"
         f" --steps {steps} --scenes {args.scenes} --batch {args.batch} --seed {args.seed} --threads {args.threads}"
         + f" --device {args.device}" * (args.device != "cpu")
         + " --fp32" * args.fp32
         + " --compile" * args.compile
-        + " --fast" * args.fast,
-        "machine": device_and_threads(describe(args.device)),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "wall_minutes": round(saved.done["seconds"] / 60, 1),
-        "validation_exact_match": figures,
-        "curve": saved.done["curve"],
-    }
-    write_json(args.out / "training.json", record)
+        + " --fast" * args.fast
+    )
+    written = record(command, args.device, model, saved.done["seconds"], figures, saved.done["curve"])
+    write_json(args.out / "training.json", written)
     saved.remove()
 
 

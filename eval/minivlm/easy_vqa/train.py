@@ -25,12 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 
 from ... import minivlm
 from ...files import write_json
-from ...machine import describe, device_and_threads, pick_device
+from ...machine import pick_device
 from .. import llava
 from ..curve import Curve
 from ..data import IGNORE, QA_LEN, encode_question
@@ -39,6 +38,7 @@ from ..losses import answer_loss, answered, named_loss
 from ..optimizer import Optimizer
 from ..packing import PACKED, Packing
 from ..placing import drawn_on_host, placed
+from ..record import record
 from ..train import attend_to_likes
 from .data import TASKS, picture, questions
 from .words import COLOURS, SHAPES
@@ -250,19 +250,14 @@ def _train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with torch.device("cpu"):
         family.save(model.to("cpu"), args.out)
-    record = {
-        "command": f"python -m {__package__}.train --out eval/minivlm/weights/easy-vqa"
+    command = (
+        f"python -m {__package__}.train --out eval/minivlm/weights/easy-vqa"
         f" --steps {' '.join(map(str, args.steps))} --batch {args.batch} --seed {args.seed} --threads {args.threads}"
         + f" --device {args.device}"
-        * (args.device != "cpu"),
-        "machine": device_and_threads(describe(args.device)),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "wall_minutes": round(seconds / 60, 1),
-        "validation_exact_match": figures,
-        "curve": curve,
-    }
-    write_json(args.out / "training.json", record)
+        * (args.device != "cpu")
+    )
+    written = record(command, args.device, model, seconds, figures, curve)
+    write_json(args.out / "training.json", written)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from ... import minivlm
 from ...files import write_json
-from ...machine import describe, device_and_threads
 from ..curve import Curve
 from ..losses import Alignment, TowerHeads, answer_loss, answered, named_loss
 from ..optimizer import Optimizer
 from ..packing import PACKED, Packing
+from ..record import record
 from ..resume import Checkpoint
 from .clips import N_CHANGES
 from .data import LENGTHS, QUESTIONS, SIZES, Batch, Kind, make_batch
@@ -186,18 +185,13 @@ def main() -> None:
     figures = {k: round(v, 4) for k, v in trainer.validate().items()}
     logger.info("validation: %s", figures)
     family.save(model, args.out)
-    record = {
-        "command": f"python -m {__package__}.train --out eval/minivlm/weights/qwen-pages"
+    command = (
+        f"python -m {__package__}.train --out eval/minivlm/weights/qwen-pages"
         f" --steps {' '.join(map(str, args.steps))} --batch {' '.join(map(str, args.batch))} --seed {args.seed}"
-        f" --threads {args.threads}",
-        "machine": device_and_threads(describe("cpu")),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "wall_minutes": round(saved.done["seconds"] / 60, 1),
-        "validation_exact_match": figures,
-        "curve": saved.done["curve"],
-    }
-    write_json(args.out / "training.json", record)
+        f" --threads {args.threads}"
+    )
+    written = record(command, "cpu", model, saved.done["seconds"], figures, saved.done["curve"])
+    write_json(args.out / "training.json", written)
     saved.remove()
 
 

@@ -13,6 +13,7 @@ from ..builders import PATCH
 from ..families import CASES, FAMILIES, Picture, get_model, make_batch, ragged_batch, small_batch
 from ..oracles import assert_same, generate, keep_mask, masked, native_short, prune
 from ..support.hidden_keys import hidden_keys
+from ..support.seen_tokens import seen_tokens
 from ..support.tower_checks import check_keeping_all, flops_of
 from ..support.towers import skip_where_recorded
 
@@ -192,10 +193,7 @@ def test_policies_get_the_pixels_of_all_patches_of_a_token():
 def test_a_policy_behind_it_reads_the_tower_of_what_is_left(family):
     model, batch = get_model(family), ragged_batch(family)
     with pruning(model, ["grid@pixels", "fopru"], keep=[0.5, 0.25]):
-        seen = []
-        policy = model.model._tokenprune.config.vision.policy
-        choose = policy.select
-        policy.select = lambda t, k: seen.append(t) or choose(t, k)
+        seen = seen_tokens(model.model._tokenprune.config.vision.policy)
         model(**batch.inputs)
         records = pruning_report(model)
     assert [len(t) for t in seen] == [r.n_by_stage["pixels"] for r in records]

@@ -11,6 +11,7 @@ from ..families import get_model, ragged_batch
 from ..oracles import assert_same, keep_mask, masked, prune
 from ..support.packed_towers import deep_model, packed_features
 from ..support.restored_layers import Inputs
+from ..support.seen_tokens import seen_tokens
 from ..support.tower_checks import check_keeping_all, check_pictures_alone, flops_of
 
 pytestmark = pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
@@ -165,10 +166,7 @@ def test_inputs_do_not_depend_on_their_neighbours_and_the_tower_gets_cheaper():
 def test_a_policy_behind_it_reads_values_of_all_tokens():
     model, batch = get_model("qwen3_vl"), ragged_batch("qwen3_vl")
     with pruning(model, [IPCV(stabilised=0), "fopru"], keep=[0.4, 0.25]):
-        seen = []
-        policy = model.model._tokenprune.config.vision.policy
-        choose = policy.select
-        policy.select = lambda tokens, n_keep: seen.append(tokens) or choose(tokens, n_keep)
+        seen = seen_tokens(model.model._tokenprune.config.vision.policy)
         model(**batch.inputs)
         records = pruning_report(model)
     assert [len(t) for t in seen] == [r.n_before for r in records]

@@ -11,6 +11,7 @@ from ..families import CASES, FAMILIES, get_model, ragged_batch
 from ..oracles import assert_same, deep_masked, keep_mask, masked, native_short, prune, upper_masks
 from ..support.hidden_patches import DERIVED, hidden_patches
 from ..support.packed_towers import DEEP_FAMILIES, Halving, deep_model, packed_features, record_layers
+from ..support.seen_tokens import seen_tokens
 from ..support.tower_checks import check_keeping_all, check_pictures_alone, flops_of
 
 pytestmark = pytest.mark.skipif(no_packed_geometry() is not None, reason="this transformers has no seam in its towers")
@@ -108,10 +109,7 @@ def test_a_policy_behind_it_reads_the_layer_before_and_after_a_cut():
     for family in USUAL:
         model, batch = deep_model(family), ragged_batch(family)
         with pruning(model, ["flowcut", "fopru"], keep=[0.5, 0.25]):
-            seen = []
-            policy = model.model._tokenprune.config.vision.policy
-            choose = policy.select
-            policy.select = lambda t, k, choose=choose, seen=seen: seen.append(t) or choose(t, k)
+            seen = seen_tokens(model.model._tokenprune.config.vision.policy)
             model(**batch.inputs)
             records = pruning_report(model)
         assert [len(t) for t in seen] == [r.n_by_stage["encoder"] for r in records] == [3, 4, 4, 4]

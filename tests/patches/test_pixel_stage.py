@@ -15,6 +15,7 @@ from ..policies_table import PIXELS
 from ..support.hidden_patches import DERIVED, PIXEL_FAMILIES, hidden_patches, keeps_by_kind
 from ..support.packed_towers import packed_features
 from ..support.products import product
+from ..support.seen_tokens import seen_tokens
 from ..support.tower_checks import check_keeping_all, check_pictures_alone, flops_of
 
 #: Windows; and positions that are learned, with deepstack planes.
@@ -181,9 +182,7 @@ def test_the_tower_gets_cheaper():
 def test_a_policy_behind_it_reads_the_tower_of_what_is_left():
     model, batch = get_model("qwen2_5_vl"), ragged_batch("qwen2_5_vl")
     with pruning(model, ["grid@pixels", "fopru"], keep=[0.5, 0.25]):
-        seen = []
-        choose = model.model._tokenprune.config.vision.policy.select
-        model.model._tokenprune.config.vision.policy.select = lambda t, k: seen.append(t) or choose(t, k)
+        seen = seen_tokens(model.model._tokenprune.config.vision.policy)
         model(**batch.inputs)
         records = pruning_report(model)
     assert [len(t) for t in seen] == [r.n_by_stage["pixels"] for r in records] == [3, 4, 4, 4]

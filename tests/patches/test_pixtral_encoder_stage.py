@@ -5,18 +5,17 @@ import copy
 
 import pytest
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenprune import apply_pruning, pruning, pruning_report, remove_pruning
 
 from ..builders import PATCH, spread_weights
 from ..families import Picture, get_model, make_batch, ragged_batch
 from ..oracles import assert_same, keep_mask, masked, native_short, prune
+from ..support.hidden_keys import attending
 from ..support.packed_towers import Halving
 from ..support.snapshot import snapshot
 from ..support.tower_checks import check_keeping_all, flops_of
 
-NAME = "tokenprune_test_hidden_pixtral_patches"
 _MODELS: dict[str, torch.nn.Module] = {}
 
 
@@ -80,16 +79,8 @@ def hidden(model, batch, keeps):
         scores = scores.masked_fill(~of_layer[module], -1e300)
         return (scores.softmax(-1) @ value).transpose(1, 2), None
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    before = {module: module.config for module in of_layer}
-    for module, config in before.items():
-        module.config = copy.copy(config)
-        module.config._attn_implementation_internal = NAME
-    try:
+    with attending(of_layer, attend):
         yield
-    finally:
-        for module, config in before.items():
-            module.config = config
 
 
 @torch.no_grad()

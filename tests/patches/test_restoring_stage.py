@@ -12,6 +12,7 @@ from ..builders import spread_weights
 from ..families import CASES, get_model, ragged_batch
 from ..oracles import assert_same, keep_mask, masked, prune
 from ..support.restored_layers import Inputs
+from ..support.seen_tokens import seen_tokens
 from ..support.tower_checks import check_keeping_all, flops_of
 from ..support.towers import skip_where_recorded
 
@@ -198,10 +199,7 @@ def test_a_policy_behind_it_reads_values_of_all_patches():
     model, batch = deep_model("llava"), ragged_batch("llava")
     skip_where_recorded(model, "ipcv")
     with pruning(model, [IPCV(stabilised=1), "visionzip"], keep=[0.4, 0.25]):
-        seen = []
-        policy = model.model._tokenprune.config.vision.policy
-        choose = policy.select
-        policy.select = lambda tokens, n_keep: seen.append(tokens) or choose(tokens, n_keep)
+        seen = seen_tokens(model.model._tokenprune.config.vision.policy)
         model(**batch.inputs)
         assert all(r.n_after == round(0.25 * r.n_before) for r in pruning_report(model))
     assert all(len(t) == 36 and t.encoder_attention.min() > 0 for t in seen)

@@ -10,6 +10,7 @@ from tokenprune.policies import MMTok
 from ..builders import LLAVA_SIDE
 from ..families import Picture, get_model, make_batch
 from ..oracles import generate
+from ..support.seen_tokens import seen_tokens
 from .inputs import picks
 
 
@@ -70,19 +71,14 @@ def test_mmtok_covers_no_ignored_words():
 
 def test_mmtok_sees_padding_and_ids_of_a_model():
     """The first picture is padded above and below to a square, with the mean colour rounded down."""
-    model, batch, seen = (
-        get_model("llava"),
-        make_batch("llava", [[2, Picture((24, 24)), 3], [Picture((24, 24)), 4]]),
-        [],
-    )
+    model, batch = get_model("llava"), make_batch("llava", [[2, Picture((24, 24)), 3], [Picture((24, 24)), 4]])
     pixels = batch.inputs["pixel_values"]
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in ([0.4815, 0.4578, 0.4082], [0.2686, 0.2613, 0.2758]))
     band = LLAVA_SIDE // 3
     colour = ((mean * 255).floor() / 255 - mean) / std
     pixels[0, :, :band] = pixels[0, :, -band:] = colour.to(pixels)
     policy = MMTok()
-    select = policy.select
-    policy.select = lambda tokens, n_keep: seen.append(tokens) or select(tokens, n_keep)
+    seen = seen_tokens(policy)
     with pruning(model, policy, 10):
         generate(model, batch.inputs, steps=1)
         first, second = pruning_report(model)

@@ -10,6 +10,7 @@ from tokenprune.policies.tiles import in_order, tiles_of
 
 from ..families import Picture, get_model, make_batch
 from ..oracles import generate
+from ..support.seen_tokens import seen_tokens
 from .inputs import picks
 
 PER_TILE = ["cdpruner", "mmtok", "scope", "visionzip", "vispruner"]
@@ -66,10 +67,9 @@ def test_merged_features_follow_their_tokens():
 
 def test_tiles_of_a_llava_next_are_those_that_its_tower_saw():
     """Each tile's features from before the projector are rows of one picture of the tower's batch."""
-    model, seen, tower = get_model("llava_next"), [], []
+    model, tower = get_model("llava_next"), []
     policy = VisPruner(per_tile=True)
-    select = policy.select
-    policy.select = lambda tokens, n_keep: seen.append(tokens) or select(tokens, n_keep)
+    seen = seen_tokens(policy)
     batch = make_batch("llava_next", [[2, Picture((40, 60)), 3], [Picture((24, 90)), 1, Picture((50, 20)), 2]])
     hook = model.model.vision_tower.register_forward_hook(lambda m, args, out: tower.append(out.hidden_states[-2]))
     try:

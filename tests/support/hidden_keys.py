@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "tokenprune_test_hidden_keys"
+
+@contextlib.contextmanager
+def attending(modules: Iterable[torch.nn.Module], attend: Callable[..., Any]):
+    """Attention modules compute with a kernel of the tests. Kernels of different functions can be in use at once."""
+    name = f"tokenprune_test_{attend.__qualname__}"
+    ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    before = {module: module.config for module in modules}
+    for module, config in before.items():
+        module.config = copy.copy(config)
+        module.config._attn_implementation_internal = name
+    try:
+        yield
+    finally:
+        for module, config in before.items():
+            module.config = config
 
 
 @contextlib.contextmanager
@@ -25,13 +40,5 @@ def hidden_keys(modules: Iterable[torch.nn.Module], visible: torch.Tensor):
         scores = scores.masked_fill(~visible[:, None, None], -1e300)
         return (scores.softmax(-1) @ value).transpose(1, 2), None
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    before = {module: module.config for module in modules}
-    for module, config in before.items():
-        module.config = copy.copy(config)
-        module.config._attn_implementation_internal = NAME
-    try:
+    with attending(modules, attend):
         yield
-    finally:
-        for module, config in before.items():
-            module.config = config

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenprune.patches.families.registry import families
 
 from ..families import CASES, FAMILIES
-
-NAME = "tokenprune_test_hidden_patches"
+from .hidden_keys import attending
 
 #: Families whose tokens can leave before the vision tower.
 PIXEL_FAMILIES = [name for name in FAMILIES if name.startswith("qwen")]
@@ -68,15 +65,9 @@ def hidden_patches(model, batch, keeps: dict[str, list[torch.Tensor]]):
         visible["now"] = by_token.repeat_interleave(unit, -1)
         done.clear()
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    before = {block.attn: block.attn.config for block in tower.blocks}
-    for module, config in before.items():
-        module.config = copy.copy(config)
-        module.config._attn_implementation_internal = NAME
     handle = tower.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        yield
+        with attending(numbers, attend):
+            yield
     finally:
         handle.remove()
-        for module, config in before.items():
-            module.config = config
